@@ -1,0 +1,58 @@
+"""The one door to optional packages: the only file that names them."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import NamedTuple
+
+from moe_hf.base.errors import BackendUnavailableError
+
+
+class OptionalPackage(NamedTuple):
+    """How an optional package is imported and how a user gets it."""
+
+    module: str
+    install: str
+
+
+OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
+    "flash_attn": OptionalPackage("flash_attn", "pip install 'moe_hf[flash]' (NVIDIA GPU, Ampere or newer)"),
+    "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
+    "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
+    "peft": OptionalPackage("peft", "pip install 'moe_hf[lora]'"),
+    "tensorboard": OptionalPackage("tensorboard", "pip install 'moe_hf[tensorboard]'"),
+    "trackio": OptionalPackage("trackio", "pip install 'moe_hf[trackio]'"),
+    "wandb": OptionalPackage("wandb", "pip install 'moe_hf[wandb]'"),
+}
+
+
+def is_available(name: str) -> bool:
+    """Whether the optional package can be imported, found out without importing it.
+
+    Raises:
+        KeyError: `name` is not one of `OPTIONAL_PACKAGES`.
+    """
+    module = OPTIONAL_PACKAGES[name].module
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # find_spec imports the parents of a dotted name, and the parent itself may be absent.
+        return False
+
+
+def require(name: str, purpose: str) -> ModuleType:
+    """The imported optional package.
+
+    Args:
+        name: a key of `OPTIONAL_PACKAGES`.
+        purpose: what the caller needs it for, as it reads after "is needed for".
+
+    Raises:
+        BackendUnavailableError: the package is absent; the text says how to install it.
+    """
+    package = OPTIONAL_PACKAGES[name]
+    if not is_available(name):
+        raise BackendUnavailableError(
+            f"the package {package.module!r} is needed for {purpose} but is not installed; {package.install}"
+        )
+    return importlib.import_module(package.module)

@@ -1,0 +1,1 @@
+"""Words and numbers that describe a decoder: no tensors, no modules."""

@@ -1,0 +1,271 @@
+"""The one flat configuration that every Mixture-of-Experts decoder of this package reads."""
+
+import difflib
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import did_you_mean
+from moe_hf.config.strict import strict_config
+
+MIXER_NAMES = ("attention",)
+ROUTER_TYPES = ("top_k",)
+POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+EXPERT_INITS = ("copy", "noise", "drop")
+ROUTER_INITS = ("random", "zero")
+FFN_LAYER_TYPES = ("sparse", "dense")
+
+
+@strict_config
+class MoEDecoderConfig(PreTrainedConfig):
+    """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
+
+    Args:
+        vocab_size: rows of the embedding.
+        hidden_size: width D of the residual stream; divisible by `num_attention_heads`.
+        num_hidden_layers: number of decoder layers.
+        num_attention_heads: heads of a layer's attention.
+        intermediate_size: width of a dense FFN; None means 4 x `hidden_size`.
+        max_position_embeddings: longest sequence, in tokens.
+        hidden_act: activation between the two projections of an FFN, a key of transformers' `ACT2FN`.
+        position_embedding_type: "learned" (GPT-2's table, added to the embedding) or "rotary" (Su et al. 2021,
+            RoFormer; turns queries and keys).
+        rope_theta: base of the rotary frequencies.
+        mixer: what moves information between tokens: one name for all layers, or one name per layer.
+        mixer_short_conv: taps of a causal depthwise convolution over each mixer's input; 0 turns it off.
+        layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
+        mlp_layer_types: "sparse" (experts) or "dense" per layer; None means alternating, sparse first.
+        num_experts: experts E of a sparse layer.
+        num_experts_per_tok: experts K that each token visits, at most `num_experts`.
+        moe_intermediate_size: width of one expert; None means `intermediate_size`.
+        shared_expert_intermediate_size: width of an expert that every token visits as well; 0 means none.
+        router_type: how tokens choose their experts.
+        norm_topk_prob: whether the K chosen weights are scaled to sum to 1.
+        router_aux_loss_coef: weight of the load-balance loss, which reads 1.0 at perfect balance.
+        router_z_loss_coef: weight of the router z-loss (Zoph et al. 2022, ST-MoE, eq. 5).
+        router_jitter_noise: the router's input is multiplied by a uniform draw from 1 +- this, in training only.
+        output_router_logits: whether forward returns the router logits, and the losses of them, without being asked.
+        attention_dropout, resid_dropout, embd_dropout: dropout of attention weights, of each sublayer's output and
+            of the embedding, in [0, 1).
+        layer_norm_epsilon: added to the variance in every LayerNorm.
+        initializer_range: standard deviation of fresh weights.
+        scale_attn_by_inverse_layer_idx: divides attention scores by the layer's number, counted from 1.
+        use_cache: whether forward keeps keys and values for the next step.
+        tie_word_embeddings: whether the head shares the embedding's matrix.
+        expert_init: how upcycling makes the experts from one dense FFN: "copy"; "noise" (seeded, per expert);
+            "drop" (Nakamura et al. 2025, Drop-Upcycling: some units re-initialised from the weights' statistics).
+        expert_init_noise: standard deviation of "noise", relative to that of the weight it is added to.
+        expert_init_drop_ratio: share of the intermediate units that "drop" re-initialises, in [0, 1].
+        expert_init_seed: seed of "noise", of "drop" and of the router that upcycling draws.
+        router_init: "random" or "zero" router weights when upcycling.
+
+    Raises:
+        ConfigError: a value is wrong; the text names the field, the value and what is allowed.
+    """
+
+    model_type = "moe_decoder"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", "activation_function": "hidden_act"}
+
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        "layers.*.mixer.q_proj": "colwise",
+        "layers.*.mixer.k_proj": "colwise",
+        "layers.*.mixer.v_proj": "colwise",
+        "layers.*.mixer.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    hidden_act: str = "gelu_new"
+    position_embedding_type: str = "learned"
+    rope_theta: float | int = 10000.0
+    mixer: str | list[str] = "attention"
+    mixer_short_conv: int = 0
+    layer_types: list[str] | None = None
+    mlp_layer_types: list[str] | None = None
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
+    moe_intermediate_size: int | None = None
+    shared_expert_intermediate_size: int = 0
+    router_type: str = "top_k"
+    norm_topk_prob: bool = True
+    router_aux_loss_coef: float | int = 0.01
+    router_z_loss_coef: float | int = 0.001
+    router_jitter_noise: float | int = 0.0
+    output_router_logits: bool = False
+    attention_dropout: float | int = 0.0
+    resid_dropout: float | int = 0.0
+    embd_dropout: float | int = 0.0
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_by_inverse_layer_idx: bool = False
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = True
+    expert_init: str = "copy"
+    expert_init_noise: float | int = 0.01
+    expert_init_drop_ratio: float | int = 0.5
+    expert_init_seed: int = 0
+    router_init: str = "random"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other fields; runs before validation."""
+        # Aliases first: what is derived below must see the values that they carry.
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                value = kwargs.pop(alias)
+                if value is not None:
+                    setattr(self, name, value)
+        self._refuse_misspelt_fields(kwargs)
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.moe_intermediate_size is None:
+            self.moe_intermediate_size = self.intermediate_size
+        if self.mlp_layer_types is None:
+            self.mlp_layer_types = ["dense" if i % 2 else "sparse" for i in range(self.num_hidden_layers)]
+        if self.layer_types is None:
+            # A convolution in front of attention needs a cache with both states; transformers calls that "hybrid".
+            kind = "hybrid" if self.mixer_short_conv else "full_attention"
+            self.layer_types = [kind] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a `config.json`'s content; keyword arguments override its fields.
+
+        transformers assigns the overrides after construction, when derived fields and the validation have already
+        seen the old values; here they go in first.
+        """
+        names = {*cls.__dataclass_fields__, *cls.attribute_map}
+        # transformers itself treats these two, since dtype may be "auto".
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
+        overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
+        # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
+        names = [*self.__dataclass_fields__, *self.attribute_map]
+        for key in unknown:
+            if key != "model_type" and not key.startswith("_") and difflib.get_close_matches(key, names, n=1, cutoff=0.9):
+                raise ConfigError(
+                    f"{type(self).__name__}: unknown field {key!r}{did_you_mean(key, names)}; remove it or correct it"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def mixer_of_layer(self) -> list[str]:
+        """The mixer's name for each layer."""
+        return [self.mixer] * self.num_hidden_layers if isinstance(self.mixer, str) else list(self.mixer)
+
+    @property
+    def sparse_layers(self) -> list[int]:
+        """Indices of the layers whose FFN is a mixture of experts."""
+        return [i for i, kind in enumerate(self.mlp_layer_types or []) if kind == "sparse"]
+
+    def validate_sizes(self) -> None:
+        """Check that sizes are positive and divide where they must.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name in (
+            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+            "num_experts num_experts_per_tok moe_intermediate_size"
+        ).split():
+            self._require(getattr(self, name) >= 1, name, "an integer >= 1")
+        for name in ("mixer_short_conv", "shared_expert_intermediate_size", "expert_init_seed"):
+            self._require(getattr(self, name) >= 0, name, "an integer >= 0")
+        heads = self.num_attention_heads
+        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        if self.position_embedding_type == "rotary":
+            self._require(self.head_dim % 2 == 0, "hidden_size", f"an even multiple of num_attention_heads={heads}")
+
+    def validate_words(self) -> None:
+        """Check that every named choice is one that exists.
+
+        Raises:
+            ConfigError: one does not.
+        """
+        for name, allowed in {
+            "position_embedding_type": POSITION_EMBEDDING_TYPES,
+            "router_type": ROUTER_TYPES,
+            "expert_init": EXPERT_INITS,
+            "router_init": ROUTER_INITS,
+            "hidden_act": tuple(sorted(ACT2FN)),
+        }.items():
+            self._require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
+        for name, allowed in {"mixer": MIXER_NAMES, "mlp_layer_types": FFN_LAYER_TYPES}.items():
+            words = getattr(self, name)
+            if not isinstance(words, str):
+                self._require(len(words) == self.num_hidden_layers, name, f"{self.num_hidden_layers} entries")
+            for word in [words] if isinstance(words, str) else words:
+                self._require(word in allowed, name, f"made of {', '.join(allowed)}")
+
+    def validate_layer_type(self) -> None:
+        """Check that the cache of each layer fits its mixer (the name is transformers' own hook).
+
+        Raises:
+            ConfigError: the list is too short, too long or names another cache.
+        """
+        needed = "hybrid" if self.mixer_short_conv else "full_attention"
+        self._require(
+            self.layer_types == [needed] * self.num_hidden_layers,
+            "layer_types",
+            f"{self.num_hidden_layers} x {needed!r} with mixer_short_conv={self.mixer_short_conv}; leave it out",
+        )
+
+    def validate_routing(self) -> None:
+        """Check the numbers that routing, its losses and the dropouts use.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        experts = self.num_experts
+        self._require(self.num_experts_per_tok <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
+        for name in ("router_aux_loss_coef", "router_z_loss_coef", "expert_init_noise"):
+            self._require(getattr(self, name) >= 0, name, "a number >= 0")
+        for name in ("router_jitter_noise", "attention_dropout", "resid_dropout", "embd_dropout"):
+            self._require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
+        for name in ("layer_norm_epsilon", "initializer_range", "rope_theta"):
+            self._require(getattr(self, name) > 0, name, "a number > 0")
+        self._require(0 <= self.expert_init_drop_ratio <= 1, "expert_init_drop_ratio", "a number in [0, 1]")
+
+    def validate_expert_widths(self) -> None:
+        """Check that the grouped GEMM can read the experts: its rows must be multiples of 16 bytes.
+
+        Raises:
+            ConfigError: grouped_mm is asked for, or is the default in half precision, and a width does not fit.
+        """
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        implementation = self._experts_implementation
+        if not self.sparse_layers or implementation not in (None, "grouped_mm"):
+            return
+        if implementation is None and not half:
+            return
+        multiple = 8 if half else 4
+        for name in ("hidden_size", "moe_intermediate_size"):
+            self._require(
+                getattr(self, name) % multiple == 0,
+                name,
+                f"a multiple of {multiple} for grouped_mm in {self.dtype or 'float32'} (rows of 16 bytes); change it "
+                'or choose experts_implementation="eager"',
+            )
+
+    def _require(self, condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")

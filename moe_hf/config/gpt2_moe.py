@@ -1,0 +1,82 @@
+"""The configuration of the GPT-2 family, which also reads the `config.json` of a dense GPT-2."""
+
+import os
+from typing import Any, ClassVar
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.strict import strict_config
+
+_GPT2_NAMES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "activation_function": "hidden_act",
+    "resid_pdrop": "resid_dropout",
+    "embd_pdrop": "embd_dropout",
+    "attn_pdrop": "attention_dropout",
+}
+# What a dense GPT-2 says and this family has too, under the same name.
+_SHARED_NAMES = (
+    "vocab_size layer_norm_epsilon initializer_range use_cache bos_token_id eos_token_id pad_token_id "
+    "tie_word_embeddings scale_attn_by_inverse_layer_idx dtype torch_dtype id2label label2id problem_type"
+).split()
+# What would change the function that GPT-2 computes, with the only value that this family can reproduce.
+_UNSUPPORTED = {"reorder_and_upcast_attn": False, "add_cross_attention": False, "scale_attn_weights": True}
+
+
+@strict_config
+class GPT2WithMoEConfig(MoEDecoderConfig):
+    """GPT-2's shape with experts; takes GPT-2's own field names (`n_embd`, `n_layer`, ...) as well.
+
+    `from_pretrained` of a dense GPT-2 gives the matching configuration with the default experts.
+
+    >>> GPT2WithMoEConfig(n_embd=64, n_layer=2, n_head=4).hidden_size
+    64
+    """
+
+    model_type = "gpt2_moe"
+    attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", **_GPT2_NAMES}
+
+    bos_token_id: int | None = 50256
+    eos_token_id: int | list[int] | None = 50256
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of `config.json` and the unused keyword arguments; a dense GPT-2's is translated.
+
+        Raises:
+            CheckpointError: the file describes another kind of model.
+        """
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = found.get("model_type", cls.model_type)
+        if model_type == "gpt2":
+            return cls.dict_from_dense(found), unused
+        if model_type != cls.model_type:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; this family reads "
+                f"{cls.model_type!r} and dense 'gpt2' checkpoints"
+            )
+        return found, unused
+
+    @classmethod
+    def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:
+        """This family's `config.json` for the content of a dense GPT-2's.
+
+        Raises:
+            CheckpointError: the dense model uses a feature that would change its logits here.
+        """
+        for name, supported in _UNSUPPORTED.items():
+            if dense.get(name, supported) != supported:
+                raise CheckpointError(
+                    f"the dense GPT-2 sets {name}={dense[name]!r}; only {supported!r} can be carried over exactly"
+                )
+        # GPT2Config's own defaults stand for what an old or trimmed config.json leaves out.
+        defaults = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+        dense = {**defaults, **dense}
+        names = {**_GPT2_NAMES, **{name: name for name in [*_GPT2_NAMES.values(), *_SHARED_NAMES]}}
+        return {"model_type": cls.model_type, **{names[key]: value for key, value in dense.items() if key in names}}

@@ -1,0 +1,89 @@
+"""Named model sizes, each with the parameter counts that it must have."""
+
+from typing import Any, NamedTuple
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+
+
+class Preset(NamedTuple):
+    """A model size: fields of the configuration, and its parameters in millions with 16 experts (tiny: its own)."""
+
+    fields: dict[str, Any]
+    total_m: float
+    active_m: float
+
+
+def _gpt2_shape(context: int, width: int, layers: int, heads: int, ffn: int) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": context,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+    }
+
+
+# What learnt best on a CPU within minutes: rotary positions and a short convolution decide arithmetic and copying.
+_TINY: dict[str, Any] = {
+    "vocab_size": 1024,
+    "max_position_embeddings": 256,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "num_experts": 4,
+    "num_experts_per_tok": 1,
+    "norm_topk_prob": False,
+    "position_embedding_type": "rotary",
+    "mixer_short_conv": 3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+PRESETS: Registry[Preset] = Registry(
+    "model size",
+    {
+        "tiny": Preset(_TINY, 0.0, 0.0),
+        "500m": Preset(_gpt2_shape(1024, 1024, 8, 16, 4096), 657.0, 186.9),
+        "1b": Preset(_gpt2_shape(1024, 1280, 12, 20, 5120), 1482.1, 380.6),
+        "2b": Preset(_gpt2_shape(2048, 1536, 16, 24, 6144), 2799.7, 684.9),
+        # Named after the parameters that a token really meets, within 3%.
+        "500m-active": Preset(_gpt2_shape(1024, 1280, 16, 20, 5120), 1954.3, 485.6),
+        "1b-active": Preset(_gpt2_shape(1024, 1536, 24, 24, 6144), 4157.8, 985.6),
+        "2b-active": Preset(_gpt2_shape(2048, 2048, 28, 32, 8192), 8566.2, 1987.5),
+    },
+)
+
+
+def create_moe_config(model_size: str, use_flash_attention: bool = True, **overrides: Any) -> GPT2WithMoEConfig:
+    """The configuration of a named size.
+
+    Args:
+        model_size: a key of `PRESETS`.
+        use_flash_attention: True takes PyTorch's fused attention (sdpa, which runs its FlashAttention kernel on CUDA
+            in half precision); False the unfused reference ("eager"). `attn_implementation="flash_attention_3"` and
+            the like, among the overrides, ask for a package's own kernels.
+        **overrides: fields of `GPT2WithMoEConfig`, under its names or GPT-2's.
+
+    Raises:
+        ConfigError: an unknown size or field, or a value that is not allowed.
+
+    >>> create_moe_config("500m", num_experts=32).num_experts
+    32
+    """
+    allowed = [*GPT2WithMoEConfig.__dataclass_fields__, *GPT2WithMoEConfig.attribute_map]
+    allowed += ["attn_implementation", "experts_implementation"]
+    for name in overrides:
+        if name not in allowed:
+            raise ConfigError(f"unknown configuration field {name!r}{did_you_mean(name, allowed)}")
+    aliases = GPT2WithMoEConfig.attribute_map
+    fields = {**PRESETS[model_size].fields, **{aliases.get(name, name): value for name, value in overrides.items()}}
+    if "hidden_size" in overrides and "intermediate_size" not in overrides:
+        # The preset's FFN belongs to the preset's width.
+        fields.pop("intermediate_size")
+    fields.setdefault("attn_implementation", "sdpa" if use_flash_attention else "eager")
+    return GPT2WithMoEConfig(**fields)

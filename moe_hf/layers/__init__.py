@@ -1,0 +1,1 @@
+"""Modules from which the skeleton builds a decoder layer."""

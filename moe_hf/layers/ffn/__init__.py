@@ -1,0 +1,8 @@
+"""The table of feed-forward networks: what works within a token."""
+
+from moe_hf.base.registry import Registry
+from moe_hf.layers.ffn.base import FFN
+from moe_hf.layers.ffn.dense import DenseFFN
+from moe_hf.layers.ffn.moe import SparseFFN
+
+FFNS: Registry[type[FFN]] = Registry("mlp_layer_types", {"dense": DenseFFN, "sparse": SparseFFN})

@@ -1,0 +1,23 @@
+"""GPT-2's feed-forward network: up, activation, down."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.base import FFN
+
+
+class DenseFFN(FFN):
+    """Two biased projections with an activation between them."""
+
+    def __init__(self, config: MoEDecoderConfig, width: int | None = None) -> None:
+        super().__init__()
+        width = width or config.intermediate_size
+        self.up_proj = nn.Linear(config.hidden_size, width)
+        self.down_proj = nn.Linear(width, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """The transformed tokens, same shape; `token_ids` is not looked at."""
+        return self.down_proj(self.act_fn(self.up_proj(x_BSD)))

@@ -1,0 +1,86 @@
+"""Causal multi-head attention, computed by whichever kernel transformers has for the chosen name.
+
+Shapes: B batch, S positions of this call, D width, H heads, C = D / H head width, N keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.positions import Rotation, rotate
+
+
+def eager_attention(
+    module: nn.Module,
+    query_BHSC: torch.Tensor,
+    key_BHNC: torch.Tensor,
+    value_BHNC: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The readable reference (Vaswani et al. 2017, eq. 1): output (B, S, H, C) and weights (B, H, S, N)."""
+    score_BHSN = query_BHSC @ key_BHNC.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        score_BHSN = score_BHSN + attention_mask
+    weight_BHSN = score_BHSN.softmax(dim=-1, dtype=torch.float32).to(value_BHNC.dtype)
+    weight_BHSN = nn.functional.dropout(weight_BHSN, p=dropout, training=module.training)
+    return (weight_BHSN @ value_BHNC).transpose(1, 2), weight_BHSN
+
+
+class CausalAttention(Mixer):
+    """GPT-2's attention with separate q, k, v and o projections, so that LoRA and tensor parallelism find linears."""
+
+    is_causal = True
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        width = config.hidden_size
+        self.head_dim = config.head_dim
+        self.scaling = self.head_dim**-0.5
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
+
+    def mix(
+        self,
+        x_BSD: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        rotation: Rotation | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `Mixer.forward`; the weights are None unless the eager function ran."""
+        batch, length, _ = x_BSD.shape
+        # -1 heads: under tensor parallelism each rank's projections hold some of them only.
+        heads = (batch, length, -1, self.head_dim)
+        query_BHSC = self.q_proj(x_BSD).view(heads).transpose(1, 2)
+        key_BHNC = self.k_proj(x_BSD).view(heads).transpose(1, 2)
+        value_BHNC = self.v_proj(x_BSD).view(heads).transpose(1, 2)
+        if rotation is not None:
+            query_BHSC, key_BHNC = rotate(query_BHSC, rotation), rotate(key_BHNC, rotation)
+        if past_key_values is not None:
+            key_BHNC, value_BHNC = past_key_values.update(key_BHNC, value_BHNC, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        out_BSHC, weight_BHSN = attend(
+            self,
+            query_BHSC,
+            key_BHNC,
+            value_BHNC,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        return self.o_proj(out_BSHC.reshape(batch, length, -1).contiguous()), weight_BHSN

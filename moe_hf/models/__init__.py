@@ -1,0 +1,1 @@
+"""Model families: the skeleton, its heads, upcycling, Auto registration and parameter counts."""

@@ -1,0 +1,34 @@
+"""Makes the families known to transformers' Auto classes."""
+
+from typing import NamedTuple
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+
+
+class Family(NamedTuple):
+    """The classes of one model family."""
+
+    config: type[MoEDecoderConfig]
+    model: type[MoEDecoderModel]
+    causal_lm: type[MoEForCausalLM]
+    sequence_classification: type[MoEForSequenceClassification]
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2_moe": Family(GPT2WithMoEConfig, GPT2WithMoEModel, GPT2WithMoE, GPT2WithMoEForSequenceClassification),
+}
+
+
+def register_families() -> None:
+    """Register every family; `import moe_hf` does it once, and doing it again changes nothing."""
+    for model_type, family in FAMILIES.items():
+        AutoConfig.register(model_type, family.config, exist_ok=True)
+        AutoModel.register(family.config, family.model, exist_ok=True)
+        AutoModelForCausalLM.register(family.config, family.causal_lm, exist_ok=True)
+        AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)

@@ -1,0 +1,229 @@
+"""The skeleton of every decoder: embedding, layers made of a mixer and a feed-forward network, final norm.
+
+Shapes: B batch, S positions of this call, D width.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.attention_backends import resolve_attn_implementation
+from moe_hf.layers.ffn import FFNS
+from moe_hf.layers.ffn.experts import Experts
+from moe_hf.layers.ffn.routers import Router, TopKRouter
+from moe_hf.layers.mixers import MIXERS
+from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.short_conv import ShortConv
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """A mixer, then a feed-forward network, each behind a LayerNorm and added to the residual stream."""
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        width, epsilon = config.hidden_size, config.layer_norm_epsilon
+        self.input_layernorm = nn.LayerNorm(width, eps=epsilon)
+        self.mixer = MIXERS[config.mixer_of_layer[layer_idx]](config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(width, eps=epsilon)
+        self.mlp = FFNS[(config.mlp_layer_types or [])[layer_idx]](config)
+        self.dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        """The residual stream after this layer, same shape; `kwargs` are those of `Mixer.forward`."""
+        mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **kwargs)
+        x_BSD = x_BSD + self.dropout(mixed_BSD)
+        return x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids))
+
+
+class MoEPreTrainedModel(PreTrainedModel):
+    """What all families tell transformers about themselves, and how fresh weights are drawn."""
+
+    config: MoEDecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "router_logits": OutputRecorder(Router, index=0),
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(Mixer, index=1),
+    }
+
+    # transformers finds these two out by searching the model's own source file for words that stand in layers/ here.
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+    # transformers decides this one by looking for "rwkv", "minimax", ... in the name of the class.
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return True
+
+    @property
+    def _is_stateful(self) -> bool:
+        # A state that cannot be cut back rules out assisted decoding, which generate then refuses by name.
+        return any(kind != "full_attention" for kind in self.config.layer_types or [])
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
+    ) -> str:
+        check = super()._check_and_adjust_attn_implementation
+        return resolve_attn_implementation(
+            attn_implementation,
+            lambda name: check(name, is_init_check=is_init_check, allow_all_kernels=allow_all_kernels),
+        )
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """The backend of the experts; the default avoids grouped_mm for widths that it cannot read."""
+        widths = (self.config.hidden_size, self.config.moe_intermediate_size or 0)
+        if requested_experts is None and any(width % 8 for width in widths):
+            return "eager"
+        return super().get_correct_experts_implementation(requested_experts)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        # GPT-2 shrinks what is added to the residual stream, so that its variance does not grow with depth.
+        residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
+        if isinstance(module, Experts):
+            init.normal_(module.up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=residual_std)
+            init.zeros_(module.up_proj_bias)
+            init.zeros_(module.down_proj_bias)
+        elif isinstance(module, TopKRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, ShortConv):
+            init.zeros_(module.weight)
+        elif isinstance(module, DecoderLayer):
+            for name, child in module.named_modules():
+                if isinstance(child, nn.Linear) and name.endswith(("o_proj", "down_proj")):
+                    init.normal_(child.weight, mean=0.0, std=residual_std)
+
+
+class Masks(NamedTuple):
+    """What the layers need to know about absent tokens, in the two forms they need it."""
+
+    attention: Any
+    padding_BS: torch.Tensor | None
+
+
+class MoEDecoderModel(MoEPreTrainedModel):
+    """Token ids to hidden states; which mixer and which FFN a layer gets is looked up, never asked about."""
+
+    def __init__(self, config: MoEDecoderConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.position_embedding_type == "learned"
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        self.rotary = None if learned else RotaryEmbedding(config.head_dim, config.rope_theta)
+        self.dropout = nn.Dropout(config.embd_dropout)
+        self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Hidden states after the final norm, and what was asked to be recorded.
+
+        Args:
+            input_ids: (B, S) vocabulary ids; exactly one of this and `inputs_embeds`.
+            attention_mask: (B, past + S), nonzero at real tokens; or a ready (B, 1, S, keys) mask.
+            position_ids: (B, S). Without a mask and a cache, each restart begins a new document: attention and short
+                convolution do not look across (packed sequences).
+            past_key_values: state of earlier calls.
+            inputs_embeds: (B, S, D) in place of ids.
+            use_cache: whether to return the state for the next call.
+            **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`; the rest goes to attention.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+        # Before a cache is made: transformers looks for packed sequences only while there is none.
+        masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
+        x_BSD = self.dropout(x_BSD)
+        for layer in self.layers:
+            x_BSD = layer(
+                x_BSD,
+                token_ids=input_ids,
+                attention_mask=masks.attention,
+                padding_mask=masks.padding_BS,
+                position_ids=position_ids,
+                rotation=rotation,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), past_key_values=past_key_values)
+
+    def _masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        position_ids: torch.Tensor,
+        past_key_values: Cache | None,
+    ) -> Masks:
+        if isinstance(attention_mask, dict):
+            # generate prepares masks itself for caches that can be compiled.
+            return Masks(attention_mask["full_attention"], attention_mask.get("linear_attention"))
+        padding = None
+        if attention_mask is not None and attention_mask.ndim == 2:
+            padding = attention_mask[:, -inputs_embeds.shape[1] :]
+        causal = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        return Masks(causal, padding)
+
+    def _with_positions(self, x_BSD: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
+        if self.rotary is not None:
+            return x_BSD, self.rotary(position_ids, x_BSD.dtype)
+        limit = self.config.max_position_embeddings
+        # Only where looking at the value is free; elsewhere the embedding itself complains.
+        if position_ids.device.type == "cpu" and not torch.compiler.is_compiling() and position_ids.max() >= limit:
+            raise ConfigError(
+                f"position {int(position_ids.max())} is beyond max_position_embeddings={limit}; shorten the input, or "
+                'train with a larger value or with position_embedding_type="rotary"'
+            )
+        return x_BSD + self.embed_positions(position_ids), None

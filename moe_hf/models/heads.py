@@ -1,0 +1,233 @@
+"""What stands on top of the skeleton: next-token prediction with router losses, and sequence classification.
+
+Shapes: B batch, S positions, D width, V vocabulary, N labels.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import (
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.utils.generic import can_return_tuple
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
+from moe_hf.ops.balance import load_balance_loss, router_z_loss
+
+
+class RouterLosses(NamedTuple):
+    """Unscaled router losses of one forward: `balance` reads 1.0 at perfect balance."""
+
+    balance: torch.Tensor
+    z: torch.Tensor
+
+
+def router_losses(
+    outputs: MoeModelOutputWithPast, config: MoEDecoderConfig, attention_mask: torch.Tensor | None
+) -> RouterLosses | None:
+    """The losses of the recorded router logits; None when nothing was recorded or no layer is sparse."""
+    if not outputs.router_logits:
+        return None
+    # Only a mask of this call's tokens says which rows of the logits are padding.
+    rows = outputs.router_logits[0].shape[0]
+    usable = isinstance(attention_mask, torch.Tensor) and attention_mask.numel() == rows
+    mask = attention_mask if usable else None
+    return RouterLosses(
+        load_balance_loss(outputs.router_logits, config.num_experts_per_tok, mask),
+        router_z_loss(outputs.router_logits, mask),
+    )
+
+
+class MoEHeadModel(MoEPreTrainedModel):
+    """Base of the heads: when the router's losses are needed, and how they join the main loss."""
+
+    def _wants_router_losses(self, requested: bool | None, labels: torch.Tensor | None) -> bool:
+        if requested or self.config.output_router_logits:
+            return True
+        weighted = self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0
+        # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
+        return requested is None and self.training and labels is not None and weighted
+
+    def _add_router_losses(
+        self, loss: torch.Tensor, losses: RouterLosses | None, scale: torch.Tensor | float
+    ) -> torch.Tensor:
+        # In eval the loss is the task's alone, so that exp(eval_loss) is a perplexity.
+        if losses is None or not self.training:
+            return loss
+        config = self.config
+        extra = config.router_aux_loss_coef * losses.balance + config.router_z_loss_coef * losses.z
+        return loss + scale * extra.to(loss.device)
+
+
+class MoEForCausalLM(MoEHeadModel, GenerationMixin):
+    """Next-token prediction; families set `model_class`."""
+
+    model_class: ClassVar[type[MoEDecoderModel]] = MoEDecoderModel
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: MoEDecoderConfig) -> None:
+        super().__init__(config)
+        self.model = self.model_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # transformers guesses the loss from the class's name, and `GPT2WithMoE` does not contain "ForCausalLM".
+        self.loss_type = "ForCausalLM"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast:
+        """Logits of the next token, and the loss when `labels` are given.
+
+        While training, `loss` is cross-entropy + `router_aux_loss_coef` x balance + `router_z_loss_coef` x z; in eval
+        it is cross-entropy alone. `aux_loss` is the unscaled balance loss, 1.0 at perfect balance.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in the skeleton.
+            labels: (B, S), the input ids themselves (they are shifted here); -100 where no loss is wanted.
+            output_router_logits: return one raw (B * S, E) tensor per sparse layer, and `aux_loss`.
+            logits_to_keep: how many of the last positions get logits, 0 for all; or their indices.
+            **kwargs: `num_items_in_batch` and `shift_labels` for the loss; `output_hidden_states`, ...
+        """
+        record = self._wants_router_losses(output_router_logits, labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=record,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+
+        losses = router_losses(outputs, self.config, attention_mask) if record else None
+        loss = None
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self._add_router_losses(loss, losses, _share_of_batch(labels, **kwargs))
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=None if losses is None else losses.balance,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+
+def _share_of_batch(
+    labels: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor | float:
+    """This call's share of the optimizer step's target tokens, by which its router losses count.
+
+    Trainer sums the losses of all accumulation steps and ranks, cross-entropy being divided by the tokens of all of
+    them; a router loss without the same share would be multiplied by their number.
+    """
+    if num_items_in_batch is None:
+        return 1.0
+    targets = shift_labels if shift_labels is not None else labels[..., 1:]
+    return targets.ne(-100).sum() / num_items_in_batch
+
+
+class MoEForSequenceClassification(MoEHeadModel):
+    """A label for a sequence, read off its last real token; families set `model_class`."""
+
+    model_class: ClassVar[type[MoEDecoderModel]] = MoEDecoderModel
+
+    def __init__(self, config: MoEDecoderConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = self.model_class(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.loss_type = "ForSequenceClassification"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, N) of the labels, and the loss when `labels` (B,) or (B, N) are given.
+
+        The last real token is the last nonzero entry of `attention_mask`, else the last token that is not padding.
+
+        Raises:
+            ConfigError: several sequences, no mask, and no `pad_token_id` to find their ends by.
+        """
+        record = self._wants_router_losses(output_router_logits, labels)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=record,
+            **kwargs,
+        )
+        logits_BSN = self.score(outputs.last_hidden_state)
+        last_B = self._last_token(input_ids, attention_mask, logits_BSN)
+        logits_BN = logits_BSN[torch.arange(len(last_B), device=last_B.device), last_B]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits_BN, labels, pooled_logits=logits_BN, config=self.config)
+            losses = router_losses(outputs, self.config, attention_mask) if record else None
+            loss = self._add_router_losses(loss, losses, 1.0)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits_BN,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_token(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, logits_BSN: torch.Tensor
+    ) -> torch.Tensor:
+        batch, length, _ = logits_BSN.shape
+        pad = self.config.pad_token_id
+        if attention_mask is not None and attention_mask.ndim == 2:
+            real_BS = attention_mask[:, -length:] != 0
+        elif input_ids is not None and pad is not None:
+            real_BS = input_ids != pad
+        elif batch == 1 or input_ids is None:
+            return torch.full((batch,), length - 1, device=logits_BSN.device)
+        else:
+            raise ConfigError(
+                f"pad_token_id=None cannot classify {batch} sequences at once; set config.pad_token_id or give an "
+                "attention_mask"
+            )
+        position_S = torch.arange(length, device=logits_BSN.device)
+        return (position_S * real_BS.to(logits_BSN.device)).argmax(dim=-1)
