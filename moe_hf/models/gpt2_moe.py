@@ -4,17 +4,18 @@ from typing import ClassVar
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.dense_loading import LoadsDenseGPT2
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 
-class GPT2WithMoEModel(MoEDecoderModel):
+class GPT2WithMoEModel(LoadsDenseGPT2, MoEDecoderModel):
     """GPT-2 with experts, without a head."""
 
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
 
 
-class GPT2WithMoE(MoEForCausalLM):
+class GPT2WithMoE(LoadsDenseGPT2, MoEForCausalLM):
     """GPT-2 with experts that predicts the next token."""
 
     config: GPT2WithMoEConfig
@@ -22,7 +23,7 @@ class GPT2WithMoE(MoEForCausalLM):
     model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
 
 
-class GPT2WithMoEForSequenceClassification(MoEForSequenceClassification):
+class GPT2WithMoEForSequenceClassification(LoadsDenseGPT2, MoEForSequenceClassification):
     """GPT-2 with experts that labels a sequence."""
 
     config: GPT2WithMoEConfig

@@ -1,0 +1,67 @@
+"""Lets `from_pretrained` of the GPT-2 family read a dense GPT-2, and only files that cannot run code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
+
+
+class LoadsDenseGPT2(PreTrainedModel):
+    """Mixed in first by the classes of the GPT-2 family."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """The model of a directory or Hub id: one of this family, or a dense GPT-2, whose FFNs become experts.
+
+        Fields of the configuration may be given as keywords, `num_experts=8, num_experts_per_tok=2, expert_init=...`
+        among them. Everything else is as in transformers: `dtype`, `device_map`, `offload_folder`, `revision`, ...
+
+        Raises:
+            CheckpointError: another kind of model, missing or misfitting tensors, a damaged file, or only pickled
+                weights.
+        """
+        # An explicit False is the user's word that pickled weights of this family are trusted.
+        if kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
+            kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} holds a safetensors file that can't be read ({error}); it is "
+                "incomplete or damaged: download it again"
+            ) from error
+        except OSError as error:
+            pickled = _pickled_weights(pretrained_model_name_or_path)
+            if pickled is None:
+                raise
+            # Names the file and the way out.
+            open_slices([pickled])
+            raise error
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel, state_dict: dict | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if state_dict is None and checkpoint_files and checkpoint_files[0].endswith(".safetensors"):
+            slices = open_slices(checkpoint_files)
+            if is_dense_gpt2(slices):
+                wanted = model.state_dict().keys()
+                # Without a head the model's own names lack the prefix.
+                bare = not any(name.startswith("model.") for name in wanted)
+                lazy = upcycled_state_dict(slices, model.config)
+                named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
+                state_dict = {name: value for name, value in named.items() if name in wanted}
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+
+
+def _pickled_weights(folder: str | os.PathLike | None) -> str | None:
+    if folder is None or not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")):
+        return None
+    return next((str(path) for path in sorted(Path(folder).glob("*.bin"))), None)

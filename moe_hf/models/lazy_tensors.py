@@ -1,0 +1,70 @@
+"""Tensors that are computed from a checkpoint's slices only when someone reads them.
+
+They answer to what transformers' loader asks of a safetensors slice: `get_shape`, `get_dtype` and indexing.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+
+class LazyTensor(ABC):
+    """A tensor with a known shape and type whose values do not exist yet."""
+
+    def __init__(self, shape: tuple[int, ...], dtype_name: str) -> None:
+        self.shape = shape
+        self._dtype_name = dtype_name
+
+    def get_shape(self) -> list[int]:
+        """The shape, as safetensors' slices give it."""
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        """The type by safetensors' name, such as "F32"."""
+        return self._dtype_name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.read() if index is Ellipsis else self.read()[index].contiguous()
+
+    @abstractmethod
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+
+
+class Sliced(LazyTensor):
+    """Some columns of a stored tensor, transposed where the source is a Conv1D weight, which is stored (in, out)."""
+
+    def __init__(self, source: Any, transpose: bool = False, columns: slice | None = None) -> None:
+        shape = list(source.get_shape())
+        if columns is not None:
+            shape[-1] = columns.stop - columns.start
+        super().__init__(tuple(reversed(shape)) if transpose else tuple(shape), source.get_dtype())
+        self._source = source
+        self._transpose = transpose
+        self._columns = columns
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        if self._columns is None:
+            value = self._source[...] if len(self.shape) != 1 else self._source[:]
+        elif len(self.shape) == 1:
+            value = self._source[self._columns]
+        else:
+            value = self._source[:, self._columns]
+        return value.T.contiguous() if self._transpose else value
+
+
+class Drawn(LazyTensor):
+    """Normal draws from a seed of their own, so that every process and every order of reading gives the same values."""
+
+    def __init__(self, shape: tuple[int, ...], std: float, seed: int) -> None:
+        super().__init__(shape, "F32")
+        self._std = std
+        self._seed = seed
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        if self._std == 0:
+            return torch.zeros(self.shape)
+        return torch.randn(self.shape, generator=torch.Generator().manual_seed(self._seed)) * self._std
