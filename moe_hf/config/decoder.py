@@ -1,6 +1,7 @@
 """The one flat configuration that every Mixture-of-Experts decoder of this package reads."""
 
 import difflib
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -129,9 +130,9 @@ class MoEDecoderConfig(PreTrainedConfig):
                     setattr(self, name, value)
         self._refuse_misspelt_fields(kwargs)
         if self.intermediate_size is None:
-            self.intermediate_size = 4 * self.hidden_size
+            self.intermediate_size = self.ffn_width
         if self.moe_intermediate_size is None:
-            self.moe_intermediate_size = self.intermediate_size
+            self.moe_intermediate_size = self.expert_width
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["dense" if i % 2 else "sparse" for i in range(self.num_hidden_layers)]
         if self.layer_types is None:
@@ -151,13 +152,17 @@ class MoEDecoderConfig(PreTrainedConfig):
         # transformers itself treats these two, since dtype may be "auto".
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
         overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
+        if not {"mixer", "mixer_short_conv", "num_hidden_layers"}.isdisjoint(overrides):
+            # What was derived from the old values must be derived again.
+            config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
         # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
         names = [*self.__dataclass_fields__, *self.attribute_map]
         for key in unknown:
-            if key != "model_type" and not key.startswith("_") and difflib.get_close_matches(key, names, n=1, cutoff=0.9):
+            legal = key == "model_type" or key.startswith("_")
+            if not legal and difflib.get_close_matches(key, names, n=1, cutoff=0.9):
                 raise ConfigError(
                     f"{type(self).__name__}: unknown field {key!r}{did_you_mean(key, names)}; remove it or correct it"
                 )
@@ -166,6 +171,16 @@ class MoEDecoderConfig(PreTrainedConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of a dense FFN, never None."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+    @property
+    def expert_width(self) -> int:
+        """Width of one expert, never None."""
+        return self.moe_intermediate_size or self.ffn_width
 
     @property
     def mixer_of_layer(self) -> list[str]:
@@ -177,8 +192,8 @@ class MoEDecoderConfig(PreTrainedConfig):
         """Indices of the layers whose FFN is a mixture of experts."""
         return [i for i, kind in enumerate(self.mlp_layer_types or []) if kind == "sparse"]
 
-    def validate_sizes(self) -> None:
-        """Check that sizes are positive and divide where they must.
+    def validate_architecture(self) -> None:
+        """Check that sizes are positive and divide where they must (the name is transformers' own hook).
 
         Raises:
             ConfigError: one is not.
@@ -238,31 +253,39 @@ class MoEDecoderConfig(PreTrainedConfig):
         experts = self.num_experts
         self._require(self.num_experts_per_tok <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
         for name in ("router_aux_loss_coef", "router_z_loss_coef", "expert_init_noise"):
-            self._require(getattr(self, name) >= 0, name, "a number >= 0")
+            self._require(0 <= getattr(self, name) < math.inf, name, "a finite number >= 0")
         for name in ("router_jitter_noise", "attention_dropout", "resid_dropout", "embd_dropout"):
             self._require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
         for name in ("layer_norm_epsilon", "initializer_range", "rope_theta"):
-            self._require(getattr(self, name) > 0, name, "a number > 0")
+            self._require(0 < getattr(self, name) < math.inf, name, "a finite number > 0")
         self._require(0 <= self.expert_init_drop_ratio <= 1, "expert_init_drop_ratio", "a number in [0, 1]")
 
     def validate_expert_widths(self) -> None:
-        """Check that the grouped GEMM can read the experts: its rows must be multiples of 16 bytes.
+        """Check that the grouped GEMM can read the experts, where it is asked for by name.
 
         Raises:
-            ConfigError: grouped_mm is asked for, or is the default in half precision, and a width does not fit.
+            ConfigError: grouped_mm is asked for and a width does not fit.
         """
-        half = self.dtype in (torch.float16, torch.bfloat16)
-        implementation = self._experts_implementation
-        if not self.sparse_layers or implementation not in (None, "grouped_mm"):
+        if self._experts_implementation == "grouped_mm":
+            self.require_grouped_mm_widths(self.dtype)
+
+    def require_grouped_mm_widths(self, dtype: Any) -> None:
+        """Check that the rows of the experts' matrices are multiples of 16 bytes, as the grouped GEMM needs.
+
+        Args:
+            dtype: type of the weights; None means float32.
+
+        Raises:
+            ConfigError: a width does not fit.
+        """
+        if not self.sparse_layers:
             return
-        if implementation is None and not half:
-            return
-        multiple = 8 if half else 4
+        multiple = 8 if dtype in (torch.float16, torch.bfloat16) else 4
         for name in ("hidden_size", "moe_intermediate_size"):
             self._require(
                 getattr(self, name) % multiple == 0,
                 name,
-                f"a multiple of {multiple} for grouped_mm in {self.dtype or 'float32'} (rows of 16 bytes); change it "
+                f"a multiple of {multiple} for grouped_mm in {dtype or torch.float32} (rows of 16 bytes); change it "
                 'or choose experts_implementation="eager"',
             )
 

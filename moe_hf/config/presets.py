@@ -76,12 +76,13 @@ def create_moe_config(model_size: str, use_flash_attention: bool = True, **overr
     32
     """
     allowed = [*GPT2WithMoEConfig.__dataclass_fields__, *GPT2WithMoEConfig.attribute_map]
-    allowed += ["attn_implementation", "experts_implementation"]
+    allowed += ["attn_implementation", "experts_implementation", "num_labels"]
     for name in overrides:
         if name not in allowed:
             raise ConfigError(f"unknown configuration field {name!r}{did_you_mean(name, allowed)}")
-    aliases = GPT2WithMoEConfig.attribute_map
-    fields = {**PRESETS[model_size].fields, **{aliases.get(name, name): value for name, value in overrides.items()}}
+    # Under one name each: below, what was given must be recognised whichever name it came by.
+    overrides = {GPT2WithMoEConfig.attribute_map.get(name, name): value for name, value in overrides.items()}
+    fields = {**PRESETS[model_size].fields, **overrides}
     if "hidden_size" in overrides and "intermediate_size" not in overrides:
         # The preset's FFN belongs to the preset's width.
         fields.pop("intermediate_size")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -18,7 +18,7 @@ def strict_config(cls: Config) -> Config:
     Apply it to each config class, subclasses included: the checks are built from the fields of the class that is
     decorated. A method whose name begins with `validate_` runs after construction and before saving.
     """
-    cls = strict(cls)
+    cls = cast(Config, strict(cls))
     for name in ("__init__", "__setattr__", "validate"):
         setattr(cls, name, _raising_config_errors(getattr(cls, name), cls.__name__))
     return cls

@@ -17,7 +17,7 @@ class Rotation(NamedTuple):
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of the positions (Su et al. 2021, RoFormer, section 3.2.2), with halves instead of pairs as in GPT-NeoX."""
+    """Angles of the positions (Su et al. 2021, RoFormer, section 3.2.2), in halves as GPT-NeoX has them."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()

@@ -3,9 +3,12 @@
 Shapes: B batch, S positions, D width, W taps.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import Cache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
 class ShortConv(nn.Module):
@@ -53,7 +56,8 @@ class ShortConv(nn.Module):
         if cache is None or past == 0:
             return zeros
         if cache.has_previous_state(self.layer_idx):
-            zeros = cache.layers[self.layer_idx].conv_states[0].transpose(1, 2)
+            state = cast(LinearAttentionCacheLayerMixin, cache.layers[self.layer_idx]).conv_states[0]
+            zeros = cast(torch.Tensor, state).transpose(1, 2)
         # A copy is kept: the cache updates its state in place, and the returned history must stay what it was.
         history = zeros.clone()
         recent = torch.cat([history, x_BSD], dim=1)[:, -past:]

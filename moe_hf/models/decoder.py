@@ -3,10 +3,13 @@
 Shapes: B batch, S positions of this call, D width.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
@@ -95,10 +98,24 @@ class MoEPreTrainedModel(PreTrainedModel):
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The backend of the experts; the default avoids grouped_mm for widths that it cannot read."""
-        widths = (self.config.hidden_size, self.config.moe_intermediate_size or 0)
+        widths = (self.config.hidden_size, self.config.expert_width)
         if requested_experts is None and any(width % 8 for width in widths):
             return "eager"
+        if requested_experts == "grouped_mm":
+            weight = next(self.parameters(), None)
+            self.config.require_grouped_mm_widths(self.config.dtype if weight is None else weight.dtype)
         return super().get_correct_experts_implementation(requested_experts)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        given = gradient_checkpointing_func.keywords if isinstance(gradient_checkpointing_func, partial) else {}
+        if given.get("use_reentrant"):
+            raise ConfigError(
+                "gradient checkpointing with use_reentrant=True is not allowed; it must be False: the reentrant form "
+                "records router logits that carry no gradient, and the balance loss would do nothing"
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -147,11 +164,11 @@ class MoEDecoderModel(MoEPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:

@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
 
 
@@ -49,19 +50,28 @@ class LoadsDenseGPT2(PreTrainedModel):
     def _load_pretrained_model(
         model: PreTrainedModel, state_dict: dict | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
+        wanted = model.state_dict().keys()
         if state_dict is None and checkpoint_files and checkpoint_files[0].endswith(".safetensors"):
             slices = open_slices(checkpoint_files)
             if is_dense_gpt2(slices):
-                wanted = model.state_dict().keys()
                 # Without a head the model's own names lack the prefix.
                 bare = not any(name.startswith("model.") for name in wanted)
-                lazy = upcycled_state_dict(slices, model.config)
+                config = cast(MoEDecoderConfig, model.config)
+                lazy = upcycled_state_dict(slices, config, with_head="lm_head.weight" in wanted)
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        # transformers only warns when it finds nothing at all, and goes on with random weights.
+        if checkpoint_files and len(loaded[0].missing_keys) >= len(wanted):
+            found = sorted(loaded[0].unexpected_keys)
+            raise CheckpointError(
+                f"{checkpoint_files[0]} and its shards hold {len(found)} tensors such as {found[:1]}, none of which "
+                f"{type(model).__name__} has; its weights are neither those of this family nor of a dense GPT-2"
+            )
+        return loaded
 
 
 def _pickled_weights(folder: str | os.PathLike | None) -> str | None:
     if folder is None or not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")):
         return None
-    return next((str(path) for path in sorted(Path(folder).glob("*.bin"))), None)
+    return next((str(path) for path in sorted(Path(folder).glob("pytorch_model*.bin"))), None)

@@ -83,12 +83,12 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -106,7 +106,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             logits_to_keep: how many of the last positions get logits, 0 for all; or their indices.
             **kwargs: `num_items_in_batch` and `shift_labels` for the loss; `output_hidden_states`, ...
         """
-        record = self._wants_router_losses(output_router_logits, labels)
+        targets = labels if labels is not None else kwargs.get("shift_labels")
+        record = self._wants_router_losses(output_router_logits, targets)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -122,7 +123,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
 
         losses = router_losses(outputs, self.config, attention_mask) if record else None
         loss = None
-        if labels is not None or kwargs.get("shift_labels") is not None:
+        if targets is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             loss = self._add_router_losses(loss, losses, _share_of_batch(labels, **kwargs))
         return MoeCausalLMOutputWithPast(
@@ -149,31 +150,34 @@ def _share_of_batch(
     """
     if num_items_in_batch is None:
         return 1.0
-    targets = shift_labels if shift_labels is not None else labels[..., 1:]
-    return targets.ne(-100).sum() / num_items_in_batch
+    targets = labels[..., 1:] if shift_labels is None and labels is not None else shift_labels
+    return 1.0 if targets is None else targets.ne(-100).sum() / num_items_in_batch
 
 
 class MoEForSequenceClassification(MoEHeadModel):
     """A label for a sequence, read off its last real token; families set `model_class`."""
 
     model_class: ClassVar[type[MoEDecoderModel]] = MoEDecoderModel
+    # The loss is a mean over sequences, so Trainer must divide it by the accumulation steps; it concludes otherwise
+    # from **kwargs in the signature of forward.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: MoEDecoderConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = self.model_class(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, config.num_labels or 0, bias=False)
         self.loss_type = "ForSequenceClassification"
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
@@ -202,7 +206,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         logits_BN = logits_BSN[torch.arange(len(last_B), device=last_B.device), last_B]
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits_BN, labels, pooled_logits=logits_BN, config=self.config)
+            loss = self.loss_function(labels=labels, pooled_logits=logits_BN, config=self.config)
             losses = router_losses(outputs, self.config, attention_mask) if record else None
             loss = self._add_router_losses(loss, losses, 1.0)
         return SequenceClassifierOutputWithPast(

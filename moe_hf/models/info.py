@@ -21,7 +21,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         `flops_per_token` (forward, one token at full context, a multiply-add counted as 2); `weight_bytes` (float32)
         and `train_state_bytes` (weights, gradients and AdamW moments in float32; activations come on top).
     """
-    width, inner, experts = config.hidden_size, config.moe_intermediate_size or 0, config.num_experts
+    width, inner, experts = config.hidden_size, config.expert_width, config.num_experts
     moe_layers = len(config.sparse_layers)
     dense_layers = config.num_hidden_layers - moe_layers
 
@@ -31,7 +31,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
     head = 0 if config.tie_word_embeddings else config.vocab_size * width
     mixers = config.num_hidden_layers * _mixer_params(config)
     norms = (2 * config.num_hidden_layers + 1) * 2 * width
-    dense_ffn = _ffn_params(width, config.intermediate_size or 0)
+    dense_ffn = _ffn_params(width, config.ffn_width)
     expert = _ffn_params(width, inner)
     shared = config.shared_expert_intermediate_size
     sparse_rest = experts * width + (_ffn_params(width, shared) if shared else 0)

@@ -20,9 +20,7 @@ from moe_hf.models.lazy_tensors import Drawn, LazyTensor, Sliced
 logger = logging.get_logger(__name__)
 
 _ANY_ATTENTION = re.compile(r"(^|\.)h\.\d+\.attn\.c_attn\.weight$")
-_CONVERT = (
-    "load it with AutoModelForCausalLM and save it again with save_pretrained, which writes safetensors, if you trust it"
-)
+_CONVERT = "if you trust it, load it with AutoModelForCausalLM and save_pretrained it, which writes safetensors"
 
 
 def open_slices(files: list[str]) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def open_slices(files: list[str]) -> dict[str, Any]:
             raise CheckpointError(
                 f"{file} can't be read as safetensors ({error}); it is incomplete or damaged: download it again"
             ) from error
-        slices.update({name: opened.get_slice(name) for name in opened.keys()})  # noqa: SIM118 - not a dict
+        slices.update({name: opened.get_slice(name) for name in opened.keys()})
     return slices
 
 
@@ -57,18 +55,21 @@ def is_dense_gpt2(names: Mapping[str, Any] | list[str]) -> bool:
     return any(_ANY_ATTENTION.search(name) for name in names)
 
 
-def upcycled_state_dict(dense: Mapping[str, Any], config: MoEDecoderConfig) -> dict[str, LazyTensor]:
+def upcycled_state_dict(
+    dense: Mapping[str, Any], config: MoEDecoderConfig, with_head: bool = True
+) -> dict[str, LazyTensor]:
     """The Mixture of Experts' state dict for a causal LM, each tensor computed from `dense` when it is read.
 
     Args:
         dense: name to unread slice of a dense GPT-2.
         config: the Mixture of Experts to build.
+        with_head: whether the language-model head is needed; where it is tied to the embedding it is never stored.
 
     Raises:
         CheckpointError: tensors are missing or do not fit the configuration.
     """
     source = _DenseSource(dense, config)
-    state = {
+    state: dict[str, LazyTensor] = {
         "model.embed_tokens.weight": source.sliced("wte.weight"),
         "model.embed_positions.weight": source.sliced("wpe.weight"),
         "model.norm.weight": source.sliced("ln_f.weight"),
@@ -76,7 +77,7 @@ def upcycled_state_dict(dense: Mapping[str, Any], config: MoEDecoderConfig) -> d
     }
     for layer in range(config.num_hidden_layers):
         state |= {f"model.layers.{layer}.{name}": value for name, value in _layer(source, config, layer).items()}
-    if not config.tie_word_embeddings:
+    if with_head and not config.tie_word_embeddings:
         state["lm_head.weight"] = source.sliced("lm_head.weight")
     if "score.weight" in dense:
         state["score.weight"] = source.sliced("score.weight")
@@ -142,8 +143,8 @@ class _DenseSource:
             )
         if self._misfits:
             raise CheckpointError(
-                f"the dense GPT-2 checkpoint has {'; '.join(dict.fromkeys(self._misfits))}; drop the override, or choose another "
-                "checkpoint"
+                f"the dense GPT-2 checkpoint has {'; '.join(dict.fromkeys(self._misfits))}; drop "
+                "the override, or choose another checkpoint"
             )
 
 

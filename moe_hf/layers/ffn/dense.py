@@ -13,7 +13,7 @@ class DenseFFN(FFN):
 
     def __init__(self, config: MoEDecoderConfig, width: int | None = None) -> None:
         super().__init__()
-        width = width or config.intermediate_size
+        width = width or config.ffn_width
         self.up_proj = nn.Linear(config.hidden_size, width)
         self.down_proj = nn.Linear(width, config.hidden_size)
         self.act_fn = ACT2FN[config.hidden_act]

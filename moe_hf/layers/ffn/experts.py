@@ -21,7 +21,7 @@ class Experts(nn.Module):
     def __init__(self, config: MoEDecoderConfig) -> None:
         super().__init__()
         self.num_experts = config.num_experts
-        width, inner = config.hidden_size, config.moe_intermediate_size
+        width, inner = config.hidden_size, config.expert_width
         self.up_proj = nn.Parameter(torch.empty(self.num_experts, inner, width))
         self.up_proj_bias = nn.Parameter(torch.empty(self.num_experts, inner))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))

@@ -1,0 +1,48 @@
+"""`python -m moe_hf COMMAND`, the same as `moe-hf COMMAND`: picks the command and reports its errors in one line."""
+
+import importlib
+import sys
+
+from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
+from moe_hf.base.registry import did_you_mean
+from moe_hf.version import __version__
+
+# Each command's module is imported only when it is called.
+COMMANDS = {
+    "train": ("moe_hf.cli.train", "train a model, or resume an interrupted run"),
+    "chat": ("moe_hf.cli.chat", "talk to a trained model"),
+    "upcycle": ("moe_hf.cli.upcycle", "turn a dense GPT-2 into a Mixture of Experts"),
+    "info": ("moe_hf.cli.info", "count the parameters, FLOPs and bytes of a model"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        sys.stdout.write(f"moe_hf {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        sys.stderr.write(f"moe-hf: unknown command {words[0]!r}{did_you_mean(words[0], list(COMMANDS))}\n\n{_usage()}")
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
+    except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
+        # OSError is how transformers reports a model that it can't find.
+        sys.stderr.write(f"moe-hf {words[0]}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"moe-hf {words[0]}: interrupted\n")
+        return 130
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<9}{meaning}" for name, (_, meaning) in COMMANDS.items())
+    return f"usage: moe-hf COMMAND ...\n\n{rows}\n\nmoe-hf COMMAND --help tells each command's flags.\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""`moe-hf info`: prints what a size or a saved model weighs and costs."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.presets import PRESETS, create_moe_config
+from moe_hf.models.info import get_moe_model_info
+
+FLAGS = (
+    "num_experts num_experts_per_tok hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "moe_intermediate_size shared_expert_intermediate_size max_position_embeddings vocab_size tie_word_embeddings "
+    "mlp_layer_types"
+).split()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="moe-hf info", description="Parameters, FLOPs and bytes of a model.")
+    parser.add_argument("model", help=f"a size ({', '.join(PRESETS)}), a model folder, or a Hub id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_config_flags(parser, FLAGS)
+    args = parser.parse_args(argv)
+    fields = given_config_fields(args, FLAGS)
+    pattern = fields.pop("mlp_layer_types", None)
+    config = _config(args.model, fields)
+    if pattern is not None:
+        config = _config(args.model, {**fields, "mlp_layer_types": layer_pattern(pattern, config.num_hidden_layers)})
+
+    console = Console(soft_wrap=True)
+    info = get_moe_model_info(config)
+    if args.json:
+        console.print_json(data=info)
+        return 0
+    table = Table(
+        title=f"{args.model}: {info['total_params_m']:.1f}M parameters, {info['active_params_m']:.1f}M active"
+    )
+    table.add_column("what", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("meaning", style="dim")
+    for what, value, meaning in _rows(config, info):
+        table.add_row(what, value, meaning)
+    console.print(table)
+    return 0
+
+
+def _config(model: str, fields: dict) -> GPT2WithMoEConfig:
+    if model in PRESETS or not (Path(model).exists() or "/" in model):
+        return create_moe_config(model, **fields)
+    return GPT2WithMoEConfig.from_pretrained(model, **fields)
+
+
+def _rows(config: GPT2WithMoEConfig, info: dict) -> list[tuple[str, str, str]]:
+    return [
+        ("total_params_m", f"{info['total_params_m']:.1f}", "all weights, million; all of them must be resident"),
+        ("active_params_m", f"{info['active_params_m']:.1f}", "weights that one token meets"),
+        ("active_fraction", f"{info['active_fraction']:.1%}", "active / total parameters"),
+        ("active_non_embedding_params_m", f"{info['active_non_embedding_params_m']:.1f}", "without the embeddings"),
+        ("embedding_params_m", f"{info['embedding_params_m']:.1f}", "token and position embeddings"),
+        ("dense_twin_params_m", f"{info['dense_twin_params_m']:.1f}", "the same model with every layer dense"),
+        ("expert_utilization", info["expert_utilization"], "share of a sparse layer's EXPERTS per token"),
+        ("experts", f"{config.num_experts}, {config.num_experts_per_tok} per token", "of each sparse layer"),
+        ("moe_layers", str(info["moe_layers"]), "sparse layers"),
+        ("dense_layers", str(info["dense_layers"]), ""),
+        (
+            "width x layers x heads",
+            f"{config.hidden_size} x {config.num_hidden_layers} x {config.num_attention_heads}",
+            "",
+        ),
+        ("context_length", str(info["context_length"]), "tokens"),
+        ("flops_per_token", f"{info['flops_per_token'] / 1e9:.2f}G", "forward, at full context"),
+        ("weight_bytes", f"{info['weight_bytes'] / 1e9:.2f} GB", "float32"),
+        (
+            "train_state_bytes",
+            f"{info['train_state_bytes'] / 1e9:.2f} GB",
+            "weights, gradients, AdamW moments; float32",
+        ),
+    ]

@@ -1,0 +1,184 @@
+"""Writes a Mixture-of-Experts directory from a dense GPT-2 one, a shard at a time, whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
+from safetensors.torch import save_file
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import whole_folder
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.lazy_tensors import LazyTensor
+from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
+
+# What belongs to the model beside its weights and its configuration.
+CARRIED_FILES = (
+    "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json added_tokens.json "
+    "chat_template.jinja generation_config.json"
+).split()
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+class UpcycleReport(NamedTuple):
+    """What was written, and where."""
+
+    folder: Path
+    config: GPT2WithMoEConfig
+    weight_bytes: int
+    num_shards: int
+    carried: list[str]
+
+
+def upcycle_directory(
+    source: str,
+    destination: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    on_shard: Callable[[int, int], None] | None = None,
+    **overrides: Any,
+) -> UpcycleReport:
+    """Turn the dense GPT-2 of `source` into a Mixture of Experts in the new folder `destination`.
+
+    No more than one shard is in memory at a time. Tokenizer and generation config are carried over.
+
+    Args:
+        source: a folder or a Hub id.
+        destination: must not exist, or be empty, unless `overwrite`.
+        dtype: type of the written weights; None keeps the source's.
+        max_shard_size: largest size of a weights file, such as "2GB"; one tensor is never split.
+        overwrite: replace `destination` once the new one is complete.
+        on_shard: called with (shards done, shards in all).
+        **overrides: fields of `GPT2WithMoEConfig`, such as `num_experts`.
+
+    Raises:
+        CheckpointError: the source is no complete dense GPT-2 in safetensors, the destination is taken, or the disk
+            is too small. Nothing is written then.
+        ConfigError: an override is not allowed.
+    """
+    destination = Path(destination)
+    if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
+    folder = _local_folder(source)
+    config = GPT2WithMoEConfig.from_pretrained(folder, **overrides)
+    slices = open_slices(_weight_files(folder))
+    if not is_dense_gpt2(slices):
+        raise CheckpointError(
+            f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
+            "dense GPT-2; only a dense GPT-2 can be upcycled"
+        )
+    state = upcycled_state_dict(slices, config)
+    dtype = dtype or _DTYPES[state["model.embed_tokens.weight"].get_dtype()]
+    config.dtype = dtype
+    config.architectures = ["GPT2WithMoE"]
+    total = sum(_size(value, dtype) for value in state.values())
+    _require_space(destination, total)
+
+    split = split_state_dict_into_shards_factory(
+        state,  # type: ignore[arg-type]
+        get_storage_size=lambda value: _size(value, dtype),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with whole_folder(destination) as aside:
+        for done, (name, tensors) in enumerate(split.filename_to_tensors.items(), start=1):
+            shard = {tensor: state[tensor].read().to(dtype) for tensor in tensors}
+            save_file(shard, aside / name, metadata={"format": "pt"})
+            if on_shard is not None:
+                on_shard(done, len(split.filename_to_tensors))
+        if split.is_sharded:
+            index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
+            (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+        config.save_pretrained(aside)
+        carried = [name for name in CARRIED_FILES if (folder / name).is_file()]
+        for name in carried:
+            shutil.copyfile(folder / name, aside / name)
+        (aside / "README.md").write_text(_model_card(source, destination.name, config), encoding="utf-8")
+    return UpcycleReport(destination, config, total, len(split.filename_to_tensors), carried)
+
+
+def _local_folder(source: str) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise CheckpointError(f"{source} is not a folder; give the folder of a dense GPT-2 or a Hub id such as gpt2")
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{index} is not an index of safetensors files ({error}); download it again"
+            ) from error
+        # A name in an index is untrusted data: it must not lead out of the folder.
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(f"{index} lists {', '.join(missing)}, which {folder} lacks; download it again")
+        return [str(folder / name) for name in names]
+    single = folder / "model.safetensors"
+    pickled = sorted(folder.glob("*.bin"))
+    if not single.is_file() and not pickled:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise CheckpointError(f"{folder} has no model.safetensors; found {found}")
+    return [str(single if single.is_file() else pickled[0])]
+
+
+def _size(value: LazyTensor, dtype: torch.dtype) -> int:
+    return torch.Size(value.shape).numel() * dtype.itemsize
+
+
+def _require_space(destination: Path, needed: int) -> None:
+    existing = next(parent for parent in destination.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"{destination} needs {needed / 1e9:.1f} GB but its disk has {free / 1e9:.1f} GB free; choose fewer "
+            "experts, half precision, or another disk"
+        )
+
+
+def _model_card(source: str, name: str, config: GPT2WithMoEConfig) -> str:
+    info = get_moe_model_info(config)
+    base_model = "" if Path(source).exists() else f"base_model: {source}\n"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- mixture-of-experts
+- moe_hf
+{base_model}---
+
+# {name}
+
+A Mixture of Experts upcycled from the dense GPT-2 `{Path(source).name if Path(source).exists() else source}`. It has
+not been trained since: with `expert_init: copy` it gives the dense model's logits; train it before you expect more.
+
+| | |
+| --- | --- |
+| parameters, total | {info["total_params_m"]:.1f}M |
+| parameters, active per token | {info["active_params_m"]:.1f}M |
+| parameters of the dense source | {info["dense_twin_params_m"]:.1f}M |
+| sparse layers | {info["moe_layers"]} of {config.num_hidden_layers} |
+| experts, per token | {config.num_experts}, {config.num_experts_per_tok} |
+| expert_init, router_init, seed | {config.expert_init}, {config.router_init}, {config.expert_init_seed} |
+| type | {str(config.dtype).removeprefix("torch.")} |
+
+```python
+import moe_hf  # registers the model class
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+"""
