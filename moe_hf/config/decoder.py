@@ -4,7 +4,6 @@ import difflib
 import math
 from typing import Any, ClassVar
 
-import torch
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -36,7 +35,8 @@ class MoEDecoderConfig(PreTrainedConfig):
             RoFormer; turns queries and keys).
         rope_theta: base of the rotary frequencies.
         mixer: what moves information between tokens: one name for all layers, or one name per layer.
-        mixer_short_conv: taps of a causal depthwise convolution over each mixer's input; 0 turns it off.
+        mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
+            2021, Primer); 0 turns it off.
         layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
         mlp_layer_types: "sparse" (experts) or "dense" per layer; None means alternating, sparse first.
         num_experts: experts E of a sparse layer.
@@ -280,12 +280,13 @@ class MoEDecoderConfig(PreTrainedConfig):
         """
         if not self.sparse_layers:
             return
-        multiple = 8 if dtype in (torch.float16, torch.bfloat16) else 4
+        # A name where the override `dtype="bfloat16"` came through `from_pretrained` of the configuration.
+        multiple = 8 if str(dtype).removeprefix("torch.") in ("float16", "bfloat16") else 4
         for name in ("hidden_size", "moe_intermediate_size"):
             self._require(
                 getattr(self, name) % multiple == 0,
                 name,
-                f"a multiple of {multiple} for grouped_mm in {dtype or torch.float32} (rows of 16 bytes); change it "
+                f"a multiple of {multiple} for grouped_mm in {dtype or 'float32'} (rows of 16 bytes); change it "
                 'or choose experts_implementation="eager"',
             )
 

@@ -28,16 +28,17 @@ def resolve_attn_implementation(requested: str | None, check: Callable[[str | No
         requested: the name that the user gave; None is the default.
         check: transformers' own check, which returns the name or raises ImportError where its package is absent.
     """
-    if requested not in _NEXT:
-        return check(requested)
-    name = requested
-    while name in _NEXT:
+    name, resolved = requested, None
+    while resolved is None:
         try:
-            return check(name)
+            resolved = check(name)
         except ImportError:
+            if name not in _NEXT:
+                raise
             name = _NEXT[name]
-    logger.warning_once(
-        f"attn_implementation={requested!r} needs a package that is not installed; using {name!r} instead. To get it: "
-        f"{OPTIONAL_PACKAGES[_PACKAGE[requested]].install}"
-    )
-    return check(name)
+    if name != requested:
+        logger.warning_once(
+            f"attn_implementation={requested!r} needs a package that is not installed; using {name!r} instead. To get "
+            f"it: {OPTIONAL_PACKAGES[_PACKAGE[str(requested)]].install}"
+        )
+    return resolved

@@ -1,4 +1,4 @@
-"""A short causal depthwise convolution that lets a mixer see the last few tokens.
+"""A short causal depthwise convolution that lets each channel see its last few values.
 
 Shapes: B batch, S positions, D width, W taps.
 """
@@ -12,10 +12,10 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 
 class ShortConv(nn.Module):
-    """Adds to each token a per-channel blend of the tokens before it: `x[t] + sum over lags of w[lag] * x[t - lag]`.
+    """Adds to each token a per-channel blend of the last tokens: `x[t] + sum over lags of w[lag] * x[t - lag]`.
 
-    Attention of one layer cannot copy "what followed this word"; a shifted copy of the stream lets it (Fu et al. 2023,
-    H3; So et al. 2021, Primer). Lags reach neither over the start of a document nor into padding.
+    Attention of one layer cannot copy "what followed this word"; shifted keys let it (Fu et al. 2023, H3; So et al.
+    2021, Primer). Lags reach neither over the start of a document nor into padding. Fresh weights are 0, the identity.
     """
 
     def __init__(self, width: int, taps: int, layer_idx: int) -> None:
@@ -31,7 +31,7 @@ class ShortConv(nn.Module):
         """The blended sequence, same shape.
 
         Args:
-            x_BSD: the mixer's input.
+            x_BSD: the sequence.
             position_ids: (B or 1, S); a lag counts only where the position is at least that large, so a position that
                 restarts at 0 begins a new document.
             mask_BS: nonzero at real tokens of this call; None means that all are.

@@ -2,9 +2,9 @@
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.activations import activation
 from moe_hf.layers.ffn.base import FFN
 
 
@@ -16,7 +16,7 @@ class DenseFFN(FFN):
         width = width or config.ffn_width
         self.up_proj = nn.Linear(config.hidden_size, width)
         self.down_proj = nn.Linear(width, config.hidden_size)
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = activation(config.hidden_act)
 
     def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
         """The transformed tokens, same shape; `token_ids` is not looked at."""

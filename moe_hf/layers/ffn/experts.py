@@ -5,10 +5,10 @@ Shapes: T tokens, D width, E experts, K experts per token, F width of one expert
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.activations import activation
 
 
 @use_experts_implementation(has_gate=False, has_bias=True)
@@ -26,7 +26,7 @@ class Experts(nn.Module):
         self.up_proj_bias = nn.Parameter(torch.empty(self.num_experts, inner))
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
         self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, width))
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = activation(config.hidden_act)
 
     def forward(self, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """The reference, "eager": for each expert, its tokens through its FFN, weighted and added up; (T, D).

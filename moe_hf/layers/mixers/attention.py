@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.positions import Rotation, rotate
+from moe_hf.layers.short_conv import ShortConv
 
 
 def eager_attention(
@@ -50,11 +51,16 @@ class CausalAttention(Mixer):
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.o_proj = nn.Linear(width, width)
+        # Over queries, keys and values, each channel by itself (So et al. 2021, Primer, section 4): a key that knows
+        # the token before it is what copying from the context needs.
+        taps = config.mixer_short_conv
+        self.short_conv = ShortConv(3 * width, taps, layer_idx) if taps else None
 
-    def mix(
+    def forward(
         self,
         x_BSD: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor | None,
         position_ids: torch.Tensor,
         rotation: Rotation | None,
         past_key_values: Cache | None,
@@ -64,9 +70,11 @@ class CausalAttention(Mixer):
         batch, length, _ = x_BSD.shape
         # -1 heads: under tensor parallelism each rank's projections hold some of them only.
         heads = (batch, length, -1, self.head_dim)
-        query_BHSC = self.q_proj(x_BSD).view(heads).transpose(1, 2)
-        key_BHNC = self.k_proj(x_BSD).view(heads).transpose(1, 2)
-        value_BHNC = self.v_proj(x_BSD).view(heads).transpose(1, 2)
+        projected = (self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj(x_BSD))
+        if self.short_conv is not None:
+            joined = self.short_conv(torch.cat(projected, dim=-1), position_ids, padding_mask, past_key_values)
+            projected = joined.chunk(3, dim=-1)
+        query_BHSC, key_BHNC, value_BHNC = (part.reshape(heads).transpose(1, 2) for part in projected)
         if rotation is not None:
             query_BHSC, key_BHNC = rotate(query_BHSC, rotation), rotate(key_BHNC, rotation)
         if past_key_values is not None:

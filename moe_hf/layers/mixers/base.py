@@ -1,4 +1,4 @@
-"""What every mixer is: (B, S, D) in, (B, S, D) out, with an optional short convolution in front."""
+"""What every mixer is: (B, S, D) in, (B, S, D) out."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -9,19 +9,17 @@ from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.positions import Rotation
-from moe_hf.layers.short_conv import ShortConv
 
 
 class Mixer(nn.Module, ABC):
-    """Moves information between the tokens of a sequence; subclasses say how in `mix`."""
+    """Moves information between the tokens of a sequence; subclasses say how."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        taps = config.mixer_short_conv
-        self.short_conv = ShortConv(config.hidden_size, taps, layer_idx) if taps else None
 
+    @abstractmethod
     def forward(
         self,
         x_BSD: torch.Tensor,
@@ -43,18 +41,3 @@ class Mixer(nn.Module, ABC):
             past_key_values: state of earlier calls, read and written.
             **kwargs: handed down to the attention function.
         """
-        if self.short_conv is not None:
-            x_BSD = self.short_conv(x_BSD, position_ids, padding_mask, past_key_values)
-        return self.mix(x_BSD, attention_mask, position_ids, rotation, past_key_values, **kwargs)
-
-    @abstractmethod
-    def mix(
-        self,
-        x_BSD: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        rotation: Rotation | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `forward`, after the short convolution."""

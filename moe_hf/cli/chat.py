@@ -1,0 +1,144 @@
+"""`chat.py`: talk with a trained model, in a terminal or from a script."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+import transformers
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.cli.chat_script import answer_prompts, read_prompts
+from moe_hf.cli.plain_console import PlainConsole
+from moe_hf.cli.terminal_console import TerminalConsole, history_path
+from moe_hf.inference.chat import Chat
+from moe_hf.inference.chat_session import ChatSession
+from moe_hf.inference.commands import COMMANDS
+from moe_hf.inference.console import Console
+from moe_hf.inference.model_files import ARCHITECTURES, has_experts, newest_model
+from moe_hf.inference.repl import run
+from moe_hf.inference.settings import SETTINGS, settings_of, with_setting
+from moe_hf.inference.text_model import DEVICES, DTYPES, CausalTextModel
+from moe_hf.inference.transcript import TranscriptFile, read_transcript
+
+INTERRUPTED = 130
+
+EPILOG = """\
+examples:
+  chat.py                                   talk with the newest model under runs/
+  chat.py -p "What is 2 + 3?"               one answer on stdout, remarks on stderr
+  chat.py -p "My name is Ann." -p "Who am I?"     several turns of one conversation
+  cat letter.txt | chat.py                  all of stdin is one prompt
+  chat.py --per_line --json < questions.txt one JSON object per line, each its own conversation
+"""
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, 1 after an error, 130 after Ctrl-C.
+
+    Args:
+        argv: the words behind the command; None takes those of the process.
+        prog: what the help calls the command.
+    """
+    args = build_parser(prog).parse_args(argv)
+    # A model reports trouble by errors here; its progress bars and hints would only mix with the answers.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    try:
+        _chat(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the answers has left; Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of `chat.py`."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", metavar="FOLDER|ID", help="what to talk with (default: the newest under --runs_dir)")
+    model.add_argument("--architecture", choices=ARCHITECTURES, help="take only such a model")
+    model.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where training puts its runs (%(default)s)")
+    model.add_argument("--device", choices=DEVICES, default="auto")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as stored")
+    model.add_argument("--attn_implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
+    talk = parser.add_argument_group("conversation")
+    talk.add_argument("--system", metavar="TEXT", help="system message")
+    talk.add_argument("--load", type=Path, metavar="FILE", help="go on with the last conversation of a transcript")
+    talk.add_argument("--transcript", type=Path, metavar="FILE", help="add the conversation to FILE after every answer")
+    talk.add_argument("--experts", action="store_true", help="show which expert takes each token")
+    talk.add_argument("--plain", action="store_true", help="simple prompt without colours, also where stdin is a pipe")
+    script = parser.add_argument_group("scripts")
+    script.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="answer this; - is stdin")
+    script.add_argument("--per_line", action="store_true", help="each line of stdin is a prompt and a conversation")
+    script.add_argument("--json", action="store_true", help="one JSON object per answer")
+    script.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    answers = parser.add_argument_group("answers (default: what the model's generation config says)")
+    for key, setting in SETTINGS.items():
+        answers.add_argument(f"--{key}", metavar="VALUE", help=f"{setting.help}; {setting.allowed}")
+    return parser
+
+
+def _chat(args: argparse.Namespace) -> None:
+    scripted = bool(args.prompt or args.per_line or args.json)
+    interactive = not scripted and (args.plain or (sys.stdin is not None and sys.stdin.isatty()))
+    # Stdin is read before the model, so that a mistake shows at once.
+    prompts = [] if interactive else read_prompts(args.prompt, args.per_line)
+    session = _open_session(args)
+    transcript = None if args.transcript is None else TranscriptFile(args.transcript)
+    console = _console(args, interactive)
+    chat = Chat(session, console, lambda source: _load(args, source), transcript)
+    if not session.model.is_chat:
+        console.notice("this tokenizer has no chat template: the model continues the text that you write")
+    if args.experts and not session.model.sparse_layers:
+        console.notice("this model is dense: it has no experts")
+    session.record_routing = args.experts and bool(session.model.sparse_layers)
+    if interactive:
+        model = session.model
+        console.notice(
+            f"{model.name}, {model.num_parameters():,} parameters, {model.model.device}. /help lists commands"
+        )
+        run(chat)
+    else:
+        answer_prompts(chat, prompts, args.json, args.per_line)
+
+
+def _open_session(args: argparse.Namespace) -> ChatSession:
+    model = _load(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
+    if args.architecture and has_experts(model.model.config) != (args.architecture == "moe"):
+        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is the other kind")
+    settings = settings_of(model.model.generation_config)
+    for key in SETTINGS:
+        value = getattr(args, key)
+        if value is not None:
+            settings = with_setting(settings, key, value)
+    session = ChatSession(model, settings)
+    if args.load is not None:
+        session.load(read_transcript(args.load)[-1])
+    if args.system is not None:
+        session.set_system(args.system)
+    return session
+
+
+def _load(args: argparse.Namespace, source: str) -> CausalTextModel:
+    return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation)
+
+
+def _console(args: argparse.Namespace, interactive: bool) -> Console:
+    terminal = interactive and not args.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if terminal:
+        return TerminalConsole({name: command.words for name, command in COMMANDS.items()}, history_path())
+    return PlainConsole()

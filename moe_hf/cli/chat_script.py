@@ -1,0 +1,85 @@
+"""Answers prompts without a conversation partner: for pipes and scripts, plain text or JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.inference.chat import Chat, context_notice
+from moe_hf.inference.chat_session import Reply
+
+
+def read_prompts(given: Sequence[str], per_line: bool) -> list[str]:
+    """The prompts to answer: those given, where `-` stands for all of stdin; without any, stdin.
+
+    Args:
+        given: the values of `-p`.
+        per_line: take each non-empty line of stdin as a prompt of its own.
+
+    Raises:
+        ConfigError: there is no prompt, or stdin is not UTF-8 text.
+    """
+    prompts: list[str] = []
+    for prompt in given or ["-"]:
+        if prompt != "-":
+            prompts.append(prompt)
+            continue
+        text = _read_stdin()
+        prompts += [line for line in text.splitlines() if line.strip()] if per_line else [text.rstrip("\r\n")]
+    if not any(prompt.strip() for prompt in prompts):
+        raise ConfigError("there is nothing to answer: the prompt is empty (give -p TEXT, or text on stdin)")
+    return prompts
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"stdin is not UTF-8 text (byte {error.start})") from error
+
+
+def answer_prompts(chat: Chat, prompts: Sequence[str], as_json: bool, per_line: bool) -> None:
+    """Answers the prompts in order; they are turns of one conversation, or with `per_line` one conversation each.
+
+    Raises:
+        ConfigError: a prompt can't be answered, as in `ChatSession.ask`; what was answered before it is written.
+        KeyboardInterrupt: Ctrl-C cut an answer short; its text so far is written.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if per_line and number > 1:
+            chat.begin_conversation()
+            chat.session.reset()
+        if not as_json:
+            if chat.say(prompt).finish_reason == "interrupted":
+                raise KeyboardInterrupt
+            continue
+        reply = chat.session.ask(prompt, lambda text: None)
+        if reply.num_unseen:
+            chat.console.notice(context_notice(reply.num_unseen))
+        print(json.dumps(reply_record(prompt, chat.session.model.name, reply), ensure_ascii=False), flush=True)
+        chat.autosave()
+
+
+def reply_record(prompt: str, model: str, reply: Reply) -> dict[str, Any]:
+    """A reply as the object that `--json` prints; `experts` is in it if the routing was recorded."""
+    record: dict[str, Any] = {
+        "prompt": prompt,
+        "text": reply.text,
+        "tokens": reply.num_tokens,
+        "prompt_tokens": reply.num_prompt_tokens,
+        "seconds": round(reply.seconds, 4),
+        "tokens_per_second": round(reply.tokens_per_second, 2),
+        "finish_reason": reply.finish_reason,
+        "seed": reply.seed,
+        "unseen_messages": reply.num_unseen,
+        "model": model,
+    }
+    if reply.routing is not None:
+        record["experts"] = [
+            {"layer": layer, "top_expert": reply.routing.top_experts(row), "load": reply.routing.load(row)}
+            for row, layer in enumerate(reply.routing.layers)
+        ]
+    return record

@@ -1,0 +1,174 @@
+"""A console with colours, line editing, completion and history, for where both ends are a terminal."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input import Input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import Output
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from moe_hf.cli.plain_console import CONTROL, interrupt_sets
+from moe_hf.inference.completion import completions
+from moe_hf.inference.console import Span, is_open_block
+
+PROMPT = "> "
+CONTINUATION = ". "
+PATH_COMMANDS = ("/save ", "/load ", "/model ")
+
+
+class TerminalConsole:
+    """Reads with prompt_toolkit and writes with rich. See `Console` for the methods.
+
+    Args:
+        words: what each command takes, for completion.
+        history_file: where entries are kept between sessions; None keeps them for this session only.
+        source, screen: stand-ins for the terminal, for tests.
+    """
+
+    can_prefill = True
+
+    def __init__(
+        self,
+        words: Mapping[str, Sequence[str]],
+        history_file: Path | None,
+        source: Input | None = None,
+        screen: Output | None = None,
+    ) -> None:
+        self._rich = RichConsole(highlight=False, markup=False, emoji=False)
+        self.colour = self._rich.color_system is not None and not self._rich.no_color
+        self._column_is_zero = True
+        self._prompt: PromptSession[str] = PromptSession(
+            PROMPT,
+            multiline=True,
+            prompt_continuation=CONTINUATION,
+            completer=ChatCompleter(words),
+            complete_while_typing=False,
+            enable_history_search=True,
+            history=open_history(history_file),
+            key_bindings=_key_bindings(),
+            input=source,
+            output=screen,
+        )
+
+    def ask(self, prefill: str = "") -> str:
+        """One entry, edited in place."""
+        return self._prompt.prompt(default=prefill)
+
+    def answer(self, text: str) -> None:
+        """Writes the text as it is, without control characters."""
+        shown = text.translate(CONTROL)
+        self._rich.out(shown, end="")
+        if shown:
+            self._column_is_zero = shown.endswith("\n")
+
+    def end_answer(self) -> None:
+        """Ends the last line, if there is one to end."""
+        if not self._column_is_zero:
+            self._rich.out("")
+        self._column_is_zero = True
+
+    def show(self, lines: list[list[Span]]) -> None:
+        """Writes styled lines."""
+        for line in lines:
+            text = Text()
+            for span in line:
+                text.append(span.text.translate(CONTROL), f"black on {span.style}" if "#" in span.style else span.style)
+            self._rich.print(text, soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """Writes dimmed text."""
+        self.show([[Span(text, "dim")]])
+
+    def error(self, text: str) -> None:
+        """Writes red text."""
+        self._rich.print(Text(f"error: {text.translate(CONTROL)}", "red"), soft_wrap=True)
+
+    def interruptible(self, stop: threading.Event) -> contextlib.AbstractContextManager[None]:
+        """Inside the `with`, Ctrl-C sets `stop` and does nothing else."""
+        return interrupt_sets(stop)
+
+
+class ChatCompleter(Completer):
+    """Offers commands, the words that they take, and files where a command takes a file."""
+
+    def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
+        self._words = words
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """As prompt_toolkit asks for them."""
+        line = document.text_before_cursor
+        for command in PATH_COMMANDS:
+            if line.startswith(command):
+                yield from self._paths.get_completions(Document(line.removeprefix(command)), complete_event)
+                return
+        start, found = completions(line, self._words)
+        for word in found:
+            yield Completion(word, start_position=start - len(line))
+
+
+def history_path() -> Path:
+    """Where entries are kept: `moe_hf/chat_history` in the XDG state folder."""
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "moe_hf" / "chat_history"
+
+
+def open_history(path: Path | None) -> History:
+    """A history in that file, or in memory if it can't be written."""
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return _ForgivingFileHistory(path)
+
+
+class _ForgivingFileHistory(FileHistory):
+    """Goes on without the file when it can no longer be read or written, as on a full disk."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        with contextlib.suppress(OSError):
+            yield from super().load_history_strings()
+
+    def store_string(self, string: str) -> None:
+        with contextlib.suppress(OSError):
+            super().store_string(string)
+
+
+def _key_bindings() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state and buffer.complete_state.current_completion:
+            # Enter on an offered word takes the word.
+            buffer.complete_state = None
+        elif is_open_block(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @bindings.add("c-c")
+    def clear_or_interrupt(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+
+    return bindings

@@ -1,0 +1,71 @@
+"""Finds trained models on disk: which folders are whole models, which is the newest, which has experts."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+
+ARCHITECTURES = ("moe", "dense")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The safetensors file, or shard index, of a model folder; None when config, weights or tokenizer is missing."""
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+        return None
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config has at least one sparse layer, ours or of any transformers family."""
+    layer_types = getattr(config, "mlp_layer_types", None)
+    if layer_types is not None:
+        return "sparse" in layer_types
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return any((getattr(config, name, None) or 0) > 1 for name in names)
+
+
+def newest_model(runs_dir: Path, architecture: str | None = None) -> Path:
+    """The model under `runs_dir` whose weights were written last.
+
+    Each run folder counts, and so do its `checkpoint-N` folders, so that a run that was stopped early can be talked to.
+
+    Args:
+        runs_dir: the folder that holds the run folders.
+        architecture: `moe` or `dense` to look only at such models; None for any.
+
+    Raises:
+        CheckpointError: there is none; the text says which command trains one.
+        ConfigError: the architecture is unknown.
+    """
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise ConfigError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    found: list[tuple[float, Path]] = []
+    # A run folder comes before its checkpoints: among equally old weights the finished model wins.
+    for folder in [*sorted(runs_dir.glob("*/")), *sorted(runs_dir.glob("*/checkpoint-*/"))]:
+        weights = weights_file(folder)
+        if weights is not None:
+            found.append((weights.stat().st_mtime, folder))
+    for _, folder in sorted(found, key=lambda item: item[0], reverse=True):
+        if architecture is None or _architecture(folder) == architecture:
+            return folder
+    raise CheckpointError(_nothing_found(runs_dir, architecture))
+
+
+def _architecture(folder: Path) -> str | None:
+    try:
+        return "moe" if has_experts(AutoConfig.from_pretrained(folder)) else "dense"
+    except (OSError, ValueError):
+        # A broken folder is of no kind; it must not hide the whole ones.
+        return None
+
+
+def _nothing_found(runs_dir: Path, architecture: str | None) -> str:
+    kind = "" if architecture is None else f"{architecture} "
+    flag = "" if architecture is None else f" --architecture {architecture}"
+    return (
+        f"there is no trained {kind}model under {runs_dir}/ (looked for folders with config.json, *.safetensors and a "
+        f"tokenizer); train one with: python train.py{flag}   or name one with: --model FOLDER_OR_HUB_ID"
+    )

@@ -1,0 +1,261 @@
+"""A causal language model with its tokenizer: messages in, text out piece by piece."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
+from moe_hf.inference.settings import GenerationSettings
+from moe_hf.inference.streaming import StopWhenSet, TextPieces
+from moe_hf.models.info import get_moe_model_info
+
+if sys.platform != "win32":
+    import resource
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Completion(NamedTuple):
+    """What came out of one `generate`; `stopped` means that the model ended the answer itself."""
+
+    text: str
+    num_tokens: int
+    seconds: float
+    stopped: bool
+    routing: RoutingTrace | None
+
+
+class CausalTextModel:
+    """A model and a tokenizer that belong together, with what a chat needs to know of them.
+
+    Args:
+        model: any transformers causal language model, in eval mode.
+        tokenizer: its tokenizer; without a chat template the model continues plain text.
+        name: what to call it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        embedding: Any = model.get_input_embeddings()
+        rows = embedding.weight.shape[0]
+        if len(tokenizer) > rows:
+            raise CheckpointError(
+                f"the tokenizer of {name} has {len(tokenizer)} tokens but the model embeds {rows}; "
+                "they must come from the same training run"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.is_chat = bool(tokenizer.chat_template)
+        self.routers = find_routers(model)
+        self.stop_ids = self._find_stop_ids()
+
+    @classmethod
+    def load(
+        cls, source: str, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+    ) -> "CausalTextModel":
+        """Reads a model folder or a hub id.
+
+        Args:
+            source: the folder or the id.
+            device: `auto` (cuda where there is one), `cpu` or `cuda`.
+            dtype: `auto` (as stored), `float32`, `bfloat16` or `float16`.
+            attn_implementation: as in `from_pretrained`; None for the model's default.
+
+        Raises:
+            ConfigError: device or dtype is unknown, or cuda is asked for and absent.
+            CheckpointError: the folder or id can't be loaded, or its weights leave a part of the model untrained.
+        """
+        target = _pick_device(device)
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        where = _folder_or_hub_id(source)
+        options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            # With output_loading_info, two values: the model and what was missing or left over.
+            loaded: Any
+            report: Any
+            loaded, report = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise CheckpointError(
+                f"can't load {source}: {first_line} (needed: config.json, *.safetensors and a tokenizer)"
+            ) from error
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{source} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}, ...); "
+                "it is not a whole checkpoint of this model"
+            )
+        return cls(loaded.to(target).eval(), tokenizer, source)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most tokens that prompt and answer may have together; None when the config names no limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """The decoder layers that have experts; empty for a dense model."""
+        return sparse_layers(self.routers)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation, up to where the answer begins.
+
+        Without a chat template it is the plain text, turns joined by line ends.
+
+        Raises:
+            ConfigError: the chat template refuses the conversation.
+        """
+        if not self.is_chat:
+            text = "\n".join(message["content"] for message in messages)
+            return list(self.tokenizer(text)["input_ids"])
+        try:
+            turns = [{"role": message["role"], "content": message["content"]} for message in messages]
+            prompt = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise ConfigError(f"the model's chat template refuses this conversation: {error}") from error
+        return list(self.tokenizer(str(prompt), add_special_tokens=False)["input_ids"])
+
+    def complete(
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        seed: int,
+        on_text: Callable[[str], None],
+        stop: threading.Event | None = None,
+        record_routing: bool = False,
+    ) -> Completion:
+        """Generates after `prompt_ids` and hands over the text while it comes.
+
+        The caller's random state is left as it was.
+
+        Args:
+            prompt_ids: at least one token.
+            settings: `seed` in it is ignored.
+            seed: start of the random numbers.
+            on_text: called with each piece of text.
+            stop: ends the answer after the current token once it is set.
+            record_routing: also take down the experts of each token.
+        """
+        stop = stop or threading.Event()
+        streamer = TextPieces(self.tokenizer, self.stop_ids, on_text, strip_start=self.is_chat)
+        recorder = RoutingRecorder(self.routers if record_routing else {})
+        device = self.model.device
+        ids = torch.tensor([list(prompt_ids)], device=device)
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), recorder.recording():
+            torch.manual_seed(seed)
+            generate: Any = self.model.generate
+            generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._generation_config(settings),
+                stopping_criteria=StoppingCriteriaList([StopWhenSet(stop)]),
+                streamer=streamer,
+            )
+        return Completion(
+            text=streamer.text,
+            num_tokens=len(streamer.token_ids),
+            seconds=time.perf_counter() - started,
+            stopped=streamer.stopped,
+            routing=recorder.trace(ids.shape[1], streamer.pieces),
+        )
+
+    def num_parameters(self) -> int:
+        """All parameters, a shared matrix counted once."""
+        return int(self.model.num_parameters())
+
+    def num_active_parameters(self) -> int | None:
+        """Parameters that one token meets; None for a dense model and for families that are not ours."""
+        config = self.model.config
+        if not (self.routers and isinstance(config, MoEDecoderConfig)):
+            return None
+        return int(get_moe_model_info(config)["active_params"])
+
+    def peak_memory(self) -> int | None:
+        """Most bytes in use so far: of the GPU where the model is on one, else of the process; None if not known."""
+        if self.model.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.model.device)
+        if sys.platform == "win32":
+            return None
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux counts in KiB, macOS in bytes.
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def _generation_config(self, settings: GenerationSettings) -> GenerationConfig:
+        # Every field is given, since generate fills what is None from the model's own generation_config.
+        sampling = settings.do_sample
+        pad = self.tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=settings.max_new_tokens,
+            do_sample=sampling,
+            num_beams=1,
+            temperature=settings.temperature if sampling else 1.0,
+            top_p=settings.top_p if sampling else 1.0,
+            top_k=settings.top_k if sampling else 50,
+            repetition_penalty=settings.repetition_penalty,
+            eos_token_id=sorted(self.stop_ids) or None,
+            pad_token_id=pad if pad is not None else min(self.stop_ids, default=0),
+        )
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """End-of-text ids, and the special tokens that the chat template writes after an answer."""
+        own = self.model.generation_config.eos_token_id
+        stop_ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
+        if self.is_chat:
+            # Words that no template is likely to trim or change.
+            turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "xanswerx"}]
+            turns.append({"role": "user", "content": "xquestionx"})
+            rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            between = rendered.partition("xanswerx")[2].partition("xquestionx")[0]
+            ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+            special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+            stop_ids |= set(ids) & special
+        return frozenset(token for token in stop_ids if token is not None)
+
+
+def _folder_or_hub_id(source: str) -> str:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path)
+    # "runs/first" is meant as a folder where there is a folder runs/, else it may be a hub id.
+    if source.startswith((".", "~", "/")) or source.count("/") > 1 or ("/" in source and path.parent.is_dir()):
+        raise CheckpointError(f"there is no folder {source}; name a model folder or a hub id (openai-community/gpt2)")
+    return source
+
+
+def _pick_device(device: str) -> torch.device:
+    if device not in DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda but torch finds no CUDA GPU; use --device cpu or auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
