@@ -1,0 +1,46 @@
+"""`train.py` and `moe-hf train`: words on a command line become one training run, shown as it goes."""
+
+import sys
+from collections.abc import Sequence
+
+import datasets
+from rich.console import Console
+from transformers.utils import logging
+
+from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
+from moe_hf.cli.progress import BarListener, listener_for
+from moe_hf.training.run import train
+from moe_hf.training.settings import parse_arguments
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Train as the command line says, and return the exit code: 0, 2 for wrong input, 130 when interrupted.
+
+    Args:
+        argv: the words after the program's name; those of this process if absent.
+        prog: the program's name in the help.
+    """
+    console, errors = Console(), Console(stderr=True)
+    # The listener says what is being done; a bar per map would stand between its lines.
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    listener = listener_for(console)
+    try:
+        settings = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
+        train(settings, [listener])
+    except (ConfigError, CheckpointError, BackendUnavailableError) as error:
+        _release(listener)
+        errors.print(f"{prog}: error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        return 2
+    except KeyboardInterrupt:
+        _release(listener)
+        errors.print("interrupted; the same command goes on from the newest checkpoint", style="yellow")
+        return INTERRUPTED
+    return 0
+
+
+def _release(listener: object) -> None:
+    if isinstance(listener, BarListener):
+        listener.stop()

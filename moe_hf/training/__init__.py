@@ -1,0 +1,1 @@
+"""Training: the Trainer, its data, its checkpoints and what a run leaves behind."""

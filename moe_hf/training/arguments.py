@@ -1,0 +1,132 @@
+"""What a training run can be told: the dataclasses behind the flags of `train.py`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained and where its first weights come from.
+
+    Three sources: fresh weights of a preset (`moe_size`), a dense GPT-2 turned into experts (`upcycle`), or a
+    directory that this package saved (`model`).
+    """
+
+    _argument_group_name: ClassVar[str] = "model"
+
+    architecture: Literal["moe", "dense"] = field(
+        default="moe", metadata={"help": "moe, or dense: the same configuration with every layer dense (the twin)."}
+    )
+    moe_size: str = field(
+        default="tiny", metadata={"help": "Preset: tiny, 500m, 1b, 2b, 500m-active, 1b-active or 2b-active."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Continue from this model: a directory that moe_hf saved, or a hub id."}
+    )
+    upcycle: str | None = field(
+        default=None, metadata={"help": "Build the experts from this dense GPT-2: a directory or a hub id."}
+    )
+    num_experts: int | None = field(default=None, metadata={"help": "Experts per sparse layer."})
+    num_experts_per_tok: int | None = field(default=None, metadata={"help": "Experts that each token visits."})
+    expert_init: Literal["copy", "noise", "drop"] | None = field(
+        default=None, metadata={"help": "With --upcycle: how the experts are made from the dense FFN."}
+    )
+    router_init: Literal["random", "zero"] | None = field(
+        default=None, metadata={"help": "With --upcycle: the router's first weights."}
+    )
+    flash_attention: bool = field(
+        default=True, metadata={"help": "Use a flash attention package where one is installed and fits."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, _3 or _4."}
+    )
+    experts_implementation: str | None = field(
+        default=None, metadata={"help": "eager, batched_mm or grouped_mm; default: chosen by transformers."}
+    )
+    model_overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Any other field of the model's configuration, as key=value (value is YAML)."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """What is read, how it becomes tokens, and what is held out."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    data: list[str] = field(
+        default_factory=lambda: ["embedded"],
+        metadata={
+            "help": "embedded (conversations that the package generates), files (.txt .jsonl .parquet), globs, "
+            "folders, or the name of a data set on the hub."
+        },
+    )
+    data_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    data_split: str = field(default="train", metadata={"help": "Split of a hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column with plain text."})
+    messages_column: str = field(default="messages", metadata={"help": "Column with conversations."})
+    text_unit: Literal["file", "paragraph", "line"] = field(
+        default="file", metadata={"help": "What one document of a .txt file is."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read while training instead of before it; needs --max_steps."}
+    )
+    shuffle_buffer: int = field(
+        default=256, metadata={"help": "With --streaming: blocks among which the next one is drawn; 1 keeps the order."}
+    )
+    packing: Literal["document_mask", "eos", "none"] = field(
+        default="document_mask",
+        metadata={
+            "help": "document_mask: full blocks, documents do not see each other. eos: full blocks, documents joined "
+            "by the end-of-text token. none: one document per row, padded."
+        },
+    )
+    context_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row; default: the model's longest sequence."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "A directory or hub id, or word, bpe or byte: trained on the data. Default: the starting "
+            "model's own, otherwise the recipe's."
+        },
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "Largest vocabulary of a trained tokenizer; a fresh model's embedding has at least as many."},
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "A Jinja file, or moe_hf for the package's own: replaces the tokenizer's chat template."},
+    )
+    eval_data: list[str] = field(
+        default_factory=list, metadata={"help": "Held-out data, named like --data; replaces --eval_fraction."}
+    )
+    eval_fraction: float = field(
+        default=0.02, metadata={"help": "Share of the documents that is held out for evaluation; 0 turns it off."}
+    )
+    eval_documents: int = field(
+        default=200, metadata={"help": "With --streaming: the first so many documents are held out."}
+    )
+    num_conversations: int = field(default=20_000, metadata={"help": "Size of the embedded corpus."})
+
+
+@dataclass
+class RunArguments:
+    """How the run is begun and what is written when it ends."""
+
+    _argument_group_name: ClassVar[str] = "run"
+
+    resume: str = field(
+        default="auto",
+        metadata={"help": "auto: continue an interrupted run of the same settings; never; or a checkpoint directory."},
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Print what would be trained, try two steps if they fit, keep nothing."}
+    )
+    questions_per_skill: int = field(
+        default=30,
+        metadata={"help": "On the embedded corpus: held-out questions to answer at the end, per skill; 0 for none."},
+    )
+    license: str | None = field(default=None, metadata={"help": "License named in the model card."})

@@ -1,0 +1,265 @@
+"""Checkpoints that are either complete or not there: written aside, checked before they are used."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from moe_hf.base.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+"""Last file written into a checkpoint: every other file in it and its size in bytes."""
+
+_STAGING_PREFIX = "tmp-"
+_STATE_NAME = "trainer_state.json"
+_WHOLE_WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
+_WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Folders in which FSDP and DeepSpeed keep weights or optimizer state in a form of their own.
+_SHARDED_FOLDERS = ("pytorch_model_fsdp*", "optimizer_*", "global_step*")
+
+
+@contextlib.contextmanager
+def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterator[str]:
+    """Give a folder to write `checkpoint-<step>` in, and put it in its place only when all of it is on disk.
+
+    The body writes into `<yielded>/checkpoint-<step>`. Afterwards every file and folder is synced to disk, and one
+    rename makes the checkpoint visible. A process that is killed at any time before leaves `tmp-checkpoint-<step>`,
+    which nobody reads and `remove_leftovers` deletes.
+
+    Args:
+        output_dir: folder of the run.
+        step: number of the checkpoint.
+        writer: False on the processes that only write their part; they leave syncing and renaming to the one that is
+            True. The body must then end with a barrier.
+    """
+    name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    staging = Path(output_dir, _STAGING_PREFIX + name)
+    staging.mkdir(parents=True, exist_ok=True)
+    yield str(staging)
+    if not writer:
+        return
+    written, final = staging / name, Path(output_dir, name)
+    _write_manifest(written)
+    _sync_tree(written)
+    if final.exists():
+        # A folder cannot be replaced by a rename while it has content: a broken one of the same step goes aside.
+        final.rename(staging / "replaced")
+    os.replace(written, final)
+    _sync_path(Path(output_dir))
+    shutil.rmtree(staging)
+
+
+def remove_leftovers(output_dir: str) -> list[str]:
+    """Delete what killed saves left in `output_dir`, and say which folders those were."""
+    leftovers = sorted(Path(output_dir).glob(f"{_STAGING_PREFIX}{PREFIX_CHECKPOINT_DIR}-*"))
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
+    return [str(leftover) for leftover in leftovers]
+
+
+def newest_valid_checkpoint(output_dir: str) -> str | None:
+    """The `checkpoint-N` with the highest N whose files are complete; None when there is none."""
+    for _, folder in sorted(_numbered_checkpoints(output_dir), reverse=True):
+        if not checkpoint_problems(str(folder)):
+            return str(folder)
+    return None
+
+
+def remove_old_checkpoints(output_dir: str, newest: str, limit: int | None, best: str | None = None) -> None:
+    """Delete checkpoints of `output_dir` until `limit` are left, never `newest` or `best`.
+
+    Steps beyond `newest` go first: a resumed run has left them behind because they were broken or not wanted. Trainer
+    would take the highest number, or the youngest folder, for the newest.
+
+    Args:
+        output_dir: folder of the run.
+        newest: the checkpoint that was just written.
+        limit: None or 0 keeps all.
+        best: the best checkpoint by the metric of the run, if it is kept apart.
+    """
+    if not limit:
+        return
+    last = int(newest.rpartition("-")[2])
+    kept = {Path(folder).name for folder in (newest, best) if folder}
+    numbered = _numbered_checkpoints(output_dir)
+    others = [entry for entry in numbered if entry[1].name not in kept]
+    others.sort(key=lambda entry: (entry[0] < last, entry[0]))
+    for _, folder in others[: max(0, len(numbered) - max(limit, len(kept)))]:
+        aside = folder.rename(folder.with_name(_STAGING_PREFIX + folder.name))
+        shutil.rmtree(aside)
+
+
+def checkpoint_to_resume(resume: str, output_dir: str) -> str | None:
+    """The checkpoint that a `resume` setting asks for.
+
+    Args:
+        resume: "auto" (the newest valid one of `output_dir`, if any), "never", or a checkpoint folder.
+        output_dir: folder of the run.
+
+    Raises:
+        CheckpointError: the folder named by `resume` is no complete checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return newest_valid_checkpoint(output_dir)
+    require_valid_checkpoint(resume)
+    return resume
+
+
+def require_valid_checkpoint(folder: str) -> None:
+    """Do nothing when `folder` is a complete checkpoint.
+
+    Raises:
+        CheckpointError: it is not; the text says what is missing or cut short and which other one can be used.
+    """
+    problems = checkpoint_problems(folder)
+    if problems:
+        other = newest_valid_checkpoint(str(Path(folder).parent))
+        advice = f"use {other}" if other else "there is no complete checkpoint beside it; start without resuming"
+        raise CheckpointError(f"cannot resume from {folder!r}: {'; '.join(problems)}. To go on, {advice}.")
+
+
+def checkpoint_problems(folder: str) -> list[str]:
+    """Everything that keeps a training run from resuming from `folder`; empty when it is complete.
+
+    Checked are the manifest (present in the checkpoints of `MoETrainer`), the trainer's state, the weights (the header
+    and length of each safetensors file, all shards of an index), and optimizer, schedule and random state. A
+    checkpoint written with `--save_only_model` has no such state on purpose and is complete without it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        return ["no such folder"]
+    return [*_manifest_problems(path), *_state_problems(path), *_weight_problems(path), *_resume_problems(path)]
+
+
+def safetensors_problem(path: Path) -> str | None:
+    """What is wrong with a safetensors file, read from its header and length alone; None when it is whole.
+
+    The file is 8 bytes of header length, a JSON header with the byte range of each tensor, and the bytes themselves.
+    """
+    size = path.stat().st_size
+    if size < 8:
+        return f"{path.name} has {size} bytes"
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > size:
+            return f"{path.name} ends within its header"
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return f"{path.name} has an unreadable header"
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    return None if expected == size else f"{path.name} has {size} bytes, its header asks for {expected}"
+
+
+def _numbered_checkpoints(output_dir: str) -> list[tuple[int, Path]]:
+    numbered = []
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+        if match and folder.is_dir():
+            numbered.append((int(match[1]), folder))
+    return numbered
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
+    (folder / MANIFEST_NAME).write_text(json.dumps({"files": files}, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+
+
+def _sync_tree(folder: Path) -> None:
+    # Children before parents: a folder's own sync makes the names in it last.
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            _sync_path(Path(parent, name))
+        _sync_path(Path(parent))
+
+
+def _sync_path(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        # Windows cannot open a folder, and makes renames durable by itself.
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifest_problems(path: Path) -> list[str]:
+    manifest = path / MANIFEST_NAME
+    if not manifest.is_file():
+        return []
+    content = _read_json(manifest)
+    if content is None:
+        return [f"{MANIFEST_NAME} is unreadable"]
+    problems = []
+    for name, size in content["files"].items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != size:
+            problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
+    return problems
+
+
+def _state_problems(path: Path) -> list[str]:
+    state = path / _STATE_NAME
+    if not state.is_file():
+        return [f"{_STATE_NAME} is missing"]
+    content = _read_json(state)
+    if content is None or "global_step" not in content:
+        return [f"{_STATE_NAME} is unreadable"]
+    return []
+
+
+def _weight_problems(path: Path) -> list[str]:
+    problems = [problem for file in path.rglob("*.safetensors") if (problem := safetensors_problem(file))]
+    indexes = [path / name for name in _WEIGHT_INDEXES if (path / name).is_file()]
+    for index in indexes:
+        content = _read_json(index)
+        if content is None:
+            problems.append(f"{index.name} is unreadable")
+            continue
+        shards = sorted(set(content["weight_map"].values()))
+        problems += [f"{shard} is missing" for shard in shards if not (path / shard).is_file()]
+    whole = any(found for name in _WHOLE_WEIGHTS for found in path.rglob(name))
+    sharded = any(found for pattern in _SHARDED_FOLDERS for found in path.glob(pattern))
+    if not (indexes or whole or sharded):
+        problems.append(f"no weights ({_WHOLE_WEIGHTS[0]}, an index of shards, or an adapter)")
+    return problems
+
+
+def _resume_problems(path: Path) -> list[str]:
+    torch_files = [file for file in path.iterdir() if file.suffix in (".pt", ".pth") and file.is_file()]
+    # torch writes zip files, whose table of contents stands at the end: one that was cut short has none.
+    problems = [f"{file.name} is cut short" for file in torch_files if not zipfile.is_zipfile(file)]
+    names = {file.name for file in torch_files}
+    if not names or any(found for pattern in _SHARDED_FOLDERS for found in path.glob(pattern)):
+        # Weights only, on purpose; or an optimizer in a form of its own, for which the manifest speaks.
+        return problems
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if name not in names:
+            problems.append(f"{name} is missing")
+    if not any(name.startswith("rng_state") for name in names):
+        problems.append("rng_state.pth is missing")
+    return problems
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

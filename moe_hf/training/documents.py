@@ -1,0 +1,126 @@
+"""Turns rows of text or conversations into token documents with labels."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.training.sources import RowKind, check_conversation
+
+IGNORED = -100
+"""The label of a token that is not predicted."""
+
+# A document longer than the model is no mistake here: it is split or cut, and counted.
+_QUIETLY = {"verbose": False}
+
+
+class Document(NamedTuple):
+    """One text or conversation as token ids, with the label of each: the id itself, or `IGNORED`."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class DocumentEncoder:
+    """Encodes rows; the same row always gives the same document.
+
+    Text becomes its tokens and the end-of-text token, all of them labels, however long. A conversation is rendered by
+    the tokenizer's chat template and cut after `context_length` tokens; only what the assistant says is a label.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: RowKind, context_length: int) -> None:
+        """Check that the tokenizer can do it.
+
+        Raises:
+            ConfigError: the tokenizer has no end-of-text token, or no chat template although `kind` is "messages".
+        """
+        if kind == "messages" and not tokenizer.chat_template:
+            raise ConfigError(
+                f"the data holds conversations but the tokenizer {tokenizer.name_or_path!r} has no chat template; give "
+                "--chat_template moe_hf (the package's own), --chat_template FILE, or another --tokenizer"
+            )
+        if kind == "text" and tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no end-of-text token (eos_token), which separates documents")
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.context_length = context_length
+        # Without generation marks in the template, the assistant's part is found by rendering turn by turn.
+        self._marks = kind == "messages" and "generation" in str(tokenizer.chat_template).replace(
+            "add_generation_prompt", ""
+        )
+
+    def __call__(self, rows: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        """Documents of a batch of rows, as columns `input_ids`, `labels` and `length` (in tokens, before any cut).
+
+        The form that `datasets.Dataset.map(batched=True, with_indices=True)` calls. A conversation of which no label
+        is left gives an empty document.
+
+        Raises:
+            ConfigError: a conversation is broken; the text has the row's number, counted from 1.
+        """
+        if self.kind == "text":
+            documents = self._encode_texts(rows["text"])
+            lengths = [len(document.input_ids) for document in documents]
+        else:
+            whole = [
+                self._encode_conversation(messages, f"row {index + 1}")
+                for index, messages in zip(indices, rows["messages"], strict=True)
+            ]
+            lengths = [len(document.input_ids) for document in whole]
+            documents = [self._cut(document) for document in whole]
+        return {
+            "input_ids": [document.input_ids for document in documents],
+            "labels": [document.labels for document in documents],
+            "length": lengths,
+        }
+
+    def _encode_texts(self, texts: list[str]) -> list[Document]:
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, **_QUIETLY).input_ids
+        end = self.tokenizer.eos_token_id
+        return [Document([*ids, end], [*ids, end]) if ids else Document([], []) for ids in encoded]
+
+    def _encode_conversation(self, messages: Any, where: str) -> Document:
+        check_conversation(messages, where)
+        if self._marks:
+            encoded: Any = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                tokenizer_kwargs=_QUIETLY,
+            )
+            ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+        else:
+            ids, mask = self._mask_turn_by_turn(messages, where)
+        return Document(ids, [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)])
+
+    def _mask_turn_by_turn(self, messages: list[dict[str, Any]], where: str) -> tuple[list[int], list[int]]:
+        ids = self._render(messages)
+        mask = [0] * len(ids)
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:turn], add_generation_prompt=True)
+            until = self._render(messages[: turn + 1])
+            if ids[: len(before)] != before or ids[: len(until)] != until:
+                raise ConfigError(
+                    f"{where}: the chat template changes earlier turns when a turn is added, so the assistant's tokens "
+                    "can't be found; put {% generation %} marks into the template (--chat_template FILE)"
+                )
+            mask[len(before) : len(until)] = [1] * (len(until) - len(before))
+        return ids, mask
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> list[int]:
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=add_generation_prompt,
+            tokenizer_kwargs=_QUIETLY,
+        )
+        return encoded["input_ids"]
+
+    def _cut(self, document: Document) -> Document:
+        ids, labels = (part[: self.context_length] for part in document)
+        return Document(ids, labels) if any(label != IGNORED for label in labels[1:]) else Document([], [])

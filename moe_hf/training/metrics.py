@@ -1,0 +1,265 @@
+"""Numbers about a training run: how each router spreads its tokens, tokens per second, and the share of peak FLOP/s.
+
+Shapes: T tokens, E experts, K experts per token, L sparse layers.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+METRICS_NAME = "metrics.jsonl"
+"""File in a run's folder with one JSON object per logged event."""
+
+# Dense bfloat16 (float16 on V100 and T4) FLOP/s by a word of the device's name, from the vendor's data sheets. The
+# first match counts.
+_PEAK_FLOPS = {
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+class LayerRouting(NamedTuple):
+    """How the routers behaved over a logging window: one entry per sparse layer, from the first to the last.
+
+    `load` holds the share of the routed slots that each expert got; each layer's sum is 1. `load_max` is the largest
+    share over the mean one, 1.0 to E. `entropy` is the mean entropy of a token's router probabilities divided by its
+    largest possible value, 0 (certain) to 1 (undecided). `dead_experts` counts those that got no token at all.
+    `aux_loss` is the unscaled load-balance loss (1.0 = balanced), `z_loss` the unscaled router z-loss.
+    """
+
+    load: list[list[float]]
+    load_max: list[float]
+    entropy: list[float]
+    dead_experts: list[int]
+    aux_loss: list[float]
+    z_loss: list[float]
+
+    def scalars(self) -> dict[str, float]:
+        """A few numbers for all layers: means, but the largest `load_max` and the sum of the dead experts."""
+        return {
+            "aux_loss": math.fsum(self.aux_loss) / len(self.aux_loss),
+            "z_loss": math.fsum(self.z_loss) / len(self.z_loss),
+            "router_entropy": math.fsum(self.entropy) / len(self.entropy),
+            "load_max": max(self.load_max),
+            "dead_experts": sum(self.dead_experts),
+        }
+
+
+class RoutingMeter:
+    """Sums up router logits over a logging window, on the device and without waiting for it.
+
+    It reads what a forward returned. So nothing is counted twice when activation checkpointing runs a layer again,
+    and nothing is counted that the caller does not hand in.
+    """
+
+    def __init__(self, num_experts_per_tok: int) -> None:
+        self.num_experts_per_tok = num_experts_per_tok
+        # (L, E + 4): tokens per expert, then sums over tokens of entropy, z-loss, balance loss, and 1.
+        self.sums: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None) -> None:
+        """Count one forward.
+
+        Args:
+            router_logits: one raw (T, E) tensor per sparse layer.
+            attention_mask: T entries, nonzero at tokens that count; None counts all.
+        """
+        logits_LTE = torch.stack([logits.detach().float().to(router_logits[0].device) for logits in router_logits])
+        if attention_mask is not None and attention_mask.numel() == logits_LTE.shape[1]:
+            logits_LTE = logits_LTE[:, attention_mask.reshape(-1) != 0]
+        num_layers, num_tokens, num_experts = logits_LTE.shape
+        z_LT = logits_LTE.logsumexp(dim=-1)
+        log_prob_LTE = logits_LTE - z_LT[..., None]
+        prob_LTE = log_prob_LTE.exp()
+        # Entropy is logsumexp - sum of p * logit: finite even where a logit is far below the others.
+        entropy_L = (z_LT - (prob_LTE * logits_LTE).sum(dim=-1)).sum(dim=-1)
+        choice_LS = logits_LTE.topk(self.num_experts_per_tok, dim=-1).indices.flatten(1)
+        count_LE = logits_LTE.new_zeros(num_layers, num_experts)
+        count_LE.scatter_add_(1, choice_LS, torch.ones_like(choice_LS, dtype=count_LE.dtype))
+        balance_L = num_experts * (count_LE * prob_LTE.sum(dim=1)).sum(dim=-1) / max(1, choice_LS.shape[1])
+        tokens_L = torch.full_like(balance_L, num_tokens)
+        columns = torch.stack([entropy_L, z_LT.square().sum(dim=-1), balance_L, tokens_L], dim=-1)
+        new = torch.cat([count_LE, columns], dim=-1)
+        # float32 cannot count beyond 16 million; Metal has nothing wider.
+        new = new if new.device.type == "mps" else new.double()
+        self.sums = new if self.sums is None else self.sums + new
+
+    def reset(self) -> None:
+        """Begin a new window."""
+        self.sums = None
+
+
+def routing_of_window(sums: torch.Tensor) -> LayerRouting:
+    """What a `RoutingMeter`'s sums, added up over all processes, say about each layer."""
+    sums = sums.double().cpu()
+    count_LE, (entropy_L, z_L, balance_L, tokens_L) = sums[:, :-4], sums[:, -4:].unbind(dim=-1)
+    num_experts = count_LE.shape[-1]
+    load_LE = count_LE / count_LE.sum(dim=-1, keepdim=True).clamp(min=1)
+    tokens_L = tokens_L.clamp(min=1)
+    return LayerRouting(
+        load=load_LE.tolist(),
+        load_max=(load_LE.amax(dim=-1) * num_experts).tolist(),
+        entropy=(entropy_L / tokens_L / math.log(max(2, num_experts))).tolist(),
+        dead_experts=(count_LE == 0).sum(dim=-1).tolist(),
+        aux_loss=(balance_L / tokens_L).tolist(),
+        z_loss=(z_L / tokens_L).tolist(),
+    )
+
+
+class SpeedMeter:
+    """Counts this process's training tokens and FLOPs, and the time in which they were done."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new window now."""
+        self.tokens, self.flops, self._paused = 0, 0.0, 0.0
+        self._begun = time.perf_counter()
+
+    def add(self, tokens: int, flops: float) -> None:
+        """Count one micro-batch."""
+        self.tokens += tokens
+        self.flops += flops
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside, on evaluating or saving, is not training time."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - begun
+
+    def read(self, num_processes: int, peak_flops: float | None) -> dict[str, float]:
+        """`tokens_per_second` of all processes and, where the peak is known, `mfu` in [0, 1]; empty without tokens.
+
+        Args:
+            num_processes: that train on batches of their own, all as fast as this one.
+            peak_flops: of one device; None leaves `mfu` out.
+        """
+        seconds = time.perf_counter() - self._begun - self._paused
+        if not self.tokens or seconds <= 0:
+            return {}
+        speed = {"tokens_per_second": num_processes * self.tokens / seconds}
+        if peak_flops:
+            speed["mfu"] = self.flops / seconds / peak_flops
+        return speed
+
+
+class TrainingFlops(NamedTuple):
+    """What a token costs in training: 6 FLOPs per weight that it meets, and attention (Chowdhery et al. 2022, app. B).
+
+    `weights` counts the weights that multiply one token: of E experts the K that it visits, the head but no embedding.
+    `attention_width` is the sum over layers of the width of queries.
+    """
+
+    weights: float
+    attention_width: int
+
+    def of_batch(self, num_tokens: int, length: int) -> float:
+        """FLOPs of forward and backward for `num_tokens` in sequences of `length`, as if no pair were masked."""
+        return num_tokens * (6 * self.weights + 12 * self.attention_width * length)
+
+
+def training_flops(model: nn.Module) -> TrainingFlops | None:
+    """The costs of a causal language model's token; None for models that say nothing about layers and width."""
+    config = getattr(model, "config", None)
+    config = None if config is None else config.get_text_config()
+    num_layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    if num_layers is None or width is None:
+        return None
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    # Families differ in what they call it; `attribute_map` covers some.
+    num_experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    visited = (experts_per_token(model) or 1) / (num_experts or 1)
+    weights = 0.0
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in embeddings:
+            weights += parameter.numel() * (visited if "experts" in name.split(".") else 1)
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    if isinstance(head, nn.Linear) and id(head.weight) in embeddings:
+        weights += head.weight.numel()
+    return TrainingFlops(weights, num_layers * width)
+
+
+def experts_per_token(model: nn.Module) -> int | None:
+    """K of an MoE, as its configuration has it; None for a dense model."""
+    config = getattr(model, "config", None)
+    return None if config is None else getattr(config.get_text_config(), "num_experts_per_tok", None)
+
+
+def known_peak_flops(device: torch.device) -> float | None:
+    """The dense half-precision FLOP/s in the data sheet of a CUDA device; None for any other device.
+
+    Not for float32 training, whose peak is lower.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for word, peak in _PEAK_FLOPS.items() if word in name), None)
+
+
+def append_metrics(output_dir: str, record: Mapping[str, Any]) -> None:
+    """Add one line to `metrics.jsonl`.
+
+    Every line has "step". A training line has "loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second" and,
+    for an MoE, the scalars of `LayerRouting.scalars` and "layers", an object of the lists of `LayerRouting`. A line
+    with "eval_loss" is an evaluation; the one with "train_loss" closes the run.
+    """
+    path = Path(output_dir, METRICS_NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(output_dir: str) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`, oldest first; a last line that was cut short by a kill is left out."""
+    path = Path(output_dir, METRICS_NAME)
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def keep_metrics_until(output_dir: str, step: int) -> None:
+    """Forget what `metrics.jsonl` says about later steps, which a resumed run will do again.
+
+    The closing line of a run that was stopped at this very step goes as well.
+    """
+    records = [
+        record for record in read_metrics(output_dir) if record["step"] <= step and "train_runtime" not in record
+    ]
+    path = Path(output_dir, METRICS_NAME)
+    if path.is_file():
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        aside.replace(path)

@@ -1,0 +1,102 @@
+"""Builds the model of a run: fresh, upcycled from a dense GPT-2, or continued."""
+
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.presets import create_moe_config
+from moe_hf.models.gpt2_moe import GPT2WithMoE
+from moe_hf.training.arguments import ModelArguments
+from moe_hf.training.settings import model_overrides
+
+LONGEST_ANSWER = 256
+"""New tokens that a saved model generates unless told otherwise."""
+
+_VOCABULARY_MULTIPLE = 8
+
+
+def model_config(arguments: ModelArguments, least_vocabulary: int | None = None) -> MoEDecoderConfig:
+    """The configuration that the arguments ask for, before any weight is made.
+
+    Args:
+        arguments: size or starting model, experts, overrides.
+        least_vocabulary: rows that a fresh model's embedding has at least; None keeps the preset's.
+
+    Raises:
+        ConfigError: a value that the configuration does not allow, or a starting model that can't be read.
+    """
+    fields = _chosen_fields(arguments)
+    start = arguments.model or arguments.upcycle
+    if start is not None:
+        try:
+            config = GPT2WithMoEConfig.from_pretrained(start, **fields)
+        except OSError as error:
+            raise ConfigError(f"no model can be read from {start!r}: {error}") from error
+    else:
+        if least_vocabulary is not None:
+            fields.setdefault("vocab_size", -(-least_vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE)
+        config = create_moe_config(arguments.moe_size, arguments.flash_attention, **fields)
+    if arguments.architecture == "dense":
+        config.mlp_layer_types = ["dense"] * config.num_hidden_layers
+    return config
+
+
+def adopt_tokenizer(config: MoEDecoderConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the tokenizer's special ids into the configuration.
+
+    Raises:
+        ConfigError: the tokenizer has more ids than the model has embeddings.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} ids but the model {config.vocab_size} embeddings; use the starting "
+            "model's own tokenizer, or raise --vocab_size"
+        )
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrainedModel:
+    """The model with its first weights, in float32; fresh weights come from torch's current seed.
+
+    Raises:
+        CheckpointError: the starting model's weights don't fit or are damaged.
+    """
+    kwargs: dict[str, Any] = {"experts_implementation": arguments.experts_implementation}
+    attention = arguments.attn_implementation
+    if attention is None and not arguments.flash_attention:
+        attention = "eager"
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
+    kwargs = {name: value for name, value in kwargs.items() if value is not None}
+    start = arguments.model or arguments.upcycle
+    if start is None:
+        return GPT2WithMoE._from_config(config, **kwargs)
+    return GPT2WithMoE.from_pretrained(start, config=config, dtype="float32", **kwargs)
+
+
+def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
+    """Give the model the generation settings that are saved with it: special ids and a length of answers."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        max_new_tokens=min(LONGEST_ANSWER, context_length // 2),
+    )
+
+
+def _chosen_fields(arguments: ModelArguments) -> dict[str, Any]:
+    fields = {
+        name: value
+        for name in ("num_experts", "num_experts_per_tok", "expert_init", "router_init")
+        if (value := vars(arguments)[name]) is not None
+    }
+    for name, value in model_overrides(arguments.model_overrides).items():
+        if name in fields:
+            raise ConfigError(f"{name} is given twice: by its own flag and in --model_overrides; keep one")
+        fields[name] = value
+    return fields

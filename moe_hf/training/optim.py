@@ -1,0 +1,270 @@
+"""Muon for the hidden matrices and expert stacks of a model, AdamW for the rest, as one optimizer.
+
+Shapes: N matrices of one batch, R rows, C columns, M the smaller of the two, E experts.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
+from transformers.pytorch_utils import Conv1D
+
+from moe_hf.base.errors import ConfigError
+
+# Jordan et al. 2024: the quintic that lifts singular values fastest, at the price of leaving them in about (0.7, 1.2).
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+# Elements of one Newton-Schulz batch: enough to keep a device busy, 256 MB in float32.
+_BATCH_ELEMENTS = 2**26
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+class _Matrix(NamedTuple):
+    """A parameter of a Muon group, and the direction in which its matrices shall move."""
+
+    parameter: torch.Tensor
+    direction_ERC: torch.Tensor
+
+
+class MoEMuon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices and stacks of matrices, AdamW for everything else.
+
+    Two kinds of parameter groups, told apart by their key "kind". A "muon" group holds (R, C) and (E, R, C) tensors;
+    each matrix of a stack is treated on its own. Its update is
+
+        momentum = beta * momentum + (1 - beta) * gradient
+        weight   = (1 - lr * weight_decay) * weight - lr * sqrt(max(1, outputs / inputs)) * O
+
+    with O = Newton-Schulz of (1 - beta) * gradient + beta * momentum (Nesterov), the nearest half-orthogonal matrix.
+    Matrices of one size, of all layers and experts, go through Newton-Schulz as one batch. An "adamw" group is
+    `torch.optim.AdamW`, fused where the device has it.
+
+    Args:
+        groups: as `moe_muon` makes them. Keys of "muon": params, lr, momentum, weight_decay, transposed (True where
+            the weights are stored as (inputs, outputs)). Keys of "adamw": params, lr, betas, eps, weight_decay.
+        precision: that Newton-Schulz computes in; None as in `newton_schulz`. Momentum keeps the weights' own.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], precision: torch.dtype | None = None) -> None:
+        super().__init__(groups, {})
+        self.precision = precision
+        for group in self.param_groups:
+            if group["kind"] == "muon" and any(p.ndim not in (2, 3) for p in group["params"]):
+                shapes = sorted({tuple(p.shape) for p in group["params"] if p.ndim not in (2, 3)})
+                raise ConfigError(f"Muon takes matrices and stacks of matrices, got {shapes}; put them into 'adamw'")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Move every parameter that has a gradient; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["kind"] == "muon":
+                self._muon_step(group, parameters)
+            elif parameters:
+                self._adamw_step(group, parameters)
+        return loss
+
+    def _muon_step(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        for batch in _same_size_batches(self._directions(group["momentum"], parameters)):
+            orthogonal_NRC = newton_schulz(
+                torch.cat([matrix.direction_ERC for matrix in batch]), precision=self.precision
+            )
+            counts = [len(matrix.direction_ERC) for matrix in batch]
+            for matrix, update_ERC in zip(batch, orthogonal_NRC.split(counts), strict=True):
+                parameter = matrix.parameter
+                update = update_ERC.reshape(parameter.shape)
+                outputs, inputs = parameter.shape[-2:]
+                if group["transposed"]:
+                    outputs, inputs = inputs, outputs
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                scale = max(1.0, outputs / inputs) ** 0.5
+                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+
+    def _directions(self, beta: float, parameters: list[torch.Tensor]) -> Iterable[_Matrix]:
+        for parameter in parameters:
+            gradient, state = parameter.grad, self.state[parameter]
+            assert gradient is not None
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - beta)
+            direction = gradient.lerp(momentum, beta)
+            yield _Matrix(parameter, direction if direction.ndim == 3 else direction[None])
+
+    def _adamw_step(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        adamw(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=all(parameter.device.type in _FUSED_DEVICES for parameter in parameters),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def newton_schulz(matrix_NRC: torch.Tensor, steps: int = 5, precision: torch.dtype | None = None) -> torch.Tensor:
+    """Every matrix with its singular values pushed to about 1, (0.7, 1.2), by a quintic iteration (Jordan et al. 2024).
+
+    Long float32 matrices iterate on their small square products, as X X^T, and multiply X once at the end: the same
+    polynomial with 40% fewer operations at C = 4 R. In bfloat16 that form would lose the small singular values.
+
+    Args:
+        matrix_NRC: wide or tall.
+        steps: iterations.
+        precision: None is bfloat16 on CUDA and on CPUs with instructions for it, else float32.
+
+    Returns:
+        (N, R, C), in the precision that was computed in.
+    """
+    rows, columns = matrix_NRC.shape[-2:]
+    if precision is None:
+        has_bfloat16 = matrix_NRC.is_cuda or (matrix_NRC.is_cpu and _cpu_multiplies_bfloat16())
+        precision = torch.bfloat16 if has_bfloat16 else torch.float32
+    x_NRC = (matrix_NRC / (matrix_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(precision)
+    # M is the shorter side: X X^T for wide matrices, X^T X for tall ones.
+    wide = rows <= columns
+    if precision == torch.float32 and max(rows, columns) >= 2 * min(rows, columns):
+        product_NMM = _polynomial_of_gram(x_NRC @ x_NRC.mT if wide else x_NRC.mT @ x_NRC, steps)
+        return product_NMM @ x_NRC if wide else x_NRC @ product_NMM
+    a, b, c = _QUINTIC
+    for _ in range(steps):
+        gram_NMM = x_NRC @ x_NRC.mT if wide else x_NRC.mT @ x_NRC
+        mix_NMM = torch.baddbmm(gram_NMM, gram_NMM, gram_NMM, beta=b, alpha=c)
+        x_NRC = torch.baddbmm(x_NRC, mix_NMM, x_NRC, beta=a) if wide else torch.baddbmm(x_NRC, x_NRC, mix_NMM, beta=a)
+    return x_NRC
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it; without them it is slower than float32. Older torch cannot tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _polynomial_of_gram(gram_NMM: torch.Tensor, steps: int) -> torch.Tensor:
+    """The matrix by which `steps` iterations multiply X, from X X^T alone."""
+    a, b, c = _QUINTIC
+    eye_MM = torch.eye(gram_NMM.shape[-1], device=gram_NMM.device)
+    product_NMM = None
+    for step in range(steps):
+        mix_NMM = torch.baddbmm(gram_NMM, gram_NMM, gram_NMM, beta=b, alpha=c)
+        factor_NMM = torch.add(mix_NMM, eye_MM, alpha=a)
+        product_NMM = factor_NMM if product_NMM is None else factor_NMM @ product_NMM
+        if step + 1 < steps:
+            # X X^T of the next X = factor X; all commute, being polynomials of the first gram matrix.
+            gram_NMM = factor_NMM @ gram_NMM @ factor_NMM
+    return eye_MM if product_NMM is None else product_NMM
+
+
+def _same_size_batches(matrices: Iterable[_Matrix]) -> Iterable[list[_Matrix]]:
+    buckets: dict[tuple[Any, ...], list[_Matrix]] = defaultdict(list)
+    for matrix in matrices:
+        direction = matrix.direction_ERC
+        buckets[(direction.shape[1:], direction.dtype, direction.device)].append(matrix)
+    for bucket in buckets.values():
+        batch: list[_Matrix] = []
+        for matrix in bucket:
+            if batch and sum(m.direction_ERC.numel() for m in [*batch, matrix]) > _BATCH_ELEMENTS:
+                yield batch
+                batch = []
+            batch.append(matrix)
+        yield batch
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, bool]:
+    """The trainable weights of a model that Muon shall move, by name; True where they are stored transposed.
+
+    Those are the matrices (R, C) and expert stacks (E, R, C) inside numbered layers, but not routers and gates,
+    embeddings, convolutions, norms or biases. What stands outside the numbered layers (embeddings, heads) is left out.
+    """
+    chosen = {}
+    for module_name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.Conv1d)):
+            continue
+        for own_name, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{own_name}" if module_name else own_name
+            if parameter.requires_grad and _is_hidden_matrix(name.split("."), parameter):
+                chosen[name] = isinstance(module, Conv1D)
+    return chosen
+
+
+def _is_hidden_matrix(words: list[str], parameter: torch.Tensor) -> bool:
+    in_a_layer = any(word.isdigit() for word in words)
+    in_experts = "experts" in words
+    excluded = any(
+        word in ("gate", "router") or word.endswith(("_gate", "bias")) or "conv" in word or "norm" in word
+        for word in words
+    )
+    dimensions = (2, 3) if in_experts else (2,)
+    return in_a_layer and not excluded and parameter.ndim in dimensions and min(parameter.shape[-2:]) > 1
+
+
+def moe_muon(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    muon_learning_rate: float,
+    weight_decay: float = 0.0,
+    decay_names: Iterable[str] = (),
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    momentum: float = 0.95,
+    precision: torch.dtype | None = None,
+) -> MoEMuon:
+    """`MoEMuon` for a model: `hidden_matrices` in Muon groups, all other trainable parameters in AdamW groups.
+
+    Args:
+        model: not sharded; every process must hold whole matrices.
+        learning_rate: of the AdamW groups.
+        muon_learning_rate: of the Muon groups; about 0.02, since an update has singular values of about 1.
+        weight_decay: of the Muon groups, and of the AdamW parameters in `decay_names`.
+        decay_names: names of parameters, as in `model.named_parameters()`.
+        betas, eps: of AdamW.
+        momentum: of Muon, in [0, 1).
+        precision: as in `MoEMuon`.
+
+    Raises:
+        ConfigError: a learning rate that is not positive, or sharded parameters.
+    """
+    for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
+        if rate <= 0:
+            raise ConfigError(f"{name} must be > 0, got {rate}")
+    muon, decay = hidden_matrices(model), set(decay_names)
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if any(isinstance(parameter, DTensor) for parameter in trainable.values()):
+        raise ConfigError("moe_muon needs whole matrices, but this model is sharded; use --optim adamw_torch_fused")
+    adam = {"kind": "adamw", "lr": learning_rate, "betas": betas, "eps": eps}
+    muon_keys = {"kind": "muon", "lr": muon_learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    # AdamW first: the learning rate that Trainer logs is the first group's.
+    rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
+    groups = [
+        {**adam, "weight_decay": weight_decay, "params": [p for name, p in rest.items() if name in decay]},
+        {**adam, "weight_decay": 0.0, "params": [p for name, p in rest.items() if name not in decay]},
+        *(
+            {**muon_keys, "transposed": side, "params": [trainable[name] for name, t in muon.items() if t == side]}
+            for side in (False, True)
+        ),
+    ]
+    return MoEMuon([group for group in groups if group["params"]], precision)

@@ -1,0 +1,71 @@
+"""What is done when training has ended: the held-out questions, the final model on disk, the hub."""
+
+import os
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import PreTrainedTokenizerBase
+
+from moe_hf.text.corpus import EmbeddedCorpus
+from moe_hf.text.scoreboard import Scoreboard, score_answers
+from moe_hf.training.answers import batch_answerer
+from moe_hf.training.trainer import MoETrainer
+
+ANSWER_TOKENS = 128
+
+_STAGING = "tmp-model"
+_NOT_SHARED = ["checkpoint-*", "tmp-*", ".lock"]
+
+
+def answer_held_out(trainer: MoETrainer, tokenizer: PreTrainedTokenizerBase, per_skill: int) -> Scoreboard:
+    """The scores of the trained model on the embedded corpus's held-out questions."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    answerer = batch_answerer(model, tokenizer, ANSWER_TOKENS)
+    return score_answers(EmbeddedCorpus().heldout_questions(per_skill), answerer, batch_size=128)
+
+
+def can_generate_alone(trainer: MoETrainer) -> bool:
+    """Whether one process has all weights, so that it can generate without the others."""
+    return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.args.world_size == 1
+
+
+def save_final_model(trainer: MoETrainer, folder: Path) -> None:
+    """Write model, tokenizer and generation settings into `folder`, beside its checkpoints.
+
+    They are written aside first and moved when complete, `config.json` last: a folder that has it holds a whole model.
+    """
+    staging = folder / _STAGING
+    # _internal_call: without it a run with push_to_hub would push this folder here.
+    trainer.save_model(str(staging), _internal_call=True)
+    if trainer.args.process_index != 0:
+        return
+    # A pickle, and run.yaml says the same.
+    (staging / "training_args.bin").unlink(missing_ok=True)
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, folder / file.name)
+    shutil.rmtree(staging)
+
+
+def share_folder(trainer: MoETrainer, folder: Path) -> None:
+    """Upload the run's folder, without its checkpoints, to the repository that the Trainer has made."""
+    # Made, and named, by the Trainer when it was told to push.
+    assert trainer.hub_model_id is not None
+    HfApi(token=trainer.args.hub_token).upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=folder,
+        commit_message="Trained with moe_hf",
+        ignore_patterns=_NOT_SHARED,
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were in use at once: of the accelerator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts kibibytes, macOS bytes.
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,119 @@
+"""Writes what a finished run leaves beside the model: the model card and the pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_hf.text.scoreboard import render_scoreboard
+from moe_hf.training.listeners import TrainingReport
+from moe_hf.training.metrics import METRICS_NAME, read_metrics
+from moe_hf.training.plots import draw_expert_utilization, draw_loss
+from moe_hf.training.run_folder import RUN_FILE
+from moe_hf.training.settings import Settings
+
+CARD_FILE = "README.md"
+LOSS_PICTURE = "loss.png"
+EXPERTS_PICTURE = "expert_utilization.png"
+
+_FILES = (
+    f"`{RUN_FILE}` repeats the run: `python train.py --config {RUN_FILE}`. `{METRICS_NAME}` holds what was logged, one "
+    "JSON object per event.\n"
+)
+
+
+def write_report(report: TrainingReport, settings: Settings) -> list[Path]:
+    """Write model card and pictures into the run's folder, and say which files were written."""
+    folder = report.plan.output_dir
+    events = read_metrics(str(folder))
+    written = []
+    if draw_loss(events, f"{folder.name}: loss", folder / LOSS_PICTURE):
+        written.append(folder / LOSS_PICTURE)
+    title = f"{folder.name}: how evenly the experts are used"
+    if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
+        written.append(folder / EXPERTS_PICTURE)
+    (folder / CARD_FILE).write_text(model_card(report, settings, [file.name for file in written]), encoding="utf-8")
+    return [folder / CARD_FILE, *written]
+
+
+def model_card(report: TrainingReport, settings: Settings, pictures: list[str]) -> str:
+    """The text of the model card, with the metadata that the hub reads at its head."""
+    name = report.plan.output_dir.name
+    sections = [
+        f"---\n{yaml.safe_dump(_metadata(settings), sort_keys=False)}---\n",
+        f"# {name}\n",
+        f"{report.plan.title}, trained with `moe_hf` on {report.plan.data}.\n",
+        "## Numbers\n",
+        _table(_numbers(report)),
+    ]
+    if report.scoreboard is not None:
+        sections += [
+            "## Held-out questions\n",
+            "Exact match on questions that training never saw, answered greedily.\n",
+            f"```text\n{render_scoreboard(report.scoreboard)}\n```\n",
+        ]
+    sections += ["## Use\n", _usage(settings.training.hub_model_id or f"YOUR-NAME/{name}")]
+    sections += ["## Training\n", _FILES]
+    sections += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})\n" for picture in pictures]
+    if report.notices:
+        sections += ["Notices of the run:\n", "".join(f"- {notice}\n" for notice in report.notices)]
+    return "\n".join(sections)
+
+
+def _metadata(settings: Settings) -> dict[str, Any]:
+    model, data = settings.model, settings.data
+    kind = ["mixture-of-experts", "moe"] if model.architecture == "moe" else ["dense"]
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if settings.run.license:
+        metadata["license"] = settings.run.license
+    metadata["tags"] = ["moe_hf", *kind, *(["upcycled"] if model.upcycle else [])]
+    start = model.model or model.upcycle
+    # Only names of the hub mean anything to a reader elsewhere.
+    if start and not Path(start).exists():
+        metadata["base_model"] = start
+    if settings.data.data != ["embedded"]:
+        names = [name for name in data.data if not Path(name).exists() and not any(sign in name for sign in "*?[")]
+        if names:
+            metadata["datasets"] = names
+    return metadata
+
+
+def _numbers(report: TrainingReport) -> list[tuple[str, str]]:
+    info, plan = report.plan.info, report.plan
+    rows = [("parameters", f"{info['total_params']:,}")]
+    if info["moe_layers"]:
+        rows += [
+            ("active per token", f"{info['active_params']:,} ({info['active_fraction']:.1%})"),
+            ("experts per sparse layer", f"{info['num_experts']}, {info['num_experts_per_tok']} per token"),
+            ("layers", f"{info['moe_layers']} sparse, {info['dense_layers']} dense"),
+            ("dense twin", f"{info['dense_twin_params']:,}"),
+        ]
+    rows += [
+        ("context", f"{info['context_length']:,} tokens"),
+        ("steps", f"{report.steps:,} of {plan.tokens_per_step:,} tokens"),
+    ]
+    optional = [
+        ("training loss", report.train_loss, "{:.4f} nats per label, router losses included"),
+        ("held-out loss", report.eval_loss, "{:.4f} nats per label, cross-entropy alone"),
+        ("held-out questions", report.scoreboard and report.scoreboard.mean, "{:.1%} exact match, mean over skills"),
+        ("speed", report.tokens_per_second, "{:,.0f} tokens/s"),
+    ]
+    rows += [(name, form.format(value)) for name, value, form in optional if value is not None]
+    rows.append(("trained in", f"{report.seconds / 60:.1f} minutes on {plan.device}"))
+    rows.append(("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"))
+    return rows
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def _usage(name: str) -> str:
+    lines = [
+        "import moe_hf  # registers the architecture with transformers",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+    ]
+    return "```python\n" + "\n".join(lines) + f"\n```\n\nTo chat: `python chat.py --model {name}`\n"

@@ -1,0 +1,283 @@
+"""Trains a model from settings: data, tokenizer, model, Trainer, and what is left on disk."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.training.checkpoint import newest_valid_checkpoint
+from moe_hf.training.data import EMBEDDED, TrainingData, prepare_data, split_rows
+from moe_hf.training.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
+from moe_hf.training.model_building import adopt_tokenizer, build_model, model_config, set_generation
+from moe_hf.training.outcome import (
+    answer_held_out,
+    can_generate_alone,
+    peak_memory,
+    save_final_model,
+    share_folder,
+)
+from moe_hf.training.planning import activation_bytes, make_plan, rows_per_step, rows_to_try
+from moe_hf.training.report import write_report
+from moe_hf.training.run_file import write_run_file
+from moe_hf.training.run_folder import RUN_FILE, RunFolder, choose_run_folder, taken_run_folder
+from moe_hf.training.settings import Settings, all_settings, resolve_settings
+from moe_hf.training.tokenizer_choice import choose_tokenizer
+from moe_hf.training.trainer import MoETrainer
+
+MANY_PASSES = 20
+"""More passes over the data than this are worth a warning."""
+
+DRY_STEPS = 2
+"""Optimizer steps that a dry run tries."""
+
+
+class _Assembly(NamedTuple):
+    """All that stands before the first weight is made."""
+
+    settings: Settings
+    config: MoEDecoderConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: TrainingData
+    context_length: int
+    plan: RunPlan
+
+
+def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> TrainingReport:
+    """Train a model, or continue its training, and write model, tokenizer and report into its folder.
+
+    Args:
+        settings: from `parse_arguments` or `resolve_settings`.
+        listeners: hear of each event on the main process; none are called elsewhere.
+
+    Raises:
+        ConfigError: settings or data that can't be used; raised before anything is trained.
+        CheckpointError: a starting model or a checkpoint that can't be used.
+    """
+    if settings.run.dry_run:
+        return _dry_run(settings, listeners)
+    # Twice: what can't be used is refused before the data is read, the folder is taken after all of it was checked.
+    choose_run_folder(*_wish(settings))
+    assembly = _assemble(settings, listeners)
+    with _run_folder(settings) as folder:
+        settings.training.output_dir = str(folder.path)
+        assembly = assembly._replace(plan=assembly.plan._replace(output_dir=folder.path, checkpoint=folder.checkpoint))
+        if settings.training.process_index == 0:
+            write_run_file(folder.path / RUN_FILE, all_settings(settings), _headline(assembly.plan))
+        return _train(assembly, listeners, keep=True)
+
+
+def _wish(settings: Settings) -> tuple[Path, dict[str, Any], str, bool]:
+    """The arguments of `choose_run_folder`."""
+    named = bool(settings.given.get("output_dir"))
+    path = Path(settings.given["output_dir"]) if named else Path("runs", _default_name(settings))
+    return path, all_settings(settings), settings.training.resume_from_checkpoint or settings.run.resume, named
+
+
+@contextmanager
+def _run_folder(settings: Settings) -> Iterator[RunFolder]:
+    """The folder of the run, which is kept for it; the main process chooses, and the others hear of it."""
+    answer: list[Any] = [None]
+    with ExitStack() as stack:
+        if settings.training.process_index == 0:
+            try:
+                answer = [stack.enter_context(taken_run_folder(*_wish(settings)))]
+            except (ConfigError, CheckpointError) as error:
+                answer = [error]
+        if settings.training.world_size > 1:
+            broadcast_object_list(answer)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        yield answer[0]
+
+
+def _dry_run(settings: Settings, listeners: Sequence[RunListener]) -> TrainingReport:
+    """Plan the run and try its first steps, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="moe_hf-dry-run-") as folder:
+        planned = _assemble(settings, listeners, cache_dir=folder)
+        tried = {
+            **settings.given,
+            "output_dir": folder,
+            "max_steps": DRY_STEPS,
+            "per_device_train_batch_size": rows_to_try(planned.plan, settings.training, planned.context_length),
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "report_to": "none",
+            "push_to_hub": False,
+        }
+        assembly = planned._replace(settings=resolve_settings(tried))
+        return _train(assembly, listeners, keep=False)
+
+
+def _assemble(settings: Settings, listeners: Sequence[RunListener], cache_dir: str | None = None) -> _Assembly:
+    # One process fills the cache of `datasets`, the others read it.
+    with settings.training.main_process_first():
+        return _assemble_here(settings, listeners, cache_dir)
+
+
+def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_dir: str | None) -> _Assembly:
+    model_arguments, data_arguments, training = settings.model, settings.data, settings.training
+    start = model_arguments.model or model_arguments.upcycle
+    # Cheap and often wrong, so first: the shape of the model.
+    config = model_config(model_arguments)
+    _tell(listeners, settings, "working", "reading the data")
+    split = split_rows(data_arguments, training.seed, cache_dir)
+    context_length = _context_length(settings, config)
+    tokenizer = choose_tokenizer(data_arguments, split.train, context_length, start)
+    if start is None:
+        config = model_config(model_arguments, max(len(tokenizer), data_arguments.vocab_size or 0))
+    adopt_tokenizer(config, tokenizer)
+    _tell(listeners, settings, "working", "making tokens")
+    data = prepare_data(split, tokenizer, data_arguments, context_length, training.seed)
+    plan = make_plan(
+        title=_title(settings),
+        config=config,
+        data=data,
+        data_name=split.train.name,
+        context_length=context_length,
+        training=training,
+        output_dir=_wish(settings)[0],
+    )
+    return _Assembly(settings, config, tokenizer, data, context_length, plan)
+
+
+def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) -> TrainingReport:
+    """Train; `keep` is False for a dry run, which leaves nothing behind."""
+    settings, plan, data = assembly.settings, assembly.plan, assembly.data
+    if (plan.passes or 0) > MANY_PASSES:
+        few = f"the run reads the data {plan.passes:,.0f} times; give more of it with --data, or fewer steps"
+        _tell(listeners, settings, "noticed", few)
+    for notice in data.notices:
+        _tell(listeners, settings, "noticed", notice)
+    trained = plan if keep else _tried_plan(assembly)
+    if not plan.fits:
+        advice = "lower --per_device_train_batch_size or --context_length, or give --gradient_checkpointing"
+        _tell(listeners, settings, "noticed", f"the run may need more memory than is free: {advice}")
+    if not trained.fits and not keep:
+        _tell(listeners, settings, "planned", plan)
+        _tell(listeners, settings, "noticed", "no step is tried: the estimated memory is more than is free")
+        return _end(TrainingReport(plan=plan, notices=data.notices), settings, listeners)
+    _tell(listeners, settings, "working", "building the model")
+    set_seed(settings.training.seed)
+    model = build_model(settings.model, assembly.config)
+    set_generation(model, assembly.tokenizer, assembly.context_length)
+    callback = ListenerCallback(listeners if settings.training.process_index == 0 else (), trained)
+    trainer = MoETrainer(
+        model=model,
+        args=settings.training,
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        data_collator=data.collator,
+        processing_class=assembly.tokenizer,
+        callbacks=[callback],
+    )
+    # Both print; what a person sees is the listeners' business.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    _tell(listeners, settings, "planned", plan)
+    begun = time.perf_counter()
+    trainer.train(resume_from_checkpoint=plan.checkpoint)
+    seconds = time.perf_counter() - begun
+    _tell(listeners, settings, "trained")
+    report = TrainingReport(
+        plan=plan,
+        finished=trainer.state.global_step >= trainer.state.max_steps,
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        train_loss=callback.latest("loss"),
+        tokens_per_second=callback.tokens_per_second,
+        trained_tokens=trainer.state.global_step * trained.tokens_per_step,
+        peak_memory_bytes=peak_memory(settings.training.device),
+        notices=data.notices,
+    )
+    if keep:
+        report = _finish(report, assembly, trainer, listeners)
+    return _end(report, settings, listeners)
+
+
+def _tried_plan(assembly: _Assembly) -> RunPlan:
+    """The plan of the steps that a dry run tries."""
+    training, length = assembly.settings.training, assembly.context_length
+    return assembly.plan._replace(
+        num_steps=DRY_STEPS,
+        tokens_per_step=rows_per_step(training) * length,
+        activation_bytes=activation_bytes(assembly.config, training.per_device_train_batch_size * length, training),
+    )
+
+
+def _finish(
+    report: TrainingReport, assembly: _Assembly, trainer: MoETrainer, listeners: Sequence[RunListener]
+) -> TrainingReport:
+    """Evaluate and write what stays; of a run that was stopped early the newest checkpoint stays."""
+    settings, folder = assembly.settings, assembly.plan.output_dir
+    if not report.finished:
+        checkpoint = newest_valid_checkpoint(str(folder))
+        return report._replace(model_dir=Path(checkpoint) if checkpoint else None)
+    if assembly.data.held_out is not None:
+        _tell(listeners, settings, "working", "evaluating")
+        report = report._replace(eval_loss=trainer.evaluate()["eval_loss"])
+    questions = settings.run.questions_per_skill
+    if questions and settings.data.data == [EMBEDDED] and can_generate_alone(trainer):
+        _tell(listeners, settings, "working", "answering the held-out questions")
+        report = report._replace(scoreboard=answer_held_out(trainer, assembly.tokenizer, questions))
+    _tell(listeners, settings, "working", "saving")
+    save_final_model(trainer, folder)
+    report = report._replace(model_dir=folder)
+    if settings.training.process_index == 0:
+        write_report(report, settings)
+        if settings.training.push_to_hub:
+            share_folder(trainer, folder)
+    return report
+
+
+def _end(report: TrainingReport, settings: Settings, listeners: Sequence[RunListener]) -> TrainingReport:
+    _tell(listeners, settings, "ended", report)
+    return report
+
+
+def _tell(listeners: Sequence[RunListener], settings: Settings, event: str, *what: Any) -> None:
+    if settings.training.process_index == 0:
+        for listener in listeners:
+            getattr(listener, event)(*what)
+
+
+def _default_name(settings: Settings) -> str:
+    model = settings.model
+    start = model.model or model.upcycle
+    size = Path(start).name if start else model.moe_size
+    kind = "upcycled" if model.upcycle and model.architecture == "moe" else model.architecture
+    return f"{size}-{kind}"
+
+
+def _context_length(settings: Settings, config: MoEDecoderConfig) -> int:
+    longest = config.max_position_embeddings
+    asked = settings.data.context_length
+    if asked is None:
+        return longest
+    if asked > longest:
+        raise ConfigError(
+            f"--context_length {asked} is more than the model's longest sequence, {longest}; lower it, or for a fresh "
+            f"model give --model_overrides max_position_embeddings={asked}"
+        )
+    return asked
+
+
+def _title(settings: Settings) -> str:
+    model = settings.model
+    kind = "Mixture of Experts" if model.architecture == "moe" else "dense twin"
+    if model.upcycle:
+        return f"{kind}, from the dense model {model.upcycle}"
+    return f"{kind}, continued from {model.model}" if model.model else f"{kind}, {model.moe_size}, fresh weights"
+
+
+def _headline(plan: RunPlan) -> str:
+    return f"{plan.title}; on {plan.data}; {plan.num_steps:,} steps of {plan.tokens_per_step:,} tokens."

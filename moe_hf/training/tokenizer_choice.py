@@ -1,0 +1,70 @@
+"""Finds the tokenizer of a run: the starting model's own, a saved one, or one trained on the data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.text.chat_template import CHAT_TEMPLATE
+from moe_hf.text.tokenizers import KINDS, train_tokenizer
+from moe_hf.training.arguments import DataArguments
+from moe_hf.training.sources import Rows
+
+MOST_CHARACTERS = 50_000_000
+"""A trained tokenizer looks at no more characters of the data than this."""
+
+
+def choose_tokenizer(
+    arguments: DataArguments, rows: Rows, context_length: int, starting_model: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that the arguments ask for.
+
+    Args:
+        arguments: `tokenizer`, `vocab_size`, `chat_template`.
+        rows: what a tokenizer is trained on.
+        context_length: noted in a trained tokenizer as its longest input, in tokens.
+        starting_model: the directory or hub id that training starts from, whose tokenizer is kept unless another is
+            asked for.
+
+    Raises:
+        ConfigError: none was asked for and none is there, it can't be loaded, or the chat template's file is absent.
+    """
+    name = arguments.tokenizer or starting_model
+    if name is None:
+        raise ConfigError(f"give --tokenizer: a directory, a hub id, or {', '.join(KINDS)} to train one on the data")
+    if name in KINDS:
+        tokenizer: Any = train_tokenizer(_texts(rows), name, arguments.vocab_size or 768, context_length)
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"no tokenizer can be loaded from {name!r} ({error}); give --tokenizer: a directory, a hub id, or "
+                f"{', '.join(KINDS)} to train one on the data"
+            ) from error
+    if arguments.chat_template is not None:
+        tokenizer.chat_template = _chat_template(arguments.chat_template)
+    return tokenizer
+
+
+def _chat_template(name: str) -> str:
+    if name == "moe_hf":
+        return CHAT_TEMPLATE
+    if not Path(name).is_file():
+        raise ConfigError(f"--chat_template {name}: there is no such file; give a Jinja file, or moe_hf")
+    return Path(name).read_text(encoding="utf-8")
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    """The data's texts, up to `MOST_CHARACTERS`, in pieces that a tokenizer's trainer takes quickly."""
+    left = MOST_CHARACTERS
+    for row in rows.dataset:
+        texts = [row["text"]] if rows.kind == "text" else [message["content"] for message in row["messages"]]
+        for text in texts:
+            for start in range(0, min(len(text), left), 100_000):
+                yield text[start : start + 100_000]
+            left -= len(text)
+            if left <= 0:
+                return

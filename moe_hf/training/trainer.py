@@ -1,0 +1,389 @@
+"""The Trainer: transformers' own, with what it lacks to train experts and to survive any interruption."""
+
+import io
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.training.checkpoint import (
+    atomic_checkpoint,
+    newest_valid_checkpoint,
+    remove_leftovers,
+    remove_old_checkpoints,
+    require_valid_checkpoint,
+)
+from moe_hf.training.interrupt import InterruptRequest
+from moe_hf.training.metrics import (
+    RoutingMeter,
+    SpeedMeter,
+    append_metrics,
+    experts_per_token,
+    keep_metrics_until,
+    known_peak_flops,
+    routing_of_window,
+    training_flops,
+)
+from moe_hf.training.optim import moe_muon
+from moe_hf.training.stream_loader import StreamLoader, is_resumable_stream
+from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
+
+RUN_STATE_NAME = "run_state.pt"
+"""File in a checkpoint with the place in a streamed data set and the unfinished logging window."""
+
+
+class MoETrainer(Trainer):
+    """transformers' Trainer, for any of its models, with the corrections that long and sparse runs need.
+
+    - A checkpoint is written aside and appears complete or not at all; resuming accepts complete ones only.
+    - A resumed run does exactly what the uninterrupted one would have done: weights, losses, data order, log lines.
+      An iterable data set of unknown length with `state_dict` and `load_state_dict` goes on where it stood, without
+      replaying (with `dataloader_num_workers=0`; otherwise transformers replays it). Such a stream is one epoch of
+      `max_steps`: one that ends is begun again.
+    - The first Ctrl-C saves a checkpoint after the current step and stops (`interrupted` is then True); the second
+      aborts.
+    - `optim="moe_muon"` (see `MoETrainingArguments`).
+    - `metrics.jsonl` in the output folder, with routing metrics per layer for models that return `router_logits`
+      while training (see `append_metrics`), tokens per second, and MFU from the parameters that a token meets.
+
+    Takes the arguments of `transformers.Trainer`; `args` is best a `MoETrainingArguments`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model: Any = self.model
+        self.interrupt = InterruptRequest()
+        self._stream: StreamLoader | None = None
+        self._run_state: dict[str, Any] = {}
+        self._staging: str | None = None
+        self._saved_step: int | None = None
+        self._loading_from: str | None = None
+        self._flops = training_flops(model)
+        self._speed = SpeedMeter()
+        num_experts_per_tok = experts_per_token(model)
+        self._routing = RoutingMeter(num_experts_per_tok) if num_experts_per_tok else None
+        self.add_callback(_TrainerHooks(self))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last `train` was stopped by Ctrl-C."""
+        return self.interrupt.requested
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
+        """Train, from the beginning or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
+            trial: of a hyperparameter search.
+            **kwargs: `ignore_keys_for_eval`, as in Trainer.
+
+        Raises:
+            CheckpointError: the folder is no complete checkpoint, or there is none.
+        """
+        output_dir = self._get_output_dir(trial)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_valid_checkpoint(output_dir)
+            if resume_from_checkpoint is None:
+                raise CheckpointError(f"no complete checkpoint in {output_dir!r}; start without resuming")
+        elif resume_from_checkpoint:
+            require_valid_checkpoint(str(resume_from_checkpoint))
+        if self.args.should_save:
+            remove_leftovers(output_dir)
+        self.accelerator.wait_for_everyone()
+        with self.interrupt:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, trial=trial, **kwargs)
+
+    # Data
+
+    def get_train_dataloader(self) -> Any:
+        """As in Trainer; for a stream that can say where it stands, a loader that reads nothing ahead."""
+        self._stream = None
+        if not is_resumable_stream(self.train_dataset) or self.args.dataloader_num_workers > 0:
+            return super().get_train_dataloader()
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="Training")
+        self._stream = StreamLoader(
+            self.train_dataset, self._train_batch_size, collate, self.args.process_index, self.args.world_size
+        )
+        return self._stream
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epoch, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._run_state = _load_run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
+        if self._stream is None or not resume_from_checkpoint:
+            return epoch, batches
+        if "stream" in self._run_state:
+            self._stream.load_state_dict(self._run_state["stream"])
+        else:
+            self._stream.skip(batches)
+        # The stream skips by itself: Trainer would replay all that was read.
+        return 0, 0
+
+    # Optimizer
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in Trainer, and Muon for `optim="moe_muon"`.
+
+        Raises:
+            ConfigError: `moe_muon` with sharded parameters.
+        """
+        if self.args.optim != MOE_MUON or self.optimizer is not None:
+            return super().create_optimizer(model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError("moe_muon needs whole matrices: not with FSDP or DeepSpeed; use adamw_torch_fused")
+        args, model_to_train = self.args, self.model if model is None else model
+        assert isinstance(args, MoETrainingArguments)
+        assert isinstance(model_to_train, nn.Module)
+        self.optimizer = moe_muon(
+            model_to_train,
+            learning_rate=args.learning_rate,
+            muon_learning_rate=args.muon_learning_rate,
+            weight_decay=args.weight_decay,
+            decay_names=self.get_decay_parameter_names(model_to_train),
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+        )
+        return self.optimizer
+
+    # Metrics
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """As in Trainer; while training, the returned router logits are measured on the way."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._routing is not None and model.training and isinstance(outputs, Mapping):
+            router_logits = outputs.get("router_logits")
+            if router_logits:
+                self._routing.update(router_logits, inputs.get("attention_mask"))
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """FLOPs of training on a batch, from the parameters that a token meets; Trainer counts all experts."""
+        tokens = inputs.get(self.model.main_input_name) if isinstance(self.model, PreTrainedModel) else None
+        if self._flops is None or tokens is None:
+            return super().floating_point_ops(inputs)
+        flops = self._flops.of_batch(tokens.shape[:2].numel(), tokens.shape[1])
+        self._speed.add(tokens.shape[:2].numel(), flops)
+        return flops
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in Trainer, with routing and speed in training logs, and a line in `metrics.jsonl`."""
+        details: dict[str, Any] = {}
+        if "loss" in logs:
+            details = self._measure_window(logs)
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            append_metrics(str(self.args.output_dir), {"step": self.state.global_step, **logs, **details})
+
+    def _measure_window(self, logs: dict[str, float]) -> dict[str, Any]:
+        details = {}
+        sums = self._routing_sums()
+        if self._routing is not None and sums is not None:
+            routing = routing_of_window(sums)
+            logs.update(routing.scalars())
+            details["layers"] = routing._asdict()
+            self._routing.reset()
+        logs.update(self._speed.read(self.args.world_size, self._peak_flops()))
+        self._speed.reset()
+        return details
+
+    def _routing_sums(self) -> torch.Tensor | None:
+        if self._routing is None or self._routing.sums is None:
+            return None
+        return self.accelerator.reduce(self._routing.sums, reduction="sum")
+
+    def _peak_flops(self) -> float | None:
+        if isinstance(self.args, MoETrainingArguments) and self.args.peak_flops:
+            return self.args.peak_flops
+        return known_peak_flops(self.args.device) if self.args.bf16 or self.args.fp16 else None
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._speed.pause():
+            return super()._evaluate(*args, **kwargs)
+
+    # Checkpoints
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.control.should_training_stop and self.interrupted and self._saved_step != self.state.global_step:
+            # Here and not by `control.should_save`, which the save strategy "best" overrules.
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else self._staging
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run_dir, step = self._get_output_dir(trial), self.state.global_step
+        final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        with self._speed.pause():
+            run_state = self._current_run_state()
+            with atomic_checkpoint(run_dir, step, writer=self.args.should_save) as self._staging:
+                try:
+                    super()._save_checkpoint(model, trial)
+                    staged, self.state.best_model_checkpoint = self._staged_paths(final)
+                finally:
+                    self._staging = None
+                if self.args.should_save:
+                    self.state.save_to_json(os.path.join(staged, "trainer_state.json"))
+                    if not self.args.save_only_model:
+                        _save_run_state(run_state, staged)
+                self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()
+            self._saved_step = step
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(final)
+            if self.args.should_save:
+                best = self.state.best_model_checkpoint
+                remove_old_checkpoints(run_dir, final, self.args.save_total_limit, best)
+
+    def _staged_paths(self, final: str) -> tuple[str, str | None]:
+        staged = os.path.join(str(self._staging), os.path.basename(final))
+        best = self.state.best_model_checkpoint
+        return staged, final if best == staged else best
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer would upload, in the background, a folder that is about to be renamed.
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _current_run_state(self) -> dict[str, Any]:
+        loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean")
+        window = {"loss": loss.cpu(), "last_logged_step": self._globalstep_last_logged}
+        sums = self._routing_sums()
+        if sums is not None:
+            window["routing"] = sums.cpu()
+        state: dict[str, Any] = {"window": window}
+        if self._stream is not None:
+            state["stream"] = self._stream.state_dict()
+        return state
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._loading_from = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._loading_from = self.state.best_model_checkpoint
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Load again by `from_pretrained` where the file's names differ from the model's; Trainer only warns.
+
+        Trainer loads a checkpoint's tensors by name. Models whose experts have other names on disk than in memory
+        (Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3) would go on with the experts they happen to have.
+        """
+        model: Any = self.model
+        tensors = model.state_dict()
+        missing = set(load_result.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+        # A tied tensor is stored under one of its names.
+        lost = [name for name in missing if tensors[name].data_ptr() not in loaded]
+        if not lost and not load_result.unexpected_keys:
+            return
+        if not isinstance(model, PreTrainedModel):
+            super()._issue_warnings_after_load(load_result)
+            return
+        loader: Any = type(model)
+        fresh, info = loader.from_pretrained(
+            self._loading_from, config=model.config, dtype=model.dtype, output_loading_info=True
+        )
+        if info["missing_keys"] or info["mismatched_keys"]:
+            names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+            raise CheckpointError(
+                f"{self._loading_from!r} does not fit the model: no usable {', '.join(names[:5])} ({len(names)} in "
+                "all); resume with the model that wrote it"
+            )
+        model.load_state_dict(fresh.state_dict())
+
+    # Steps
+
+    def begin_window(self) -> None:
+        """Called when training begins: take up the logging window that the checkpoint left open."""
+        self._saved_step = None
+        self._speed.reset()
+        if self._routing is not None:
+            self._routing.reset()
+        if self.is_world_process_zero():
+            keep_metrics_until(str(self.args.output_dir), self.state.global_step if self.state.global_step else -1)
+        window = self._run_state.get("window")
+        if window is None:
+            return
+        self._tr_loss = window["loss"].to(self.args.device)
+        # These steps belong to the log line that comes next, but not to the mean loss of this call.
+        self._total_loss_scalar -= self._tr_loss.item()
+        self._globalstep_last_logged = window["last_logged_step"]
+        if self._routing is not None and "routing" in window and self.is_world_process_zero():
+            self._routing.sums = window["routing"].to(self.args.device)
+
+    def end_step(self, control: TrainerControl) -> None:
+        """Called after each optimizer step: stop when any process was interrupted."""
+        if self._stream is not None:
+            # Trainer counts from where this process began.
+            self.state.epoch = self.state.global_step / self.state.max_steps
+        if self.args.world_size > 1:
+            flag = torch.tensor(float(self.interrupt.requested), device=self.args.device)
+            self.interrupt.requested = self.accelerator.reduce(flag, reduction="sum").item() > 0
+        if self.interrupt.requested:
+            control.should_training_stop = True
+
+
+class _TrainerHooks(TrainerCallback):
+    """Calls a MoETrainer at moments for which Trainer has events but no methods."""
+
+    def __init__(self, trainer: MoETrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_window()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.end_step(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.interrupted:
+            # The epoch was cut off: what is due at its end is not due now.
+            control.should_evaluate = control.should_save = False
+
+
+def _save_run_state(state: dict[str, Any], folder: str) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the place in the training stream cannot be saved safely: its state_dict() must hold only plain Python "
+            f"values and tensors ({error})"
+        ) from error
+    with open(os.path.join(folder, RUN_STATE_NAME), "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def _load_run_state(folder: str) -> dict[str, Any]:
+    path = os.path.join(folder, RUN_STATE_NAME)
+    return torch.load(path, weights_only=True) if os.path.isfile(path) else {}

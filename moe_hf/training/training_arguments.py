@@ -1,0 +1,73 @@
+"""The flags of a training run: all of transformers' TrainingArguments, with this project's defaults and additions."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import did_you_mean
+
+MOE_MUON = "moe_muon"
+"""Value of `--optim` that stands for `moe_hf.training.optim.MoEMuon`."""
+
+
+@dataclass
+class MoETrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments, every flag of which keeps its meaning, and a few of our own.
+
+    Defaults that differ: `logging_steps` 25, `report_to` "none", `save_total_limit` 2, `data_seed` = `seed` (so that
+    the data order does not depend on what drew random numbers before), and `optim` is fused AdamW on every device.
+
+    Attributes:
+        optim: any name that transformers knows, or "moe_muon": Muon for hidden matrices and experts, AdamW for the
+            rest.
+        muon_learning_rate: of the Muon part; `learning_rate` is that of the AdamW part. Both follow the schedule.
+        peak_flops: the most floating-point operations per second that one device can do in the precision of the run;
+            the MFU is reported only where it is given or the device is a known one.
+
+    Raises:
+        ConfigError: a value of a flag is not allowed, or flags exclude each other.
+    """
+
+    optim: str = field(
+        default="adamw_torch_fused",
+        metadata={"help": "The optimizer: moe_muon, or a name of transformers such as adamw_torch_fused or adafactor."},
+    )
+    muon_learning_rate: float = field(
+        default=0.02, metadata={"help": "With --optim moe_muon: learning rate of hidden matrices and experts."}
+    )
+    peak_flops: float | None = field(
+        default=None, metadata={"help": "Peak FLOP/s of one device, for the MFU; known for common NVIDIA GPUs."}
+    )
+    logging_steps: float = field(
+        default=25, metadata={"help": "Log every so many optimizer steps; below 1 it is a share of all steps."}
+    )
+    # HfArgumentParser reads the second of the types: None has to stand first.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Where else to log: none, all, tensorboard, wandb, trackio, ..."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Keep so many of the newest checkpoints."})
+
+    def __post_init__(self) -> None:
+        """Checks all values; transformers' own errors become ConfigErrors of the same text."""
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        allowed = [MOE_MUON, *(name.value for name in OptimizerNames)]
+        if optimizer not in allowed:
+            raise ConfigError(
+                f"optim {optimizer!r} is unknown{did_you_mean(optimizer, allowed)}; allowed: {', '.join(allowed)}"
+            )
+        for name in ("muon_learning_rate", "peak_flops"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be > 0, got {value}")
+        if self.data_seed is None:
+            self.data_seed = self.seed
+        # transformers turns `optim` into a member of a closed enumeration; ours steps aside meanwhile.
+        self.optim = "adamw_torch" if optimizer == MOE_MUON else optimizer
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if optimizer == MOE_MUON:
+            self.optim = MOE_MUON

@@ -1,0 +1,226 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.training.checkpoint import (
+    MANIFEST_NAME,
+    atomic_checkpoint,
+    checkpoint_problems,
+    checkpoint_to_resume,
+    newest_valid_checkpoint,
+    remove_leftovers,
+    remove_old_checkpoints,
+    require_valid_checkpoint,
+    safetensors_problem,
+)
+from moe_hf.training.trainer import MoETrainer
+from moe_hf.training.training_arguments import MoETrainingArguments
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_checkpoint import make_trainer
+from moe_hf.training.trainer import MoETrainer
+
+class KilledTrainer(MoETrainer):
+    def _save_rng_state(self, output_dir):
+        if self.state.global_step == 4:
+            assert Path(output_dir, "optimizer.pt").is_file()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._save_rng_state(output_dir)
+
+make_trainer(sys.argv[2], KilledTrainer).train()
+"""
+
+
+def make_trainer(output_dir, trainer_class=MoETrainer, **options):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+    rows = torch.randint(0, 40, (16, 8), generator=torch.Generator().manual_seed(1))
+    arguments = {"max_steps": 6, "save_steps": 2, "save_total_limit": None, "learning_rate": 1e-2} | options
+    args = MoETrainingArguments(
+        output_dir=str(output_dir), per_device_train_batch_size=4, disable_tqdm=True, use_cpu=True, **arguments
+    )
+    return trainer_class(model=model, args=args, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A run of 6 steps with checkpoint-2, -4 and -6, and its final weights."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer = make_trainer(folder)
+    trainer.train()
+    return folder, {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.fixture
+def run_folder(finished_run, tmp_path):
+    """A copy of the run that may be damaged."""
+    return Path(shutil.copytree(finished_run[0], tmp_path / "run"))
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def test_newest_checkpoint_is_the_one_of_the_highest_step(run_folder):
+    shutil.copytree(run_folder / "checkpoint-6", run_folder / "checkpoint-10")
+    (run_folder / "checkpoint-11.old").mkdir()
+    assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-10")
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_valid_checkpoint(str(tmp_path)) is None
+    assert newest_valid_checkpoint(str(tmp_path / "absent")) is None
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
+def test_a_damaged_checkpoint_is_passed_over(run_folder, name, damage, with_manifest):
+    newest = run_folder / "checkpoint-6"
+    if not with_manifest:
+        (newest / MANIFEST_NAME).unlink()
+    damage(newest / name)
+    assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-4")
+    with pytest.raises(CheckpointError, match=rf"{name}.* use .*checkpoint-4"):
+        require_valid_checkpoint(str(newest))
+
+
+@pytest.mark.parametrize("name", ["config.json", "training_args.bin", "run_state.pt"])
+def test_the_manifest_misses_any_file(run_folder, name):
+    (run_folder / "checkpoint-6" / name).unlink()
+    assert checkpoint_problems(str(run_folder / "checkpoint-6")) == [f"{name} is missing"]
+
+
+def test_a_missing_shard_is_noticed(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 1}')
+    assert checkpoint_problems(str(tmp_path)) == ["model-00002-of-00002.safetensors is missing"]
+    save_file({"b": torch.ones(3)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert checkpoint_problems(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("length", [0, 5, 20, 60, -1])
+def test_a_safetensors_file_is_checked_by_its_length(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3, 4), "b": torch.zeros(2)}, path)
+    assert safetensors_problem(path) is None
+    path.write_bytes(path.read_bytes()[:length])
+    assert safetensors_problem(path)
+
+
+def test_weights_alone_are_complete_when_saved_on_purpose(tmp_path):
+    make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
+    assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    assert newest_valid_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-2")
+
+
+def test_resume_setting_names_the_checkpoint(run_folder):
+    assert checkpoint_to_resume("never", str(run_folder)) is None
+    assert checkpoint_to_resume("auto", str(run_folder)) == str(run_folder / "checkpoint-6")
+    assert checkpoint_to_resume(str(run_folder / "checkpoint-2"), "elsewhere") == str(run_folder / "checkpoint-2")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint_to_resume(str(run_folder / "checkpoint-3"), str(run_folder))
+
+
+def test_a_failed_save_leaves_no_checkpoint(tmp_path):
+    def save():
+        with atomic_checkpoint(str(tmp_path), 3) as folder:
+            Path(folder, "checkpoint-3").mkdir()
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save()
+    assert not (tmp_path / "checkpoint-3").exists()
+    assert remove_leftovers(str(tmp_path)) == [str(tmp_path / "tmp-checkpoint-3")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_is_on_disk_before_the_checkpoint_appears(tmp_path, monkeypatch):
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        events.append(os.fstat(descriptor).st_ino)
+        real_fsync(descriptor)
+
+    def note_replace(source, target):
+        events.append("visible")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with atomic_checkpoint(str(tmp_path), 3) as folder:
+        inner = Path(folder, "checkpoint-3", "inner")
+        inner.mkdir(parents=True)
+        (inner / "weights").write_bytes(b"w")
+        (inner.parent / "state").write_bytes(b"s")
+    final = tmp_path / "checkpoint-3"
+    before, after = events[: events.index("visible")], events[events.index("visible") + 1 :]
+    assert {path.stat().st_ino for path in [final, *final.rglob("*")]} == set(before)
+    assert after == [tmp_path.stat().st_ino]
+    # A folder's names are made durable after what they stand for.
+    assert before.index(final.stat().st_ino) > before.index((final / "inner" / "weights").stat().st_ino)
+
+
+def test_a_broken_checkpoint_of_the_same_step_is_replaced(run_folder):
+    (run_folder / "checkpoint-6" / "optimizer.pt").unlink()
+    trainer = make_trainer(run_folder)
+    trainer.train(resume_from_checkpoint=True)
+    assert checkpoint_problems(str(run_folder / "checkpoint-6")) == []
+    assert sorted(path.name for path in run_folder.iterdir() if path.is_dir()) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
+
+
+def test_old_checkpoints_go_but_never_the_newest_or_the_best(tmp_path):
+    for step in (2, 4, 6, 8, 30):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    newest, best = str(tmp_path / "checkpoint-8"), str(tmp_path / "checkpoint-2")
+    remove_old_checkpoints(str(tmp_path), newest, None, best)
+    assert len(list(tmp_path.iterdir())) == 5
+    remove_old_checkpoints(str(tmp_path), newest, 3, best)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}
+    remove_old_checkpoints(str(tmp_path), newest, 1, best)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-8"}
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(finished_run, tmp_path):
+    command = [sys.executable, "-c", KILLED_RUN, str(Path(__file__).parent), str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert (tmp_path / "tmp-checkpoint-4" / "checkpoint-4" / "optimizer.pt").is_file()
+    assert not (tmp_path / "checkpoint-4").exists()
+    assert newest_valid_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-2")
+
+    trainer = make_trainer(tmp_path)
+    trainer.train(resume_from_checkpoint=newest_valid_checkpoint(str(tmp_path)))
+    assert not (tmp_path / "tmp-checkpoint-4").exists()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, finished_run[1][name]), name
+
+
+def test_resuming_when_nothing_is_complete_is_an_error(run_folder):
+    for step in (2, 4, 6):
+        truncate(run_folder / f"checkpoint-{step}" / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        make_trainer(run_folder).train(resume_from_checkpoint=True)

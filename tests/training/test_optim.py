@@ -1,0 +1,191 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.models.gpt2_moe import GPT2WithMoE
+from moe_hf.training.optim import MoEMuon, hidden_matrices, moe_muon, newton_schulz
+
+
+def tiny_moe(**overrides):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"max_position_embeddings": 12, "num_experts": 3, "num_experts_per_tok": 2, "mixer_short_conv": 3}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0}
+    return GPT2WithMoE(GPT2WithMoEConfig(**(shape | sizes | tokens | overrides)))
+
+
+def give_gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def reference_newton_schulz(matrix):
+    x = matrix.double()
+    transposed = x.shape[0] > x.shape[1]
+    x = x.T if transposed else x
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if transposed else x
+
+
+def reference_step(weight, gradient, momentum, lr, weight_decay, transposed=False):
+    """One matrix, one step, in float64; returns the new weight and momentum."""
+    if weight.ndim == 3:
+        slices = [reference_step(w, g, m, lr, weight_decay) for w, g, m in zip(weight, gradient, momentum, strict=True)]
+        return tuple(torch.stack(part) for part in zip(*slices, strict=True))
+    momentum = 0.95 * momentum + 0.05 * gradient
+    outputs, inputs = weight.T.shape if transposed else weight.shape
+    update = reference_newton_schulz(0.05 * gradient + 0.95 * momentum)
+    weight = weight * (1 - lr * weight_decay) - lr * max(1, outputs / inputs) ** 0.5 * update
+    return weight, momentum
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 6), (3, 5, 7), (3, 7, 5), (2, 4, 40), (2, 40, 4), (3, 1, 7)])
+def test_newton_schulz_equals_the_plain_iteration_on_each_matrix(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([reference_newton_schulz(matrix) for matrix in matrices])
+    torch.testing.assert_close(newton_schulz(matrices, precision=torch.float32).double(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, None])
+def test_newton_schulz_pushes_singular_values_to_about_one(precision):
+    matrices = torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(newton_schulz(matrices, precision=precision).float())
+    assert singular.min() > 0.6
+    assert singular.max() < 1.3
+
+
+def test_newton_schulz_keeps_an_expert_without_gradient_still():
+    matrices = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    matrices[1] = 0
+    assert newton_schulz(matrices)[1].abs().max() == 0
+
+
+def test_steps_equal_a_plain_loop_over_matrices_and_experts():
+    model = tiny_moe()
+    muon = hidden_matrices(model)
+    weights = {n: p.detach().double() for n, p in model.named_parameters() if n in muon}
+    momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    optimizer = moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1, precision=torch.float32)
+    for step in range(3):
+        give_gradients(model, step)
+        gradients = {name: p.grad.double() for name, p in model.named_parameters() if name in muon}
+        optimizer.step()
+        for name, weight in weights.items():
+            weights[name], momenta[name] = reference_step(weight, gradients[name], momenta[name], 0.02, 0.1)
+    for name, parameter in model.named_parameters():
+        if name in muon:
+            torch.testing.assert_close(parameter.double(), weights[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_the_rest_moves_as_with_adamw():
+    model = tiny_moe()
+    twin = copy.deepcopy(model)
+    decay = ["lm_head.weight", "model.embed_tokens.weight"]
+    optimizer = moe_muon(model, learning_rate=1e-2, muon_learning_rate=0.02, weight_decay=0.1, decay_names=decay)
+    rest = {n: p for n, p in twin.named_parameters() if n not in hidden_matrices(twin)}
+    groups = [
+        {"params": [p for n, p in rest.items() if n in decay], "weight_decay": 0.1},
+        {"params": [p for n, p in rest.items() if n not in decay], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2, fused=True)
+    for step in range(3):
+        for each in (model, twin):
+            give_gradients(each, step)
+        optimizer.step()
+        reference.step()
+    own = dict(model.named_parameters())
+    for name, parameter in rest.items():
+        assert torch.equal(own[name], parameter), name
+
+
+def test_muon_gets_matrices_and_expert_stacks_only():
+    sparse, dense = "model.layers.0", "model.layers.1"
+    mixers = {f"{layer}.mixer.{p}_proj.weight" for layer in (sparse, dense) for p in "qkvo"}
+    experts = {f"{sparse}.mlp.experts.{p}_proj" for p in ("up", "down")}
+    shared = {f"{sparse}.mlp.shared_expert.{p}_proj.weight" for p in ("up", "down")}
+    feed_forward = {f"{dense}.mlp.{p}_proj.weight" for p in ("up", "down")}
+    model = tiny_moe(shared_expert_intermediate_size=8, mlp_layer_types=["sparse", "dense"])
+    assert set(hidden_matrices(model)) == mixers | experts | shared | feed_forward
+
+
+def test_transposed_weights_of_gpt2_move_as_their_linear_twins():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    chosen = hidden_matrices(model)
+    assert chosen == {
+        f"transformer.h.0.{name}.weight": True for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+    give_gradients(model, 0)
+    parameter = model.transformer.h[0].mlp.c_fc.weight
+    expected, _ = reference_step(
+        parameter.detach().double(), parameter.grad.double(), torch.zeros(parameter.shape).double(), 0.02, 0.0, True
+    )
+    moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02, precision=torch.float32).step()
+    torch.testing.assert_close(parameter.double(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_state_dict_takes_the_optimizer_up_again_exactly():
+    model = tiny_moe()
+    optimizer = moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02)
+    give_gradients(model, 0)
+    optimizer.step()
+    twin = copy.deepcopy(model)
+    resumed = moe_muon(twin, learning_rate=1.0, muon_learning_rate=1.0)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, own in ((model, optimizer), (twin, resumed)):
+        give_gradients(each, 1)
+        own.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_schedule_scales_both_learning_rates():
+    optimizer = moe_muon(tiny_moe(), learning_rate=1e-3, muon_learning_rate=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.step()
+    schedule.step()
+    assert {(group["kind"], group["lr"]) for group in optimizer.param_groups} == {("adamw", 5e-4), ("muon", 0.01)}
+    # What Trainer logs as the learning rate.
+    assert schedule.get_last_lr()[0] == 5e-4
+
+
+def test_frozen_parameters_stay_out():
+    model = tiny_moe()
+    model.model.layers[0].requires_grad_(False)
+    optimizer = moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_a_closure_is_evaluated_with_gradients():
+    layer = nn.Linear(3, 2, bias=False)
+    group = {"kind": "muon", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "transposed": False}
+    optimizer = MoEMuon([{**group, "params": [layer.weight]}])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = layer(torch.ones(1, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("rates", [{"learning_rate": 0.0}, {"muon_learning_rate": -1.0}])
+def test_a_learning_rate_that_is_not_positive_is_refused(rates):
+    with pytest.raises(ConfigError, match=f"{next(iter(rates))} must be > 0"):
+        moe_muon(tiny_moe(), **{"learning_rate": 1e-3, "muon_learning_rate": 0.02, **rates})
+
+
+def test_a_vector_in_a_muon_group_is_refused():
+    with pytest.raises(ConfigError, match=r"\(3,\)"):
+        MoEMuon([{"kind": "muon", "params": [nn.Parameter(torch.ones(3))]}])

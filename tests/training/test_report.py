@@ -1,0 +1,89 @@
+from pathlib import Path
+
+import numpy
+import yaml
+
+from moe_hf.config.presets import create_moe_config
+from moe_hf.models.info import get_moe_model_info
+from moe_hf.text.scoreboard import Scoreboard, SkillScore
+from moe_hf.training.listeners import RunPlan, TrainingReport
+from moe_hf.training.plots import draw_expert_utilization, draw_loss, expert_loads
+from moe_hf.training.report import model_card
+from moe_hf.training.settings import resolve_settings
+
+EVENTS = [
+    {"step": 5, "loss": 3.0, "layers": {"load": [[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]}},
+    {"step": 10, "loss": 2.0, "layers": {"load": [[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]}},
+    {"step": 10, "eval_loss": 1.5},
+]
+
+
+def report_of(**values):
+    plan = RunPlan(
+        title="Mixture of Experts, tiny, fresh weights",
+        info=get_moe_model_info(create_moe_config("tiny")),
+        sparse_layers=(0, 2),
+        data="the embedded corpus",
+        device="cpu",
+        output_dir=Path("runs/tiny-moe"),
+        checkpoint=None,
+        num_steps=10,
+        tokens_per_step=64,
+        num_documents=5,
+        tokens_per_pass=640,
+        train_state_bytes=1,
+        activation_bytes=1,
+        memory_bytes=10,
+    )
+    return TrainingReport(plan=plan, finished=True, model_dir=plan.output_dir, steps=10, seconds=60.0, **values)
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_loads_are_in_units_of_the_fair_share():
+    loads = expert_loads(EVENTS, layers=[0, 2])
+    steps, load_SE = loads[0]
+    assert list(loads) == [0, 2]
+    assert steps == [5, 10]
+    numpy.testing.assert_allclose(load_SE, [[2.0, 1.0, 0.5, 0.5], [4.0, 0.0, 0.0, 0.0]])
+
+
+def test_pictures_are_drawn_where_something_was_logged(tmp_path):
+    assert draw_loss(EVENTS, "loss", tmp_path / "loss.png")
+    assert draw_expert_utilization(EVENTS, [0, 2], "experts", tmp_path / "experts.png")
+    assert draw_expert_utilization(EVENTS[:1], [0, 2], "experts", tmp_path / "one.png")
+    for name in ("loss", "experts", "one"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path):
+    assert not draw_loss([{"step": 1}], "loss", tmp_path / "loss.png")
+    assert not draw_expert_utilization([{"step": 1, "loss": 2.0}], [0], "experts", tmp_path / "experts.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_tells_the_hub_how_to_load_it_and_names_a_license_only_if_told():
+    card = model_card(report_of(), resolve_settings({}), [])
+    assert front_matter(card)["library_name"] == "transformers"
+    assert "moe_hf" in front_matter(card)["tags"]
+    assert "license" not in front_matter(card)
+    assert "import moe_hf" in card
+    assert front_matter(model_card(report_of(), resolve_settings({"license": "mit"}), []))["license"] == "mit"
+
+
+def test_the_card_has_the_numbers_of_the_run():
+    board = Scoreboard((SkillScore("addition", "generalise", 3, 4, None),))
+    report = report_of(train_loss=1.25, eval_loss=1.125, scoreboard=board, notices=("3 were cut",))
+    card = model_card(report, resolve_settings({}), ["loss.png"])
+    for words in ("1.1250", "75.0%", "3 were cut", "![loss](loss.png)", f"{report.plan.info['active_params']:,}"):
+        assert words in card
+
+
+def test_the_card_names_the_hubs_data_and_model_but_no_local_paths(tmp_path):
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    settings = resolve_settings({"data": ["someone/books", str(tmp_path / "a.txt")], "upcycle": "openai/gpt2"})
+    metadata = front_matter(model_card(report_of(), settings, []))
+    assert metadata["datasets"] == ["someone/books"]
+    assert metadata["base_model"] == "openai/gpt2"

@@ -1,0 +1,316 @@
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.text.tokenizers import byte_tokenizer
+from moe_hf.training.listeners import RunListener
+from moe_hf.training.metrics import read_metrics
+from moe_hf.training.run import train
+from moe_hf.training.settings import parse_arguments
+
+SMALL = (
+    "--model_overrides hidden_size=16 num_attention_heads=2 num_hidden_layers=2 --num_conversations 150 "
+    "--per_device_train_batch_size 2 --max_steps 6 --logging_steps 2 --save_steps 2 --context_length 64 "
+    "--tokenizer byte --questions_per_skill 0 --eval_data {eval_data}"
+)
+
+
+class Recorder(RunListener):
+    """Keeps what it hears, and presses Ctrl-C after a step if asked to."""
+
+    def __init__(self, interrupt_at=None):
+        self.events, self.plan, self.notices, self.steps = [], None, [], []
+        self.interrupt_at = interrupt_at
+
+    def noticed(self, text):
+        self.notices.append(text)
+
+    def working(self, what):
+        self.events.append(what)
+
+    def planned(self, plan):
+        self.plan = plan
+
+    def progressed(self, progress):
+        self.steps.append(progress)
+        if progress.step == self.interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def ended(self, report):
+        self.events.append(report)
+
+
+@pytest.fixture(scope="module")
+def eval_data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("eval") / "eval.jsonl"
+    chat = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
+    path.write_text(json.dumps({"messages": chat}) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def go(eval_data):
+    def run(flags="", listener=None):
+        settings = parse_arguments([*SMALL.format(eval_data=eval_data).split(), *flags.split()])
+        return train(settings, [listener] if listener else [])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, eval_data):
+    """A finished run, its listener, and the folder that it was called in."""
+    folder = tmp_path_factory.mktemp("finished")
+    listener = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        datasets.disable_progress_bars()
+        report = train(parse_arguments(SMALL.format(eval_data=eval_data).split()), [listener])
+    return report._replace(model_dir=folder / report.model_dir), listener, folder
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+
+
+def log_lines(folder):
+    speed = ("tokens_per_second", "_runtime", "_per_second")
+    # The line that closes a run sums up the steps of one call.
+    events = [event for event in read_metrics(str(folder)) if "train_runtime" not in event]
+    return [{name: value for name, value in event.items() if not name.endswith(speed)} for event in events]
+
+
+def test_a_finished_run_leaves_a_model_that_others_can_load(finished):
+    report, _, _ = finished
+    names = {path.name for path in report.model_dir.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"} <= names
+    assert {"run.yaml", "metrics.jsonl", "loss.png", "expert_utilization.png"} <= names
+    assert "training_args.bin" not in names
+    assert not [name for name in names if name.startswith("tmp-")]
+    model = AutoModelForCausalLM.from_pretrained(report.model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(report.model_dir)
+    assert model.config.vocab_size % 8 == 0
+    assert model.config.vocab_size >= len(tokenizer)
+    for config in (model.config, model.generation_config):
+        assert (config.bos_token_id, config.pad_token_id) == (tokenizer.bos_token_id, tokenizer.pad_token_id)
+        # Older releases of transformers make a list of it.
+        assert config.eos_token_id in (tokenizer.eos_token_id, [tokenizer.eos_token_id])
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert model.generate(**prompt, max_new_tokens=3).shape[1] <= prompt["input_ids"].shape[1] + 3
+
+
+def test_the_report_has_the_numbers_of_the_run(finished):
+    report, listener, _ = finished
+    assert report.finished
+    assert report.steps == 6
+    assert report.trained_tokens == 6 * 2 * 64
+    losses = [event["loss"] for event in read_metrics(str(report.model_dir)) if "loss" in event]
+    assert len(losses) == 3
+    assert report.train_loss == losses[-1]
+    model = AutoModelForCausalLM.from_pretrained(report.model_dir)
+    assert listener.plan.info["total_params"] == model.num_parameters()
+    assert listener.plan.total_tokens == report.trained_tokens
+    assert [progress.step for progress in listener.steps] == [1, 2, 3, 4, 5, 6]
+    assert listener.steps[-1].balance >= 1 - 1e-6
+    assert listener.events[-1].eval_loss == report.eval_loss
+
+
+def test_the_evaluation_is_cross_entropy_on_the_assistants_words(finished, eval_data):
+    report, _, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(report.model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(report.model_dir)
+    chat = json.loads(eval_data.read_text(encoding="utf-8"))["messages"]
+    encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    ids = torch.tensor([encoded["input_ids"]])
+    labels = ids.masked_fill(torch.tensor([encoded["assistant_masks"]]) == 0, -100)
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+    assert report.eval_loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_an_interrupted_run_is_continued_by_the_same_command_to_the_same_end(finished, go):
+    whole, _, _ = finished
+    stopped = go(listener=Recorder(interrupt_at=3))
+    assert not stopped.finished
+    assert stopped.model_dir.name == "checkpoint-3"
+    assert not (Path("runs/tiny-moe") / "config.json").exists()
+    resumed = Recorder()
+    report = go(listener=resumed)
+    assert resumed.plan.checkpoint.endswith("checkpoint-3")
+    assert [progress.step for progress in resumed.steps] == [4, 5, 6]
+    assert report.model_dir == Path("runs/tiny-moe")
+    assert same_weights(report.model_dir, whole.model_dir)
+    assert log_lines(report.model_dir) == log_lines(whole.model_dir)
+
+
+def test_a_streamed_run_is_continued_to_the_same_end(go):
+    flags = "--streaming --shuffle_buffer 8"
+    go(f"{flags} --output_dir whole")
+    assert not go(f"{flags} --output_dir cut", Recorder(interrupt_at=4)).finished
+    assert go(f"{flags} --output_dir cut").finished
+    assert same_weights("cut", "whole")
+
+
+def test_a_finished_run_is_not_overwritten(finished, go):
+    shutil.copytree(finished[2] / "runs", "runs")
+    before = weights("runs/tiny-moe")
+    assert go("--max_steps 2").model_dir == Path("runs/tiny-moe-2")
+    assert all(torch.equal(before[name], value) for name, value in weights("runs/tiny-moe").items())
+    with pytest.raises(ConfigError, match="already holds a model"):
+        go("--output_dir runs/tiny-moe")
+
+
+def test_an_interrupted_run_of_other_settings_is_left_alone(go):
+    go("--output_dir cut", Recorder(interrupt_at=2))
+    with pytest.raises(ConfigError, match="seed: 0 -> 5"):
+        go("--output_dir cut --seed 5")
+    with pytest.raises(ConfigError, match="interrupted run"):
+        go("--output_dir cut --resume never")
+    # What is only logged or kept may change.
+    assert go("--output_dir cut --logging_steps 1 --license mit").finished
+
+
+def test_two_runs_at_once_take_two_folders(go):
+    class Beside(Recorder):
+        def working(self, what):
+            if what == "building the model" and not self.events:
+                self.events.append(go())
+                with pytest.raises(ConfigError, match="in use by another run"):
+                    go("--output_dir runs/tiny-moe")
+
+    beside = Beside()
+    assert go(listener=beside).model_dir == Path("runs/tiny-moe")
+    assert beside.events[0].model_dir == Path("runs/tiny-moe-2")
+    assert not (Path("runs/tiny-moe") / ".lock").exists()
+
+
+def test_a_named_checkpoint_is_continued_and_a_wrong_one_refused(finished, go):
+    shutil.copytree(finished[2] / "runs", "runs")
+    recorder = Recorder()
+    report = go("--resume runs/tiny-moe/checkpoint-4 --output_dir again", recorder)
+    assert [progress.step for progress in recorder.steps] == [5, 6]
+    assert same_weights(report.model_dir, "runs/tiny-moe")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        go("--resume runs/tiny-moe/checkpoint-9")
+    with pytest.raises(ConfigError, match="num_experts: None -> 8"):
+        go("--resume runs/tiny-moe/checkpoint-4 --num_experts 8 --output_dir other")
+
+
+def test_a_run_file_repeats_the_run(finished, go):
+    report, _, _ = finished
+    again = train(parse_arguments(["--config", str(report.model_dir / "run.yaml"), "--output_dir", "again"]))
+    assert same_weights(again.model_dir, report.model_dir)
+
+
+def test_a_dry_run_tries_two_steps_and_leaves_nothing(go):
+    recorder = Recorder()
+    report = go("--dry_run --gradient_accumulation_steps 4", recorder)
+    assert list(Path().iterdir()) == []
+    assert report.steps == 2
+    assert report.model_dir is None
+    assert recorder.plan.tokens_per_step == 4 * 2 * 64
+    assert recorder.plan.num_steps == 6
+    assert report.tokens_per_second > 0
+
+
+def test_a_dry_run_of_what_does_not_fit_trains_nothing(go):
+    recorder = Recorder()
+    # A million experts: never built, only counted.
+    report = go("--dry_run --num_experts 1000000", recorder)
+    assert report.steps == 0
+    assert not recorder.plan.fits
+    assert "no step is tried" in recorder.notices[-1]
+
+
+def test_the_dense_twin_has_no_experts_and_the_promised_size(finished, go):
+    report = go("--architecture dense")
+    assert report.model_dir == Path("runs/tiny-dense")
+    model = AutoModelForCausalLM.from_pretrained(report.model_dir)
+    assert model.config.sparse_layers == []
+    assert model.num_parameters() == finished[0].plan.info["dense_twin_params"]
+    assert not (report.model_dir / "expert_utilization.png").exists()
+
+
+@pytest.fixture
+def dense():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=264, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, pad_token_id=1
+    )
+    GPT2LMHeadModel(config).save_pretrained("dense")
+    byte_tokenizer().save_pretrained("dense")
+    return Path("dense")
+
+
+def test_upcycling_begins_with_the_dense_models_loss_and_its_tokenizer(dense, go):
+    flags = "--tokenizer dense --model_overrides router_jitter_noise=0.0 --learning_rate 0 --max_steps 1 --optim sgd"
+    moe = go(f"--upcycle dense --num_experts 4 --num_experts_per_tok 2 --output_dir moe {flags}")
+    twin = go(f"--upcycle dense --architecture dense --output_dir twin {flags}")
+    assert AutoModelForCausalLM.from_pretrained("moe").config.num_experts == 4
+    assert moe.eval_loss == pytest.approx(twin.eval_loss, abs=1e-5)
+    assert AutoTokenizer.from_pretrained("moe").get_vocab() == byte_tokenizer().get_vocab()
+
+
+def test_training_goes_on_from_a_saved_model(finished, go, eval_data):
+    argv = ["--model", str(finished[0].model_dir), "--max_steps", "1", "--optim", "sgd", "--learning_rate", "0"]
+    argv += ["--num_conversations", "20", "--eval_data", str(eval_data), "--context_length", "64"]
+    report = train(parse_arguments([*argv, "--questions_per_skill", "0", "--output_dir", "more"]))
+    assert report.eval_loss == pytest.approx(finished[0].eval_loss, abs=1e-6)
+    assert same_weights("more", finished[0].model_dir)
+
+
+def test_the_scoreboard_asks_the_held_out_questions_of_every_skill(go):
+    report = go("--questions_per_skill 1 --max_steps 1")
+    assert len(report.scoreboard.scores) > 10
+    assert "## Held-out questions" in (report.model_dir / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--context_length 4096", "max_position_embeddings=4096"),
+        ("--num_experts_per_tok 9", "num_experts_per_tok"),
+        ("--model_overrides hidden_siz=3", "hidden_size"),
+        ("--model_overrides hidden_size", "key=value"),
+        ("--model_overrides num_experts=2 --num_experts 4", "given twice"),
+        ("--upcycle nowhere", "nowhere"),
+        ("--data nowhere.txt", "no file matches"),
+        ("--data embedded other.txt", "stands alone"),
+        ("--streaming --packing none", "--packing none"),
+        ("--vocab_size 100 --tokenizer bpe", "261"),
+    ],
+)
+def test_what_can_not_work_is_refused_before_a_folder_is_made(go, flags, words):
+    with pytest.raises(ConfigError) as error:
+        go(flags)
+    assert words in str(error.value)
+    assert not Path("runs").exists()
+
+
+def test_a_run_that_reads_little_data_often_is_told(go):
+    recorder = Recorder()
+    go("--dry_run --max_steps 100000", recorder)
+    assert any("reads the data" in notice for notice in recorder.notices)
