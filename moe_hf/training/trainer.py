@@ -18,6 +18,7 @@ from moe_hf.training.checkpoint import (
     remove_old_checkpoints,
     require_valid_checkpoint,
 )
+from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.metrics import (
     RoutingMeter,
@@ -30,7 +31,6 @@ from moe_hf.training.metrics import (
     training_flops,
 )
 from moe_hf.training.optim import moe_muon
-from moe_hf.training.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
 RUN_STATE_NAME = "run_state.pt"

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from moe_hf.cli.progress import BarListener, LineListener, listener_for
 from moe_hf.cli.train import main
-from moe_hf.training.run import train
-from moe_hf.training.settings import parse_arguments
+from moe_hf.training.runs.run import train
+from moe_hf.training.runs.settings import parse_arguments
 
 FLAGS = (
     "--model_overrides hidden_size=16 num_attention_heads=2 num_hidden_layers=2 --num_conversations 40 --max_steps 4 "

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.scoreboard import Scoreboard, score_answers
-from moe_hf.training.answers import batch_answerer
+from moe_hf.training.runs.answers import batch_answerer
 from moe_hf.training.trainer import MoETrainer
 
 ANSWER_TOKENS = 128

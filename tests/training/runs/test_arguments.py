@@ -4,9 +4,9 @@ import pytest
 from transformers import TrainingArguments
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.recipes import RECIPES, training_recipe
-from moe_hf.training.run_file import read_run_file, write_run_file
-from moe_hf.training.settings import all_settings, flag_parser, parse_arguments, resolve_settings
+from moe_hf.training.runs.recipes import RECIPES, training_recipe
+from moe_hf.training.runs.run_file import read_run_file, write_run_file
+from moe_hf.training.runs.settings import all_settings, flag_parser, parse_arguments, resolve_settings
 
 
 def run_file(tmp_path, text):

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.checkpoint import newest_valid_checkpoint, require_valid_checkpoint
-from moe_hf.training.run_file import read_run_file
+from moe_hf.training.runs.run_file import read_run_file
 
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"

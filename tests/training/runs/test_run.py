@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.text.tokenizers import byte_tokenizer
-from moe_hf.training.listeners import RunListener
 from moe_hf.training.metrics import read_metrics
-from moe_hf.training.run import train
-from moe_hf.training.settings import parse_arguments
+from moe_hf.training.runs.listeners import RunListener
+from moe_hf.training.runs.run import train
+from moe_hf.training.runs.settings import parse_arguments
 
 SMALL = (
     "--model_overrides hidden_size=16 num_attention_heads=2 num_hidden_layers=2 --num_conversations 150 "

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from moe_hf.training.documents import IGNORED
+from moe_hf.training.data.documents import IGNORED
 
 _MULTIPLE = 8
 

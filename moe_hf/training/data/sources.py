@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.arguments import DataArguments
+from moe_hf.training.runs.arguments import DataArguments
 
 FILE_KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 LINES_CHECKED_WHEN_STREAMING = 1000

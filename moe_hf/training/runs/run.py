@@ -13,22 +13,22 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
-from moe_hf.training.data import EMBEDDED, TrainingData, prepare_data, split_rows
-from moe_hf.training.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
-from moe_hf.training.model_building import adopt_tokenizer, build_model, model_config, set_generation
-from moe_hf.training.outcome import (
+from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
+from moe_hf.training.data.tokenizer_choice import choose_tokenizer
+from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
+from moe_hf.training.runs.model_building import adopt_tokenizer, build_model, model_config, set_generation
+from moe_hf.training.runs.outcome import (
     answer_held_out,
     can_generate_alone,
     peak_memory,
     save_final_model,
     share_folder,
 )
-from moe_hf.training.planning import activation_bytes, make_plan, rows_per_step, rows_to_try
-from moe_hf.training.report import write_report
-from moe_hf.training.run_file import write_run_file
-from moe_hf.training.run_folder import RUN_FILE, RunFolder, choose_run_folder, taken_run_folder
-from moe_hf.training.settings import Settings, all_settings, resolve_settings
-from moe_hf.training.tokenizer_choice import choose_tokenizer
+from moe_hf.training.runs.planning import activation_bytes, make_plan, rows_per_step, rows_to_try
+from moe_hf.training.runs.report import write_report
+from moe_hf.training.runs.run_file import write_run_file
+from moe_hf.training.runs.run_folder import RUN_FILE, RunFolder, choose_run_folder, taken_run_folder
+from moe_hf.training.runs.settings import Settings, all_settings, resolve_settings
 from moe_hf.training.trainer import MoETrainer
 
 MANY_PASSES = 20

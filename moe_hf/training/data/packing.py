@@ -3,7 +3,7 @@
 from typing import Any, TypeAlias
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.documents import IGNORED
+from moe_hf.training.data.documents import IGNORED
 
 Block: TypeAlias = dict[str, list[int]]
 """`input_ids`, `labels` and, where documents are kept apart, `position_ids`: lists of `context_length` numbers."""

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from moe_hf.base.errors import ConfigError
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
-from moe_hf.training.arguments import DataArguments
-from moe_hf.training.sources import Rows
+from moe_hf.training.data.sources import Rows
+from moe_hf.training.runs.arguments import DataArguments
 
 MOST_CHARACTERS = 50_000_000
 """A trained tokenizer looks at no more characters of the data than this."""

@@ -7,13 +7,13 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.text.tokenizers import byte_tokenizer
-from moe_hf.training.arguments import DataArguments
-from moe_hf.training.collate import BlockCollator
-from moe_hf.training.data import prepare_data, split_rows
-from moe_hf.training.documents import IGNORED, DocumentEncoder
-from moe_hf.training.packing import BlockPacker
-from moe_hf.training.sources import Rows, open_rows
-from moe_hf.training.tokenizer_choice import choose_tokenizer
+from moe_hf.training.data.collate import BlockCollator
+from moe_hf.training.data.documents import IGNORED, DocumentEncoder
+from moe_hf.training.data.packing import BlockPacker
+from moe_hf.training.data.prepare import prepare_data, split_rows
+from moe_hf.training.data.sources import Rows, open_rows
+from moe_hf.training.data.tokenizer_choice import choose_tokenizer
+from moe_hf.training.runs.arguments import DataArguments
 
 CONTEXT = 24
 TEXTS = ["one", "a longer text that fills more than one block of tokens", "tiny", "", "another text", "x" * 60, "end"]

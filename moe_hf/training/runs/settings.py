@@ -12,9 +12,9 @@ from transformers import HfArgumentParser
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.training.arguments import DataArguments, ModelArguments, RunArguments
-from moe_hf.training.recipes import training_recipe
-from moe_hf.training.run_file import parse_yaml, read_run_file
+from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
+from moe_hf.training.runs.recipes import training_recipe
+from moe_hf.training.runs.run_file import parse_yaml, read_run_file
 from moe_hf.training.training_arguments import MoETrainingArguments
 
 _DATACLASSES: Any = (ModelArguments, DataArguments, RunArguments, MoETrainingArguments)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.sources import RowKind, check_conversation
+from moe_hf.training.data.sources import RowKind, check_conversation
 
 IGNORED = -100
 """The label of a token that is not predicted."""

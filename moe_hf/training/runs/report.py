@@ -6,11 +6,11 @@ from typing import Any
 import yaml
 
 from moe_hf.text.scoreboard import render_scoreboard
-from moe_hf.training.listeners import TrainingReport
 from moe_hf.training.metrics import METRICS_NAME, read_metrics
-from moe_hf.training.plots import draw_expert_utilization, draw_loss
-from moe_hf.training.run_folder import RUN_FILE
-from moe_hf.training.settings import Settings
+from moe_hf.training.runs.listeners import TrainingReport
+from moe_hf.training.runs.plots import draw_expert_utilization, draw_loss
+from moe_hf.training.runs.run_folder import RUN_FILE
+from moe_hf.training.runs.settings import Settings
 
 CARD_FILE = "README.md"
 LOSS_PICTURE = "loss.png"

@@ -9,8 +9,8 @@ import numpy
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.documents import DocumentEncoder
-from moe_hf.training.packing import Block, BlockPacker
+from moe_hf.training.data.documents import DocumentEncoder
+from moe_hf.training.data.packing import Block, BlockPacker
 
 
 class PackedStream(torch.utils.data.IterableDataset[Block]):

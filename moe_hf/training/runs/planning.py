@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.training.data import TrainingData
-from moe_hf.training.listeners import RunPlan
+from moe_hf.training.data.prepare import TrainingData
+from moe_hf.training.runs.listeners import RunPlan
 
 _FLOAT32, _BFLOAT16 = 4, 2
 _TRIED_FLOPS = 2e12

@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.text.corpus import EmbeddedCorpus
-from moe_hf.training.arguments import DataArguments
-from moe_hf.training.collate import BlockCollator
-from moe_hf.training.documents import DocumentEncoder
-from moe_hf.training.packing import BlockPacker
-from moe_hf.training.sources import RowKind, Rows, open_rows
-from moe_hf.training.stream import PackedStream
+from moe_hf.training.data.collate import BlockCollator
+from moe_hf.training.data.documents import DocumentEncoder
+from moe_hf.training.data.packing import BlockPacker
+from moe_hf.training.data.sources import RowKind, Rows, open_rows
+from moe_hf.training.data.stream import PackedStream
+from moe_hf.training.runs.arguments import DataArguments
 
 EMBEDDED = "embedded"
 HELD_OUT_PER_SKILL = 30

@@ -9,8 +9,8 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.gpt2_moe import GPT2WithMoE
-from moe_hf.training.arguments import ModelArguments
-from moe_hf.training.settings import model_overrides
+from moe_hf.training.runs.arguments import ModelArguments
+from moe_hf.training.runs.settings import model_overrides
 
 LONGEST_ANSWER = 256
 """New tokens that a saved model generates unless told otherwise."""

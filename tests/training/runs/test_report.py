@@ -6,10 +6,10 @@ import yaml
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.text.scoreboard import Scoreboard, SkillScore
-from moe_hf.training.listeners import RunPlan, TrainingReport
-from moe_hf.training.plots import draw_expert_utilization, draw_loss, expert_loads
-from moe_hf.training.report import model_card
-from moe_hf.training.settings import resolve_settings
+from moe_hf.training.runs.listeners import RunPlan, TrainingReport
+from moe_hf.training.runs.plots import draw_expert_utilization, draw_loss, expert_loads
+from moe_hf.training.runs.report import model_card
+from moe_hf.training.runs.settings import resolve_settings
 
 EVENTS = [
     {"step": 5, "loss": 3.0, "layers": {"load": [[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]]}},
