@@ -49,6 +49,9 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Have the file or folder on disk before going on, so that a power cut cannot undo a later rename."""
+    if path.is_dir() and os.name == "nt":
+        # Windows cannot open a folder, and makes renames durable by itself.
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_hf.text.scoreboard import Scoreboard, SkillScore
-from moe_hf.training.listeners import Progress, RunListener, RunPlan, TrainingReport
+from moe_hf.training.runs.listeners import Progress, RunListener, RunPlan, TrainingReport
 
 SECONDS_BETWEEN_LINES = 10.0
 _FIRST_STEPS = 4

@@ -9,8 +9,8 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
 from moe_hf.cli.progress import BarListener, listener_for
-from moe_hf.training.run import train
-from moe_hf.training.settings import parse_arguments
+from moe_hf.training.runs.run import train
+from moe_hf.training.runs.settings import parse_arguments
 
 INTERRUPTED = 130
 

@@ -1,6 +1,5 @@
 """A causal language model with its tokenizer: messages in, text out piece by piece."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +19,12 @@ from transformers import (
 )
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.memory import peak_memory
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.info import get_moe_model_info
-
-if sys.platform != "win32":
-    import resource
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -203,13 +200,7 @@ class CausalTextModel:
 
     def peak_memory(self) -> int | None:
         """Most bytes in use so far: of the GPU where the model is on one, else of the process; None if not known."""
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
-        if sys.platform == "win32":
-            return None
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # Linux counts in KiB, macOS in bytes.
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory(self.model.device)
 
     def _generation_config(self, settings: GenerationSettings) -> GenerationConfig:
         # Every field is given, since generate fills what is None from the model's own generation_config.

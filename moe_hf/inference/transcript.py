@@ -1,12 +1,12 @@
 """Conversations on disk: one `{"messages": [...]}` object per line, the format that chat training reads."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import whole_file
 from moe_hf.inference.text_model import Message
 
 LARGEST_FILE = 64 * 2**20
@@ -34,15 +34,10 @@ class TranscriptFile:
         """
         conversations = [*self._earlier, list(messages)]
         text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
-        aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.path)
+            with whole_file(self.path) as aside:
+                aside.write_text(text, encoding="utf-8")
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise CheckpointError(f"can't write the transcript {self.path}: {error.strerror or error}") from error
 
     def start_next(self, messages: Sequence[Message]) -> None:

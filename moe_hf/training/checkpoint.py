@@ -13,6 +13,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import flush
 
 MANIFEST_NAME = "manifest.json"
 """Last file written into a checkpoint: every other file in it and its size in bytes."""
@@ -52,7 +53,7 @@ def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterat
         # A folder cannot be replaced by a rename while it has content: a broken one of the same step goes aside.
         final.rename(staging / "replaced")
     os.replace(written, final)
-    _sync_path(Path(output_dir))
+    flush(Path(output_dir))
     shutil.rmtree(staging)
 
 
@@ -183,19 +184,8 @@ def _sync_tree(folder: Path) -> None:
     # Children before parents: a folder's own sync makes the names in it last.
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
-            _sync_path(Path(parent, name))
-        _sync_path(Path(parent))
-
-
-def _sync_path(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        # Windows cannot open a folder, and makes renames durable by itself.
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush(Path(parent, name))
+        flush(Path(parent))
 
 
 def _manifest_problems(path: Path) -> list[str]:

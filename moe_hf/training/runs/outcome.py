@@ -1,12 +1,9 @@
 """What is done when training has ended: the held-out questions, the final model on disk, the hub."""
 
 import os
-import resource
 import shutil
-import sys
 from pathlib import Path
 
-import torch
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
@@ -60,12 +57,3 @@ def share_folder(trainer: MoETrainer, folder: Path) -> None:
         commit_message="Trained with moe_hf",
         ignore_patterns=_NOT_SHARED,
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were in use at once: of the accelerator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts kibibytes, macOS bytes.
-    return peak if sys.platform == "darwin" else 1024 * peak

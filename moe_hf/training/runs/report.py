@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from moe_hf.base.files import whole_file
 from moe_hf.text.scoreboard import render_scoreboard
 from moe_hf.training.metrics import METRICS_NAME, read_metrics
 from moe_hf.training.runs.listeners import TrainingReport
@@ -32,7 +33,8 @@ def write_report(report: TrainingReport, settings: Settings) -> list[Path]:
     title = f"{folder.name}: how evenly the experts are used"
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
-    (folder / CARD_FILE).write_text(model_card(report, settings, [file.name for file in written]), encoding="utf-8")
+    with whole_file(folder / CARD_FILE) as aside:
+        aside.write_text(model_card(report, settings, [file.name for file in written]), encoding="utf-8")
     return [folder / CARD_FILE, *written]
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.memory import peak_memory
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
@@ -20,7 +21,6 @@ from moe_hf.training.runs.model_building import adopt_tokenizer, build_model, mo
 from moe_hf.training.runs.outcome import (
     answer_held_out,
     can_generate_alone,
-    peak_memory,
     save_final_model,
     share_folder,
 )
@@ -196,7 +196,7 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
         train_loss=callback.latest("loss"),
         tokens_per_second=callback.tokens_per_second,
         trained_tokens=trainer.state.global_step * trained.tokens_per_step,
-        peak_memory_bytes=peak_memory(settings.training.device),
+        peak_memory_bytes=peak_memory(settings.training.device) or 0,
         notices=data.notices,
     )
     if keep:
