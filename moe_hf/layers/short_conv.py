@@ -15,7 +15,7 @@ class ShortConv(nn.Module):
     """Adds to each token a per-channel blend of the last tokens: `x[t] + sum over lags of w[lag] * x[t - lag]`.
 
     Attention of one layer cannot copy "what followed this word"; shifted keys let it (Fu et al. 2023, H3; So et al.
-    2021, Primer). Lags reach neither over the start of a document nor into padding. Fresh weights are 0, the identity.
+    2021, Primer). Lags reach neither over the start of a document nor into padding. Weights of 0 are the identity.
     """
 
     def __init__(self, width: int, taps: int, layer_idx: int) -> None:

@@ -117,6 +117,11 @@ class MoEPreTrainedModel(PreTrainedModel):
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # Outside transformers' own code it skips modules that hold no parameter themselves, such as DecoderLayer, lest
+        # they draw loaded weights anew; the functions of `initialization` below see to that by themselves.
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -131,7 +136,8 @@ class MoEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, TopKRouter):
             init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, ShortConv):
-            init.zeros_(module.weight)
+            # Away from 0: with keys that see the token before from the start, copying is learnt several times sooner.
+            init.uniform_(module.weight, -0.5, 0.5)
         elif isinstance(module, DecoderLayer):
             for name, child in module.named_modules():
                 if isinstance(child, nn.Linear) and name.endswith(("o_proj", "down_proj")):

@@ -73,4 +73,4 @@ def _ffn_params(width: int, inner: int) -> int:
 
 def _mixer_params(config: MoEDecoderConfig) -> int:
     width = config.hidden_size
-    return 4 * (width * width + width) + config.mixer_short_conv * width
+    return 4 * (width * width + width) + config.mixer_short_conv * 3 * width

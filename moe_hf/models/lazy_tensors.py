@@ -52,7 +52,7 @@ class Sliced(LazyTensor):
             value = self._source[self._columns]
         else:
             value = self._source[:, self._columns]
-        return value.T.contiguous() if self._transpose else value
+        return (value.T if self._transpose else value).contiguous()
 
 
 class Drawn(LazyTensor):

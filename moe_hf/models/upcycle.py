@@ -136,9 +136,11 @@ class _DenseSource:
     def raise_if_incomplete(self) -> None:
         """Report everything that was found wrong, in one error."""
         if self._missing:
-            shown = ", ".join(self._missing[:5]) + (", ..." if len(self._missing) > 5 else "")
+            # Queries, keys and values ask for the same tensor.
+            missing = list(dict.fromkeys(self._missing))
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise CheckpointError(
-                f"the dense GPT-2 checkpoint has {len(self._dense)} tensors but lacks {len(self._missing)} that are "
+                f"the dense GPT-2 checkpoint has {len(self._dense)} tensors but lacks {len(missing)} that are "
                 f"needed: {shown}; it is incomplete or not a GPT-2"
             )
         if self._misfits:
@@ -170,7 +172,7 @@ def _layer(source: _DenseSource, config: MoEDecoderConfig, layer: int) -> dict[s
     state["mixer.o_proj.weight"] = source.sliced(f"{dense}.attn.c_proj.weight", True)
     state["mixer.o_proj.bias"] = source.sliced(f"{dense}.attn.c_proj.bias")
     if config.mixer_short_conv:
-        state["mixer.short_conv.weight"] = Drawn((config.hidden_size, config.mixer_short_conv), 0.0, 0)
+        state["mixer.short_conv.weight"] = Drawn((3 * config.hidden_size, config.mixer_short_conv), 0.0, 0)
 
     ffn = {
         "up_proj.weight": source.sliced(f"{dense}.mlp.c_fc.weight", True),

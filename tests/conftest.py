@@ -1,0 +1,112 @@
+"""What all tests share: no network, quiet progress bars, tiny configurations, models and dense checkpoints."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.utils import logging
+
+from moe_hf import GPT2WithMoE, GPT2WithMoEConfig
+
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    # Ten times the usual spread: logits, and so the choice of experts and of tokens, are far from ties.
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_and_single_threaded() -> Iterator[None]:
+    """Tiny tensors are faster on one thread; bars and load reports would only hide what a test prints."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., GPT2WithMoEConfig]:
+    """Makes a small configuration; keywords override its fields."""
+
+    def make(**overrides: Any) -> GPT2WithMoEConfig:
+        return GPT2WithMoEConfig(**{**TINY, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., GPT2WithMoEConfig]) -> Callable[..., PreTrainedModel]:
+    """Makes a small model in eval mode from a seed, every parameter (biases, short convolution) away from zero."""
+
+    def make(model_class: type[PreTrainedModel] = GPT2WithMoE, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        model = model_class(tiny_config(**overrides)).eval()
+        randomize(model)
+        return model
+
+    return make
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Give what starts at zero or one (biases, norms, convolutions) values that a mistake would show in."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "short_conv" in name or "norm" in name or "ln_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+
+
+@pytest.fixture
+def token_ids() -> torch.Tensor:
+    """Three sequences of seven tokens, none of them special."""
+    return torch.randint(3, 61, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def dense_gpt2() -> Callable[..., PreTrainedModel]:
+    """Makes a small dense GPT-2 in eval mode whose every parameter is away from zero."""
+
+    def make(model_class: type[PreTrainedModel] = GPT2LMHeadModel, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        fields = {
+            "vocab_size": 61,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 40,
+            "initializer_range": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        }
+        model = model_class(GPT2Config(**{**fields, **overrides})).eval()
+        randomize(model)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense_folder(dense_gpt2: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved dense GPT-2; tests that damage it copy it first."""
+    folder = tmp_path_factory.mktemp("dense")
+    dense_gpt2().save_pretrained(folder)
+    return folder

@@ -1,0 +1,87 @@
+"""Parameter counts and FLOPs: equal to the built model, for every preset."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe_hf import GPT2WithMoE, create_moe_config, get_moe_model_info
+from moe_hf.config.presets import PRESETS
+
+VARIANTS = [
+    {},
+    {"mixer_short_conv": 3, "position_embedding_type": "rotary"},
+    {"shared_expert_intermediate_size": 20, "moe_intermediate_size": 24},
+    {"mlp_layer_types": ["dense", "sparse", "sparse", "dense"], "tie_word_embeddings": False},
+    {"mlp_layer_types": ["dense"] * 4},
+    {"num_experts": 1, "num_experts_per_tok": 1},
+    {"num_experts_per_tok": 4},
+]
+
+
+def on_meta(config) -> GPT2WithMoE:
+    with torch.device("meta"):
+        return GPT2WithMoE(config)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("experts", [8, 10, 16, 32])
+@pytest.mark.parametrize("size", list(PRESETS))
+def test_total_is_the_built_model_s_to_the_parameter(size: str, experts: int, tied: bool) -> None:
+    config = create_moe_config(size, num_experts=experts, tie_word_embeddings=tied)
+    assert get_moe_model_info(config)["total_params"] == sum(p.numel() for p in on_meta(config).parameters())
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_active_is_what_a_token_s_gradient_can_touch(tiny_model, overrides) -> None:
+    # Counted from the model that ran: all parameters, but of the experts only those that the one token visited.
+    model = tiny_model(**overrides)
+    model.set_experts_implementation("eager")
+    token = torch.tensor([[5]])
+    out = model(token, output_router_logits=True)
+    routed = iter(out.router_logits or ())
+    active = 0
+    for name, parameter in model.named_parameters():
+        if "mlp.experts." not in name:
+            active += parameter.numel()
+    for layer in model.config.sparse_layers:
+        visited = next(routed).topk(model.config.num_experts_per_tok).indices.flatten().tolist()
+        experts = model.model.layers[layer].mlp.experts
+        active += sum(stack[e].numel() for e in visited for stack in experts.parameters())
+    info = get_moe_model_info(model.config)
+    assert info["active_params"] == active
+    assert info["total_params"] == sum(p.numel() for p in model.parameters())
+    assert info["active_fraction"] == active / info["total_params"]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_the_dense_twin_is_the_model_with_every_layer_dense(tiny_config, overrides) -> None:
+    twin = on_meta(tiny_config(**{**overrides, "mlp_layer_types": ["dense"] * 4}))
+    info = get_moe_model_info(tiny_config(**overrides))
+    assert info["dense_twin_params"] == sum(p.numel() for p in twin.parameters())
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_flops_per_token_are_those_that_torch_counts(tiny_config, overrides) -> None:
+    # A context of one full length; the formula also counts biases and norms, which torch's counter leaves out.
+    fields = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 128, "max_position_embeddings": 32}
+    shape = {**fields, "attn_implementation": "eager", "experts_implementation": "eager", **overrides}
+    config = tiny_config(**shape)
+    model = GPT2WithMoE(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.randint(0, 61, (1, 32)), use_cache=False)
+    # A multiply-add per tap and channel of q, k and v, which the counter does not see: it counts matrix products.
+    convolution = 2 * 3 * config.mixer_short_conv * config.hidden_size * config.num_hidden_layers
+    counted = counter.get_total_flops() / 32 + convolution
+    assert get_moe_model_info(config)["flops_per_token"] == pytest.approx(counted, rel=0.03)
+
+
+def test_what_a_reader_finds(tiny_config) -> None:
+    info = get_moe_model_info(tiny_config(num_experts=8))
+    assert (info["moe_layers"], info["dense_layers"], info["context_length"]) == (2, 2, 40)
+    assert (info["num_experts"], info["num_experts_per_tok"], info["expert_utilization"]) == (8, 2, "25.0%")
+    assert info["embedding_params"] == (61 + 40) * 32
+    assert info["weight_bytes"] == 4 * info["total_params"]
+    assert info["train_state_bytes"] == 16 * info["total_params"]
+    for name in ("total_params", "active_params", "dense_twin_params", "embedding_params"):
+        assert info[f"{name}_m"] == info[name] / 1e6
+    assert info["active_non_embedding_params_m"] == (info["active_params"] - info["embedding_params"]) / 1e6
