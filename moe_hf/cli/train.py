@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     try:
         settings = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
         train(settings, [listener])
-    except (ConfigError, CheckpointError, BackendUnavailableError) as error:
+    except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
+        # OSError is a folder that can't be written to, or a full disk.
         _release(listener)
         errors.print(f"{prog}: error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         return 2

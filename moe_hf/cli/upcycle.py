@@ -1,6 +1,7 @@
 """`moe-hf upcycle`: turns a dense GPT-2 directory into a Mixture-of-Experts directory."""
 
 import argparse
+import shlex
 
 import torch
 from rich.console import Console
@@ -48,12 +49,13 @@ def main(argv: list[str] | None = None) -> int:
             **fields,
         )
     info = get_moe_model_info(report.config)
+    folder = shlex.quote(str(report.folder))
     Console(soft_wrap=True, highlight=False).print(
         f"{report.folder}: {info['total_params_m']:.1f}M parameters, {info['active_params_m']:.1f}M active per token "
         f"(dense: {info['dense_twin_params_m']:.1f}M)\n"
         f"on disk:      {report.weight_bytes / 1e9:.2f} GB in {report.num_shards} file(s)\n"
         f"carried over: {', '.join(report.carried) or 'nothing'}\n"
-        f"train it:     moe-hf train --model {report.folder} --data <your text>\n"
-        f"talk to it:   moe-hf chat --model {report.folder}"
+        f"train it:     moe-hf train --model {folder} --data <your text>\n"
+        f"talk to it:   moe-hf chat --model {folder}"
     )
     return 0

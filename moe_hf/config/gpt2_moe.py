@@ -50,9 +50,12 @@ class GPT2WithMoEConfig(MoEDecoderConfig):
         """The content of `config.json` and the unused keyword arguments; a dense GPT-2's is translated.
 
         Raises:
-            CheckpointError: the file describes another kind of model.
+            CheckpointError: there is no such file, or it describes another kind of model.
         """
         found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:
+            # transformers takes the defaults, the shape of some other model.
+            raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")
         model_type = found.get("model_type", cls.model_type)
         if model_type == "gpt2":
             return cls.dict_from_dense(found), unused

@@ -29,17 +29,20 @@ def _gpt2_shape(context: int, width: int, layers: int, heads: int, ffn: int) -> 
 
 # What learnt best on a CPU within minutes: rotary positions and a short convolution decide arithmetic and copying.
 _TINY: dict[str, Any] = {
-    "vocab_size": 1024,
+    "vocab_size": 768,
     "max_position_embeddings": 256,
     "hidden_size": 128,
     "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    "num_attention_heads": 2,
     "intermediate_size": 512,
-    "num_experts": 4,
+    "num_experts": 8,
     "num_experts_per_tok": 1,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 384,
     "norm_topk_prob": False,
     "position_embedding_type": "rotary",
     "mixer_short_conv": 3,
+    "initializer_range": 0.04,
     "bos_token_id": None,
     "eos_token_id": None,
 }

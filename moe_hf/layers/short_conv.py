@@ -10,6 +10,8 @@ from torch import nn
 from transformers import Cache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from moe_hf.base.errors import ConfigError
+
 
 class ShortConv(nn.Module):
     """Adds to each token a per-channel blend of the last tokens: `x[t] + sum over lags of w[lag] * x[t - lag]`.
@@ -36,6 +38,9 @@ class ShortConv(nn.Module):
                 restarts at 0 begins a new document.
             mask_BS: nonzero at real tokens of this call; None means that all are.
             cache: holds the last W - 1 inputs of the layer between calls.
+
+        Raises:
+            ConfigError: the cache was made without the model's configuration and holds keys and values alone.
         """
         if mask_BS is not None:
             x_BSD = x_BSD * mask_BS[..., None].to(x_BSD.dtype)
@@ -55,8 +60,14 @@ class ShortConv(nn.Module):
         zeros = x_BSD.new_zeros(x_BSD.shape[0], past, x_BSD.shape[2])
         if cache is None or past == 0:
             return zeros
+        layers = cache.layers
+        if self.layer_idx >= len(layers) or not isinstance(layers[self.layer_idx], LinearAttentionCacheLayerMixin):
+            raise ConfigError(
+                f"this {type(cache).__name__} has no place for the state of a short convolution; make it with "
+                "config=model.config, or give none"
+            )
         if cache.has_previous_state(self.layer_idx):
-            state = cast(LinearAttentionCacheLayerMixin, cache.layers[self.layer_idx]).conv_states[0]
+            state = cast(LinearAttentionCacheLayerMixin, layers[self.layer_idx]).conv_states[0]
             zeros = cast(torch.Tensor, state).transpose(1, 2)
         # A copy is kept: the cache updates its state in place, and the returned history must stay what it was.
         history = zeros.clone()

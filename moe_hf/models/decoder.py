@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from moe_hf.base.errors import ConfigError
@@ -26,6 +26,7 @@ from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.routers import Router, TopKRouter
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.packed_rows import document_bounds
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.short_conv import ShortConv
 
@@ -199,6 +200,9 @@ class MoEDecoderModel(MoEPreTrainedModel):
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
         # Before a cache is made: transformers looks for packed sequences only while there is none.
         masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if past_key_values is None and attention_mask is None and is_flash_attention_requested(self.config):
+            if len(position_ids) == len(inputs_embeds) > 1:
+                kwargs = {**document_bounds(position_ids), **kwargs}
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 

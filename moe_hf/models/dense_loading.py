@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
 
@@ -27,7 +27,14 @@ class LoadsDenseGPT2(PreTrainedModel):
         Raises:
             CheckpointError: another kind of model, missing or misfitting tensors, a damaged file, or only pickled
                 weights.
+            ConfigError: `config` is that of another family.
         """
+        config, own = kwargs.get("config"), cast(type, cls.config_class)
+        if isinstance(config, PreTrainedConfig) and not isinstance(config, own):
+            raise ConfigError(
+                f"config is a {type(config).__name__}; it must be a {own.__name__}, as {own.__name__}.from_pretrained "
+                "gives it for a dense GPT-2 as well; or leave it out"
+            )
         # An explicit False is the user's word that pickled weights of this family are trusted.
         if kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
             kwargs.setdefault("use_safetensors", True)
@@ -61,7 +68,12 @@ class LoadsDenseGPT2(PreTrainedModel):
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        # transformers only warns when it finds nothing at all, and goes on with random weights.
+        # transformers only warns of names that it does not know, and goes on with random weights.
+        if is_dense_gpt2(list(loaded[0].unexpected_keys)):
+            raise CheckpointError(
+                "these are the weights of a dense GPT-2, given as a state_dict or pickled; experts are built from "
+                "safetensors files only: save the dense model with save_pretrained and load that folder"
+            )
         if checkpoint_files and len(loaded[0].missing_keys) >= len(wanted):
             found = sorted(loaded[0].unexpected_keys)
             raise CheckpointError(

@@ -34,10 +34,11 @@ def router_losses(
     """The losses of the recorded router logits; None when nothing was recorded or no layer is sparse."""
     if not outputs.router_logits:
         return None
-    # Only a mask of this call's tokens says which rows of the logits are padding.
-    rows = outputs.router_logits[0].shape[0]
-    usable = isinstance(attention_mask, torch.Tensor) and attention_mask.numel() == rows
-    mask = attention_mask if usable else None
+    mask = None
+    # A ready (B, 1, S, keys) mask does not say which tokens are padding.
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        # With a cache the mask also covers earlier tokens; the logits are those of this call's.
+        mask = attention_mask[:, -(len(outputs.router_logits[0]) // len(attention_mask)) :]
     return RouterLosses(
         load_balance_loss(outputs.router_logits, config.num_experts_per_tok, mask),
         router_z_loss(outputs.router_logits, mask),
@@ -48,11 +49,13 @@ class MoEHeadModel(MoEPreTrainedModel):
     """Base of the heads: when the router's losses are needed, and how they join the main loss."""
 
     def _wants_router_losses(self, requested: bool | None, labels: torch.Tensor | None) -> bool:
-        if requested or self.config.output_router_logits:
+        if requested is None and self.config.output_router_logits:
             return True
+        if requested is not None:
+            return requested
         weighted = self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
-        return requested is None and self.training and labels is not None and weighted
+        return self.training and labels is not None and weighted
 
     def _add_router_losses(
         self, loss: torch.Tensor, losses: RouterLosses | None, scale: torch.Tensor | float

@@ -144,9 +144,11 @@ class _DenseSource:
                 f"needed: {shown}; it is incomplete or not a GPT-2"
             )
         if self._misfits:
+            # Queries, keys and values find the same misfit.
+            misfits = list(dict.fromkeys(self._misfits))
+            shown = "; ".join(misfits[:4]) + (f"; and {len(misfits) - 4} more" if len(misfits) > 4 else "")
             raise CheckpointError(
-                f"the dense GPT-2 checkpoint has {'; '.join(dict.fromkeys(self._misfits))}; drop "
-                "the override, or choose another checkpoint"
+                f"the dense GPT-2 checkpoint has {shown}; drop the override, or choose another checkpoint"
             )
 
 

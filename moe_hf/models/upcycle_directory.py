@@ -66,6 +66,8 @@ def upcycle_directory(
     if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
     folder = _local_folder(source)
+    if folder.resolve().is_relative_to(destination.resolve()):
+        raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
     config = GPT2WithMoEConfig.from_pretrained(folder, **overrides)
     slices = open_slices(_weight_files(folder))
     if not is_dense_gpt2(slices):

@@ -20,6 +20,7 @@ from moe_hf.training.checkpoint import (
 )
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
+from moe_hf.training.label_smoothing import label_smoothing_term
 from moe_hf.training.metrics import (
     RoutingMeter,
     SpeedMeter,
@@ -57,6 +58,10 @@ class MoETrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
+        self._label_smoothing = 0.0
+        if self.label_smoother is not None and getattr(model, "loss_type", None) == "ForCausalLM":
+            # Trainer's own keeps the labels from the model, and so its router losses; it shifts them by class names.
+            self.label_smoother, self._label_smoothing = None, self.args.label_smoothing_factor
         self.interrupt = InterruptRequest()
         self._stream: StreamLoader | None = None
         self._run_state: dict[str, Any] = {}
@@ -167,8 +172,12 @@ class MoETrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer; while training, the returned router logits are measured on the way."""
+        """As in Trainer; while training, labels are smoothed and the returned router logits measured on the way."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._label_smoothing and model.training:
+            averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
+            loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
         if self._routing is not None and model.training and isinstance(outputs, Mapping):
             router_logits = outputs.get("router_logits")
             if router_logits:

@@ -133,3 +133,8 @@ def test_another_model_type_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     with pytest.raises(CheckpointError, match=r"type 'llama'; this family reads 'gpt2_moe' and dense 'gpt2'"):
         GPT2WithMoEConfig.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_not_taken_for_a_default_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        GPT2WithMoEConfig.from_pretrained(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.layers.short_conv import ShortConv
 
 B, S, D, W = 2, 7, 5, 3
@@ -98,3 +99,8 @@ def test_the_output_and_its_gradient_outlive_the_next_call(conv: ShortConv, x_BS
     chunked, x_BSD.grad = x_BSD.grad, None
     conv(x_BSD, positions(), None, None).square().sum().backward()
     torch.testing.assert_close(chunked, x_BSD.grad)
+
+
+def test_a_cache_made_without_the_configuration_is_refused(conv: ShortConv, x_BSD: torch.Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"DynamicCache has no place .* config=model.config"):
+        conv(x_BSD, positions(), None, DynamicCache())

@@ -18,7 +18,14 @@ from transformers import (
     GPT2Model,
 )
 
-from moe_hf import CheckpointError, ConfigError, GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf import (
+    CheckpointError,
+    ConfigError,
+    GPT2WithMoE,
+    GPT2WithMoEConfig,
+    GPT2WithMoEForSequenceClassification,
+    GPT2WithMoEModel,
+)
 
 LIMIT = 1e-5
 
@@ -255,6 +262,20 @@ class TestWrongInput:
         torch.save(dense.state_dict(), copied / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=r"pytorch_model.bin is not a safetensors file; .* can run code"):
             GPT2WithMoE.from_pretrained(copied)
+
+    def test_pickled_dense_weights_do_not_load_as_a_random_model(self, dense, copied) -> None:
+        (copied / "model.safetensors").unlink()
+        # With the tied head under its own name, of which this family has one too.
+        torch.save(dense.state_dict(), copied / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=r"a dense GPT-2, given as a state_dict or pickled"):
+            GPT2WithMoE.from_pretrained(copied, use_safetensors=False)
+        config = GPT2WithMoEConfig.from_pretrained(copied)
+        with pytest.raises(CheckpointError, match=r"a dense GPT-2, given as a state_dict or pickled"):
+            GPT2WithMoE.from_pretrained(None, config=config, state_dict=dense.state_dict())
+
+    def test_a_configuration_of_another_family(self, dense_folder) -> None:
+        with pytest.raises(ConfigError, match=r"config is a GPT2Config; it must be a GPT2WithMoEConfig"):
+            GPT2WithMoE.from_pretrained(dense_folder, config=GPT2Config.from_pretrained(dense_folder))
 
     @pytest.mark.parametrize("extra", [None, "training_args.bin"])
     def test_no_weights_at_all(self, copied, extra: str | None) -> None:

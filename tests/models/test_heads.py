@@ -97,6 +97,19 @@ class TestRouterLosses:
         out = model(token_ids, labels=token_ids if with_labels else None, output_router_logits=requested)
         assert (out.aux_loss is not None) == (out.router_logits is not None) == recorded
 
+    def test_the_call_overrules_the_configuration(self, tiny_model, token_ids) -> None:
+        model = tiny_model(output_router_logits=True)
+        assert model(token_ids).router_logits is not None
+        assert model(token_ids, output_router_logits=False).router_logits is None
+
+    def test_padding_does_not_count_with_a_cache_either(self, tiny_model, token_ids) -> None:
+        model, mask = tiny_model(), torch.ones_like(token_ids)
+        mask[1, 5:] = 0
+        cache = model(token_ids[:, :3]).past_key_values
+        out = model(token_ids[:, 3:], attention_mask=mask, past_key_values=cache, output_router_logits=True)
+        expected = load_balance_loss(out.router_logits, model.config.num_experts_per_tok, mask[:, 3:])
+        assert out.aux_loss.item() == expected.item()
+
     def test_without_weights_the_loss_is_the_task_s_alone(self, tiny_model, token_ids) -> None:
         model = tiny_model(router_aux_loss_coef=0, router_z_loss_coef=0).train()
         out = model(token_ids, labels=token_ids, output_router_logits=True)

@@ -1,6 +1,7 @@
 """`upcycle_directory` writes a whole, loadable model folder or nothing."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -122,3 +123,12 @@ def test_interrupted_write_leaves_nothing(dense_folder, tmp_path):
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="not a folder"):
         upcycle_directory(str(tmp_path / "nowhere"), tmp_path / "moe")
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_the_source_is_never_overwritten(dense_folder, tmp_path, above):
+    source = tmp_path / "models" / "dense"
+    shutil.copytree(dense_folder, source)
+    with pytest.raises(CheckpointError, match=r"holds the source .* would be lost"):
+        upcycle_directory(str(source), source.parent if above else source, overwrite=True)
+    assert load_file(source / "model.safetensors").keys() == load_file(dense_folder / "model.safetensors").keys()

@@ -35,7 +35,8 @@ class ModelArguments:
         default=None, metadata={"help": "With --upcycle: the router's first weights."}
     )
     flash_attention: bool = field(
-        default=True, metadata={"help": "Use a flash attention package where one is installed and fits."}
+        default=True,
+        metadata={"help": "PyTorch's fused attention, a flash kernel on CUDA; without it, the unfused reference."},
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, _3 or _4."}

@@ -9,11 +9,11 @@ from moe_hf.base.registry import Registry
 _TINY: dict[str, Any] = {
     "tokenizer": "word",
     "vocab_size": 768,
-    "num_conversations": 34_000,
+    "num_conversations": 38_000,
     "packing": "document_mask",
     "context_length": 256,
     "optim": "moe_muon",
-    "learning_rate": 3e-3,
+    "learning_rate": 0.02,
     "muon_learning_rate": 0.02,
     "adam_beta2": 0.95,
     "lr_scheduler_type": "linear",
