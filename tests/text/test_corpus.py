@@ -80,7 +80,7 @@ def test_every_answer_is_asked_for_in_training_under_another_phrasing(
 
 def test_short_conversations_come_first_and_later_ones_mix_skills(training: list[Conversation]) -> None:
     third = len(training) * 3 // 10
-    with_turns = ("remembering", "persona", "possession", "whereabouts")
+    with_turns = ("remembering", "persona", "possession")
     early = [len(c["messages"]) for c in training[:third] if c["skill"] not in with_turns]
     late = [len(c["messages"]) for c in training[third:] if c["skill"] not in with_turns]
     assert set(early) == {2}

@@ -98,7 +98,7 @@ def _natural(rng: Random, most_digits: int) -> int:
 
 
 def addition(rng: Random) -> Exercise:
-    """A sum of two numbers below 1000."""
+    """A sum of two numbers below 100."""
     a, b = rng.randrange(100), rng.randrange(100)
     return Exercise((sum_key(a, b),), ((phrase(rng, _ADD, a=a, b=b), sum_steps(a, b) + "."),))
 
@@ -116,30 +116,25 @@ def multiplication(rng: Random) -> Exercise:
 
 
 def comparison(rng: Random) -> Exercise:
-    """The larger or smaller of two numbers up to 1008: their lengths, then their digits from the left."""
+    """The larger or smaller of two different numbers from 10 to 99, by their digits from the left."""
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     while a == b:
         b = rng.randint(10, 99)
-    larger = rng.random() < 0.5
-    word = "larger" if larger else "smaller"
+    word, winner = ("larger", max(a, b)) if rng.random() < 0.5 else ("smaller", min(a, b))
     templates = ("Which is {w}, {a} or {b}?", "Which number is {w}: {a} or {b}?", "{a} or {b}, what is {w}?")
     question = phrase(rng, templates, w=word, a=a, b=b)
-    winner = max(a, b) if larger else min(a, b)
     key = f"compare {min(a, b)} {max(a, b)}"
     return Exercise((key,), ((question, f"{comparison_steps(a, b)}, so {winner} is {word}."),))
 
 
 def comparison_steps(a: int, b: int) -> str:
-    """How two different whole numbers compare, first by length, then digit by digit.
+    """How two different whole numbers of one length compare, digit by digit from the left.
 
-    >>> comparison_steps(472, 483), comparison_steps(47, 382)
-    ('4-4=0, 7-8<0', '2-3<0 digits')
+    >>> comparison_steps(472, 483)
+    '4=4, 7<8'
     """
-    left, right = str(a), str(b)
-    if len(left) != len(right):
-        return f"{len(left)}-{len(right)}{'<' if len(left) < len(right) else '>'}0 digits"
     steps = []
-    for x, y in zip(left, right, strict=True):
+    for x, y in zip(str(a), str(b), strict=True):
         steps.append(f"{x}{'=' if x == y else '<' if x < y else '>'}{y}")
         if x != y:
             break
@@ -159,11 +154,8 @@ def parity(rng: Random) -> Exercise:
 
 def word_problem(rng: Random) -> Exercise:
     """A little story with a sum or a difference in it."""
-    name, thing = person(rng), rng.choice(THINGS) + "s"
-    if thing == "boxs":
-        thing = "boxes"
-    if thing == "brushs":
-        thing = "brushes"
+    name, thing = person(rng), rng.choice(THINGS)
+    thing += "es" if thing in ("box", "brush") else "s"
     b, a = sorted((rng.randint(2, 60), rng.randint(2, 60)))
     if rng.random() < 0.5:
         templates = (

@@ -1,4 +1,4 @@
-"""Skills of letters: spelling, the letter at a place, the length, how often a letter occurs, a word backwards.
+"""Skills of letters: spelling a word, the letter at a place, the length.
 
 Each answer goes through the word letter by letter, which is what a model that reads whole words can't skip.
 """
@@ -44,36 +44,6 @@ def word_length(rng: Random) -> Exercise:
         "How long is the word {w}?",
     )
     return Exercise((f"length {word}",), ((phrase(rng, templates, w=word), f"{_numbered(word)}, so {len(word)}."),))
-
-
-def letter_count(rng: Random) -> Exercise:
-    """How often a letter occurs in a word: the word spelled out, each find with its number."""
-    word = spelling_word(rng)
-    letter = rng.choice(word) if rng.random() < 0.85 else rng.choice("aeiourst")
-    templates = (
-        "How many {c} are in {w}?",
-        'How many "{c}" are in "{w}"?',
-        "How many {c}'s are in {w}?",
-        "How often is {c} in the word {w}?",
-        "Count the letter {c} in {w}.",
-    )
-    steps = "-".join(f"{x}{word[: i + 1].count(x)}" if x == letter else x for i, x in enumerate(word))
-    answer = f"{steps}, so {word.count(letter)}."
-    return Exercise((f"count {letter} {word}",), ((phrase(rng, templates, c=letter, w=word), answer),))
-
-
-def reversal(rng: Random) -> Exercise:
-    """A word written backwards: first with numbers, then counting down."""
-    word = spelling_word(rng, longest=7)
-    templates = (
-        "Reverse {w}.",
-        'Reverse "{w}".',
-        "Write {w} backwards.",
-        "What is {w} backwards?",
-        "Spell {w} backwards.",
-    )
-    answer = f"{_numbered(word)}, so {word[::-1]}."
-    return Exercise((f"reverse {word}",), ((phrase(rng, templates, w=word), answer),))
 
 
 def _numbered(word: str) -> str:

@@ -1,8 +1,7 @@
-"""Skills of order: counting a list, sorting, the biggest, what comes next, days and months, saying something again."""
+"""Skills of order: counting a list, sorting digits, walking through days and months, saying something again."""
 
 from random import Random
 
-from moe_hf.text.skills.arithmetic import sum_key, sum_steps
 from moe_hf.text.skills.skill import Exercise, phrase
 from moe_hf.text.skills.words import ANIMALS, COLORS, THINGS, invented_word
 
@@ -31,21 +30,6 @@ def sorting(rng: Random) -> Exercise:
     question = phrase(rng, templates, d=", ".join(map(str, digits)))
     answer = ", ".join(map(str, sorted(digits))) + "."
     return Exercise((f"sort {digits}",), ((question, answer),))
-
-
-def sequence(rng: Random) -> Exercise:
-    """The next number of a sequence that rises by a constant step."""
-    start, step = rng.randint(0, 50), rng.randint(2, 9)
-    terms = [start + step * i for i in range(rng.randint(3, 4))]
-    templates = (
-        "What comes next: {t}?",
-        "Which number comes next: {t}?",
-        "Continue: {t}.",
-        "What is the next number after {t}?",
-    )
-    question = phrase(rng, templates, t=", ".join(map(str, terms)))
-    answer = f"{terms[1]}-{terms[0]}={step}, {terms[-1]}+{step}: {sum_steps(terms[-1], step)}."
-    return Exercise((f"sequence {start} {step}", sum_key(terms[-1], step)), ((question, answer),))
 
 
 def calendar(rng: Random) -> Exercise:

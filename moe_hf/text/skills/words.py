@@ -16,8 +16,6 @@ COLORS = "red blue green yellow black white pink brown gray purple".split()
 
 CITIES = "Paris Rome London Berlin Madrid Tokyo Cairo Oslo Lima Vienna Athens Delhi".split()
 
-JOBS = "doctor teacher baker farmer pilot nurse painter singer cook driver writer clown".split()
-
 ANIMALS = "dog cat cow horse pig sheep duck lion frog bee wolf hen goat mouse bear fox rabbit snake".split()
 
 SPELLING_WORDS = (
@@ -35,6 +33,9 @@ SPELLING_WORDS = (
     "computer blackboard lighthouse motorcycle"
 ).split()
 
+LONGEST_WORD = 9
+"""Letters of the longest word that is taken apart."""
+
 _ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr kr pl st tr zw".split()
 _VOWELS = "a e i o u oo ee ai".split()
 _CODAS = ["", "", "", *"b d g k l m n p r s t x z nk rt".split()]
@@ -45,14 +46,14 @@ def invented_word(rng: Random, syllables: int = 2) -> str:
     return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
 
 
-def spelling_word(rng: Random, longest: int = 9) -> str:
+def spelling_word(rng: Random) -> str:
     """A real word, an invented one or a jumble of letters, to be looked at letter by letter."""
     draw = rng.random()
     if draw < 0.4:
-        return rng.choice([word for word in SPELLING_WORDS if len(word) <= longest])
+        return rng.choice([word for word in SPELLING_WORDS if len(word) <= LONGEST_WORD])
     if draw < 0.7:
-        return invented_word(rng, rng.randint(1, 3))[:longest]
-    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, longest)))
+        return invented_word(rng, rng.randint(1, 3))[:LONGEST_WORD]
+    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, LONGEST_WORD)))
 
 
 def person(rng: Random, invented: float = 0.15) -> str:

@@ -1,0 +1,1 @@
+"""Experiments that measure finished models and write what they find to files."""
