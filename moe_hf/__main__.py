@@ -17,7 +17,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code: 0, 1 for a failure while running, 2 for wrong input, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(_usage())
@@ -31,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
-        # OSError is how transformers reports a model that it can't find.
+        # OSError is a network or a disk that fails.
         sys.stderr.write(f"moe-hf {words[0]}: {error}\n")
-        return 1
+        return 1 if isinstance(error, OSError) else 2
     except KeyboardInterrupt:
         sys.stderr.write(f"moe-hf {words[0]}: interrupted\n")
         return 130

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import transformers
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
 from moe_hf.cli.chat_script import answer_prompts, read_prompts
 from moe_hf.cli.plain_console import PlainConsole
 from moe_hf.cli.terminal_console import TerminalConsole, history_path
@@ -23,7 +23,7 @@ from moe_hf.inference.settings import SETTINGS, settings_of, with_setting
 from moe_hf.inference.text_model import DEVICES, DTYPES, CausalTextModel
 from moe_hf.inference.transcript import TranscriptFile, read_transcript
 
-INTERRUPTED = 130
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 EPILOG = """\
 examples:
@@ -36,7 +36,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, 1 after an error, 130 after Ctrl-C.
+    """Runs the command line; returns the exit status.
+
+    It is 0, 1 for a failure while running, 2 for wrong input, 130 after Ctrl-C.
 
     Args:
         argv: the words behind the command; None takes those of the process.
@@ -54,12 +56,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the answers has left; Python would complain about it once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return FAILED
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if args.debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return WRONG_INPUT if isinstance(error, (ConfigError, CheckpointError, BackendUnavailableError)) else FAILED
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import PRESETS, create_moe_config
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _config(model: str, fields: dict) -> GPT2WithMoEConfig:
     if model in PRESETS or not (Path(model).exists() or "/" in model):
         return create_moe_config(model, **fields)
-    return GPT2WithMoEConfig.from_pretrained(model, **fields)
+    return GPT2WithMoEConfig.from_pretrained(folder_or_hub_id(model), **fields)
 
 
 def _rows(config: GPT2WithMoEConfig, info: dict) -> list[tuple[str, str, str]]:

@@ -26,7 +26,7 @@ class PlainConsole:
     def __init__(self) -> None:
         self._stdin_is_terminal = sys.stdin is not None and sys.stdin.isatty()
         self._stdout_is_terminal = sys.stdout.isatty()
-        self._at_line_start = True
+        self._line_ended = False
         self._typed = False
 
     def ask(self, prefill: str = "") -> str:
@@ -68,13 +68,13 @@ class PlainConsole:
         shown = text.translate(CONTROL) if self._stdout_is_terminal else text
         print(shown, end="", flush=True)
         if shown:
-            self._at_line_start = shown.endswith("\n")
+            self._line_ended = shown.endswith("\n")
 
     def end_answer(self) -> None:
-        """Ends the last line, if there is one to end."""
-        if not self._at_line_start:
+        """Ends the last line, so that an empty answer is an empty line: a script counts on one per prompt."""
+        if not self._line_ended:
             print(flush=True)
-        self._at_line_start = True
+        self._line_ended = False
 
     def show(self, lines: list[list[Span]]) -> None:
         """Writes the text to stderr."""

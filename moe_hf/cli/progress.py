@@ -1,5 +1,6 @@
 """Shows a training run to a person: tables and a bar on a terminal, plain lines elsewhere."""
 
+import shlex
 import time
 from collections.abc import Iterable
 
@@ -229,9 +230,10 @@ def next_commands(report: TrainingReport) -> list[tuple[str, str]]:
     """Commands that make sense after the run, as (purpose, command)."""
     if report.model_dir is None:
         return []
-    commands = [("chat", f"python chat.py --model {report.model_dir}")]
+    folder, name = shlex.quote(str(report.model_dir)), shlex.quote(report.model_dir.name)
+    commands = [("chat", f"python chat.py --model {folder}")]
     if report.finished:
-        share = f'hf upload {report.model_dir.name} {report.model_dir} . --exclude "checkpoint-*/*"'
+        share = f'hf upload {name} {folder} . --exclude "checkpoint-*/*" --exclude .lock'
         commands.append(("share", share))
     else:
         commands.append(("go on", "the same command again"))

@@ -12,11 +12,13 @@ from moe_hf.cli.progress import BarListener, listener_for
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
 
-INTERRUPTED = 130
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """Train as the command line says, and return the exit code: 0, 2 for wrong input, 130 when interrupted.
+    """Train as the command line says, and return the exit code.
+
+    It is 0, 1 for a failure while running, 2 for wrong input, 130 when interrupted.
 
     Args:
         argv: the words after the program's name; those of this process if absent.
@@ -31,10 +33,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
         settings = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
         train(settings, [listener])
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
-        # OSError is a folder that can't be written to, or a full disk.
+        # OSError is a folder that can't be written to, a full disk, or a network that fails.
         _release(listener)
         errors.print(f"{prog}: error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
-        return 2
+        return FAILED if isinstance(error, OSError) else WRONG_INPUT
     except KeyboardInterrupt:
         _release(listener)
         errors.print("interrupted; the same command goes on from the newest checkpoint", style="yellow")

@@ -6,6 +6,7 @@ import shlex
 import torch
 from rich.console import Console
 
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.info import get_moe_model_info
@@ -29,12 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("destination", metavar="DST", help="folder to create")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
     parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace DST once the new one is complete")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model in DST when the new one is complete"
+    )
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     fields = given_config_fields(args, FLAGS)
     if "mlp_layer_types" in fields:
-        layers = GPT2WithMoEConfig.from_pretrained(args.source).num_hidden_layers
+        layers = GPT2WithMoEConfig.from_pretrained(folder_or_hub_id(args.source)).num_hidden_layers
         fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], layers)
 
     console = Console(stderr=True, soft_wrap=True)

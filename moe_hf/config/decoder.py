@@ -152,6 +152,7 @@ class MoEDecoderConfig(PreTrainedConfig):
         # transformers itself treats these two, since dtype may be "auto".
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
         overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
+        config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
         if not {"mixer", "mixer_short_conv", "num_hidden_layers"}.isdisjoint(overrides):
             # What was derived from the old values must be derived again.
             config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}

@@ -8,7 +8,7 @@ from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 
 
 class Preset(NamedTuple):
-    """A model size: fields of the configuration, and its parameters in millions with 16 experts (tiny: its own)."""
+    """A model size: fields of the configuration, and its parameters in millions with its own experts."""
 
     fields: dict[str, Any]
     total_m: float
@@ -27,7 +27,8 @@ def _gpt2_shape(context: int, width: int, layers: int, heads: int, ffn: int) -> 
     }
 
 
-# What learnt best on a CPU within minutes: rotary positions and a short convolution decide arithmetic and copying.
+# What learnt best on a CPU within minutes: rotary positions and a short convolution decide arithmetic and copying; an
+# expert that every token visits learns from all of them, which eight small ones alone have too few tokens for.
 _TINY: dict[str, Any] = {
     "vocab_size": 768,
     "max_position_embeddings": 256,
@@ -42,15 +43,18 @@ _TINY: dict[str, Any] = {
     "norm_topk_prob": False,
     "position_embedding_type": "rotary",
     "mixer_short_conv": 3,
+    "rope_theta": 1000.0,
     "initializer_range": 0.04,
     "bos_token_id": None,
     "eos_token_id": None,
 }
 
+_FFN_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+
 PRESETS: Registry[Preset] = Registry(
     "model size",
     {
-        "tiny": Preset(_TINY, 0.0, 0.0),
+        "tiny": Preset(_TINY, 1.4, 0.9),
         "500m": Preset(_gpt2_shape(1024, 1024, 8, 16, 4096), 657.0, 186.9),
         "1b": Preset(_gpt2_shape(1024, 1280, 12, 20, 5120), 1482.1, 380.6),
         "2b": Preset(_gpt2_shape(2048, 1536, 16, 24, 6144), 2799.7, 684.9),
@@ -85,9 +89,13 @@ def create_moe_config(model_size: str, use_flash_attention: bool = True, **overr
             raise ConfigError(f"unknown configuration field {name!r}{did_you_mean(name, allowed)}")
     # Under one name each: below, what was given must be recognised whichever name it came by.
     overrides = {GPT2WithMoEConfig.attribute_map.get(name, name): value for name, value in overrides.items()}
-    fields = {**PRESETS[model_size].fields, **overrides}
-    if "hidden_size" in overrides and "intermediate_size" not in overrides:
-        # The preset's FFN belongs to the preset's width.
-        fields.pop("intermediate_size")
+    preset = PRESETS[model_size].fields
+    fields = {**preset, **overrides}
+    width = fields["hidden_size"]
+    if isinstance(width, int):
+        # The preset's FFNs belong to the preset's width: they grow and shrink with it.
+        for name in _FFN_WIDTHS:
+            if name in preset and name not in overrides:
+                fields[name] = preset[name] * width // preset["hidden_size"]
     fields.setdefault("attn_implementation", "sdpa" if use_flash_attention else "eager")
     return GPT2WithMoEConfig(**fields)

@@ -19,9 +19,25 @@ def strict_config(cls: Config) -> Config:
     decorated. A method whose name begins with `validate_` runs after construction and before saving.
     """
     cls = cast(Config, strict(cls))
+    cls.__init__ = _one_name_per_field(cls.__init__)  # type: ignore[misc]
     for name in ("__init__", "__setattr__", "validate"):
         setattr(cls, name, _raising_config_errors(getattr(cls, name), cls.__name__))
     return cls
+
+
+def _one_name_per_field(init: Callable[..., None]) -> Callable[..., None]:
+    # Only here can it be seen what was given: afterwards a field that was not has its default.
+    @wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        for alias, name in getattr(type(self), "attribute_map", {}).items():
+            first, second = kwargs.get(alias), kwargs.get(name)
+            if first is not None and second is not None and first != second:
+                raise ConfigError(
+                    f"{type(self).__name__}: {alias}={first!r} and {name}={second!r} name the same field; give one"
+                )
+        init(self, *args, **kwargs)
+
+    return wrapper
 
 
 def _raising_config_errors(method: Callable[..., Any], owner: str) -> Callable[..., Any]:

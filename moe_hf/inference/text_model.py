@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -20,6 +19,7 @@ from transformers import (
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.memory import peak_memory
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
 from moe_hf.inference.settings import GenerationSettings
@@ -90,7 +90,7 @@ class CausalTextModel:
         target = _pick_device(device)
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        where = _folder_or_hub_id(source)
+        where = folder_or_hub_id(source)
         options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         try:
             tokenizer = AutoTokenizer.from_pretrained(where)
@@ -232,16 +232,6 @@ class CausalTextModel:
             special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
             stop_ids |= set(ids) & special
         return frozenset(token for token in stop_ids if token is not None)
-
-
-def _folder_or_hub_id(source: str) -> str:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return str(path)
-    # "runs/first" is meant as a folder where there is a folder runs/, else it may be a hub id.
-    if source.startswith((".", "~", "/")) or source.count("/") > 1 or ("/" in source and path.parent.is_dir()):
-        raise CheckpointError(f"there is no folder {source}; name a model folder or a hub id (openai-community/gpt2)")
-    return source
 
 
 def _pick_device(device: str) -> torch.device:

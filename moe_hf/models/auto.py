@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
@@ -31,4 +32,6 @@ def register_families() -> None:
         AutoConfig.register(model_type, family.config, exist_ok=True)
         AutoModel.register(family.config, family.model, exist_ok=True)
         AutoModelForCausalLM.register(family.config, family.causal_lm, exist_ok=True)
+        # By this table of names the Trainer knows a model whose labels its label smoothing must shift.
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = family.causal_lm.__name__
         AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
+from moe_hf.models.upcycle import is_dense_gpt2, is_head_tied, open_slices, upcycled_state_dict
 
 
 class LoadsDenseGPT2(PreTrainedModel):
@@ -64,7 +64,8 @@ class LoadsDenseGPT2(PreTrainedModel):
                 # Without a head the model's own names lack the prefix.
                 bare = not any(name.startswith("model.") for name in wanted)
                 config = cast(MoEDecoderConfig, model.config)
-                lazy = upcycled_state_dict(slices, config, with_head="lm_head.weight" in wanted)
+                tied = is_head_tied(checkpoint_files[0])
+                lazy = upcycled_state_dict(slices, config, "lm_head.weight" in wanted, tied)
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)

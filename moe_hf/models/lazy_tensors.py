@@ -29,7 +29,7 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def read(self) -> torch.Tensor:
-        """The values, in memory of their own."""
+        """The values, contiguous."""
 
 
 class Sliced(LazyTensor):
@@ -45,7 +45,7 @@ class Sliced(LazyTensor):
         self._columns = columns
 
     def read(self) -> torch.Tensor:
-        """The values, in memory of their own."""
+        """The values, contiguous; two reads may give the same memory, that of the opened file."""
         if self._columns is None:
             value = self._source[...] if len(self.shape) != 1 else self._source[:]
         elif len(self.shape) == 1:
@@ -53,6 +53,18 @@ class Sliced(LazyTensor):
         else:
             value = self._source[:, self._columns]
         return (value.T if self._transpose else value).contiguous()
+
+
+class Copied(LazyTensor):
+    """Another lazy tensor's values in memory of their own, for a second parameter that starts from the same tensor."""
+
+    def __init__(self, original: LazyTensor) -> None:
+        super().__init__(original.shape, original.get_dtype())
+        self._original = original
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        return self._original.read().clone()
 
 
 class Drawn(LazyTensor):

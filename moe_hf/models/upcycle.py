@@ -4,6 +4,7 @@ Komatsuzaki et al. 2023, Sparse Upcycling: every expert starts as the dense FFN,
 long as the weights of a token's experts sum to 1.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.utils import logging
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.expert_init import ExpertPart, ExpertRecipe, StackedExperts, seed_of
-from moe_hf.models.lazy_tensors import Drawn, LazyTensor, Sliced
+from moe_hf.models.lazy_tensors import Copied, Drawn, LazyTensor, Sliced
 
 logger = logging.get_logger(__name__)
 
@@ -55,8 +56,14 @@ def is_dense_gpt2(names: Mapping[str, Any] | list[str]) -> bool:
     return any(_ANY_ATTENTION.search(name) for name in names)
 
 
+def is_head_tied(weights_file: str) -> bool:
+    """Whether the `config.json` beside a dense GPT-2's weights says that its head is its embedding's matrix."""
+    path = Path(weights_file).parent / "config.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings", True)
+
+
 def upcycled_state_dict(
-    dense: Mapping[str, Any], config: MoEDecoderConfig, with_head: bool = True
+    dense: Mapping[str, Any], config: MoEDecoderConfig, with_head: bool = True, head_was_tied: bool = False
 ) -> dict[str, LazyTensor]:
     """The Mixture of Experts' state dict for a causal LM, each tensor computed from `dense` when it is read.
 
@@ -64,6 +71,7 @@ def upcycled_state_dict(
         dense: name to unread slice of a dense GPT-2.
         config: the Mixture of Experts to build.
         with_head: whether the language-model head is needed; where it is tied to the embedding it is never stored.
+        head_was_tied: whether the dense model's head is its embedding; a head that is untied here starts as its copy.
 
     Raises:
         CheckpointError: tensors are missing or do not fit the configuration.
@@ -78,7 +86,8 @@ def upcycled_state_dict(
     for layer in range(config.num_hidden_layers):
         state |= {f"model.layers.{layer}.{name}": value for name, value in _layer(source, config, layer).items()}
     if with_head and not config.tie_word_embeddings:
-        state["lm_head.weight"] = source.sliced("lm_head.weight")
+        embedding = state["model.embed_tokens.weight"]
+        state["lm_head.weight"] = Copied(embedding) if head_was_tied else source.sliced("lm_head.weight")
     if "score.weight" in dense:
         state["score.weight"] = source.sliced("score.weight")
     source.raise_if_incomplete()

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import whole_folder
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.lazy_tensors import LazyTensor
-from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
+from moe_hf.models.upcycle import is_dense_gpt2, is_head_tied, open_slices, upcycled_state_dict
 
 # What belongs to the model beside its weights and its configuration.
 CARRIED_FILES = (
@@ -53,7 +54,7 @@ def upcycle_directory(
         destination: must not exist, or be empty, unless `overwrite`.
         dtype: type of the written weights; None keeps the source's.
         max_shard_size: largest size of a weights file, such as "2GB"; one tensor is never split.
-        overwrite: replace `destination` once the new one is complete.
+        overwrite: replace `destination`, which must be a model's folder, once the new one is complete.
         on_shard: called with (shards done, shards in all).
         **overrides: fields of `GPT2WithMoEConfig`, such as `num_experts`.
 
@@ -63,19 +64,19 @@ def upcycle_directory(
         ConfigError: an override is not allowed.
     """
     destination = Path(destination)
-    if destination.exists() and not overwrite and (destination.is_file() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
     folder = _local_folder(source)
     if folder.resolve().is_relative_to(destination.resolve()):
         raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
+    _require_free(destination, overwrite)
     config = GPT2WithMoEConfig.from_pretrained(folder, **overrides)
-    slices = open_slices(_weight_files(folder))
+    files = _weight_files(folder)
+    slices = open_slices(files)
     if not is_dense_gpt2(slices):
         raise CheckpointError(
             f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
             "dense GPT-2; only a dense GPT-2 can be upcycled"
         )
-    state = upcycled_state_dict(slices, config)
+    state = upcycled_state_dict(slices, config, head_was_tied=is_head_tied(files[0]))
     dtype = dtype or _DTYPES[state["model.embed_tokens.weight"].get_dtype()]
     config.dtype = dtype
     config.architectures = ["GPT2WithMoE"]
@@ -105,12 +106,23 @@ def upcycle_directory(
     return UpcycleReport(destination, config, total, len(split.filename_to_tensors), carried)
 
 
+def _require_free(destination: Path, overwrite: bool) -> None:
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
+    # A mistyped folder would be gone for good.
+    if not (destination / "config.json").is_file():
+        raise CheckpointError(
+            f"{destination} is not the folder of a model (it has no config.json) and is not overwritten; choose "
+            "another folder, or delete it yourself"
+        )
+
+
 def _local_folder(source: str) -> Path:
-    folder = Path(source)
+    folder = Path(folder_or_hub_id(source))
     if folder.is_dir():
         return folder
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise CheckpointError(f"{source} is not a folder; give the folder of a dense GPT-2 or a Hub id such as gpt2")
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]))
 
 

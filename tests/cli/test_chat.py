@@ -5,6 +5,7 @@ import pty
 import re
 import select
 import signal
+import string
 import subprocess
 import sys
 import threading
@@ -44,8 +45,9 @@ def model_folder(tmp_path_factory):
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     folder = tmp_path_factory.mktemp("runs") / "first"
     model = GPT2WithMoE(create_moe_config("tiny", vocab_size=len(tokenizer), **shape, **ids))
-    # Without special tokens every token shows, and none ends the answer.
-    model.generation_config.suppress_tokens = sorted(tokenizer.added_tokens_decoder)
+    # Whatever the weights say, it is letters: none ends the answer, and each shows.
+    letters = tokenizer.convert_tokens_to_ids(list(string.ascii_lowercase))
+    model.generation_config.suppress_tokens = sorted(set(range(model.config.vocab_size)) - set(letters))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -68,9 +70,20 @@ def test_one_shot_writes_only_the_answer_to_stdout(model_folder, capsys, stdin):
     text = json.loads(capsys.readouterr().out)["text"]
     assert main(["--model", str(model_folder), "-p", "hi", *SHORT]) == 0
     shown = capsys.readouterr()
-    assert shown.out == text + "\n" * (not text.endswith("\n"))
+    assert len(text) == 5
+    assert shown.out == text + "\n"
     assert "[5 tokens, " in shown.err
     assert "cut off at max_new_tokens" in shown.err
+
+
+@pytest.mark.parametrize(("pieces", "line"), [([], "\n"), (["a", "b"], "ab\n"), (["a", "\n"], "a\n"), ([""], "\n")])
+def test_every_answer_ends_its_line_even_an_empty_one(pieces, line, capsys):
+    console = PlainConsole()
+    for _ in range(2):
+        for piece in pieces:
+            console.answer(piece)
+        console.end_answer()
+    assert capsys.readouterr().out == 2 * line
 
 
 def test_json_holds_what_a_script_needs(model_folder, capsys, stdin):
@@ -86,7 +99,7 @@ def test_the_newest_run_is_taken_and_the_architecture_restricts_it(model_folder,
     runs = ["--runs_dir", str(model_folder.parent), "-p", "hi", "--json", *SHORT]
     assert main(["--architecture", "moe", *runs]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(model_folder)
-    assert main(["--architecture", "dense", *runs]) == 1
+    assert main(["--architecture", "dense", *runs]) == 2
     assert "python train.py --architecture dense" in capsys.readouterr().err
 
 
@@ -123,8 +136,8 @@ def test_a_dash_is_stdin_among_other_prompts(model_folder, capsys, stdin):
         (["-p", "hi", "--architecture", "dense"], "is the other kind"),
     ],
 )
-def test_a_failure_is_one_line_on_stderr_and_a_status_of_1(arguments, message, model_folder, capsys, stdin):
-    assert main(["--model", str(model_folder), *SHORT, *arguments]) == 1
+def test_wrong_input_is_one_line_on_stderr_and_a_status_of_2(arguments, message, model_folder, capsys, stdin):
+    assert main(["--model", str(model_folder), *SHORT, *arguments]) == 2
     shown = capsys.readouterr()
     lines = [line for line in shown.err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1
@@ -134,13 +147,13 @@ def test_a_failure_is_one_line_on_stderr_and_a_status_of_1(arguments, message, m
 
 def test_stdin_that_is_no_text_is_refused(model_folder, capsys, stdin):
     stdin(b"\xff\xfe")
-    assert main(["--model", str(model_folder), *SHORT]) == 1
+    assert main(["--model", str(model_folder), *SHORT]) == 2
     assert "not UTF-8" in capsys.readouterr().err
 
 
 def test_a_folder_without_weights_is_one_line_too(tmp_path, capsys, stdin):
     (tmp_path / "config.json").write_text("{}")
-    assert main(["--model", str(tmp_path), "-p", "hi"]) == 1
+    assert main(["--model", str(tmp_path), "-p", "hi"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

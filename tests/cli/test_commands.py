@@ -46,11 +46,15 @@ def test_info_takes_a_layer_pattern(capsys):
         (["info", "50m"], "unknown model size '50m'"),
         (["info", "500m", "--num_experts_per_tok", "99"], "num_experts_per_tok=99"),
         (["info", "500m", "--mlp_layer_types", "spares"], "mlp_layer_types='spares'"),
-        (["upcycle", "./nowhere", "./there"], "is not a folder"),
+        (["info", "./nowhere"], "there is no folder ./nowhere"),
+        (["upcycle", "./nowhere", "./there"], "there is no folder ./nowhere"),
+        (["upcycle", "./nowhere", "./there", "--mlp_layer_types", "all"], "there is no folder ./nowhere"),
+        (["chat", "-p", "hi", "--model", "./nowhere"], "there is no folder ./nowhere"),
+        (["train", "--model", "./nowhere"], "there is no folder ./nowhere"),
     ],
 )
-def test_bad_input_is_one_line_on_stderr(capsys, words, message):
-    assert main(words) == 1
+def test_wrong_input_is_one_line_on_stderr_and_a_code_of_2(capsys, words, message):
+    assert main(words) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err

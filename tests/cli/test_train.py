@@ -1,13 +1,15 @@
 import io
 import json
+import shlex
 from pathlib import Path
 
 import datasets
 import pytest
 from rich.console import Console
 
-from moe_hf.cli.progress import BarListener, LineListener, listener_for
+from moe_hf.cli.progress import BarListener, LineListener, listener_for, next_commands
 from moe_hf.cli.train import main
+from moe_hf.training.runs.listeners import TrainingReport
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
 
@@ -46,9 +48,9 @@ def test_a_wrong_flag_ends_with_code_2_and_one_line_on_stderr(capsys):
     ]
 
 
-def test_a_folder_that_cannot_be_made_ends_with_code_2_and_one_line_on_stderr(capsys, tmp_path):
+def test_a_folder_that_cannot_be_made_ends_with_code_1_and_one_line_on_stderr(capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert main([*FLAGS, "--output_dir", str(tmp_path / "file" / "run")]) == 2
+    assert main([*FLAGS, "--output_dir", str(tmp_path / "file" / "run")]) == 1
     assert "train.py: error: " in capsys.readouterr().err
 
 
@@ -88,3 +90,10 @@ def test_a_dry_run_says_how_long_the_whole_would_take(capsys):
     assert "tried 2 steps" in out
     assert "all 4 steps would take about" in out
     assert not Path("runs").exists()
+
+
+def test_commands_to_copy_quote_a_folder_with_spaces():
+    report = TrainingReport(plan=None, finished=True, model_dir=Path("my runs/tiny one"))
+    chat, share = (shlex.split(command) for _, command in next_commands(report))
+    assert chat[-1] == "my runs/tiny one"
+    assert share[2:4] == ["tiny one", "my runs/tiny one"]

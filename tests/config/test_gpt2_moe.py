@@ -138,3 +138,17 @@ def test_another_model_type_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_configuration_is_not_taken_for_a_default_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config.json"):
         GPT2WithMoEConfig.from_pretrained(tmp_path)
+
+
+def test_a_field_given_under_both_its_names_must_agree() -> None:
+    assert GPT2WithMoEConfig(hidden_size=24, n_embd=24, n_head=2).hidden_size == 24
+    with pytest.raises(ConfigError, match="n_embd=128 and hidden_size=64 name the same field"):
+        GPT2WithMoEConfig(hidden_size=64, n_embd=128)
+    with pytest.raises(ConfigError, match="num_local_experts=4 and num_experts=8"):
+        # The default, but given.
+        GPT2WithMoEConfig(num_experts=8, num_local_experts=4)
+
+
+def test_an_override_replaces_what_a_file_says_under_the_other_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2_moe", "num_local_experts": 4}', encoding="utf-8")
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, num_experts=6).num_experts == 6

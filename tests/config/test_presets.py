@@ -54,7 +54,7 @@ def test_size_true_presets_are_within_three_percent_of_their_name(size: str) -> 
     assert get_moe_model_info(config)["active_params_m"] == pytest.approx(millions, rel=0.03)
 
 
-@pytest.mark.parametrize("size", [name for name in PRESETS if name != "tiny"])
+@pytest.mark.parametrize("size", list(PRESETS))
 def test_the_table_s_counts_are_the_true_ones(size: str) -> None:
     info = get_moe_model_info(create_moe_config(size))
     assert PRESETS[size].total_m == round(info["total_params_m"], 1)
@@ -82,8 +82,8 @@ def test_a_kernel_by_name_wins() -> None:
         ({"num_experts": 32}, {"num_experts": 32}),
         ({"num_local_experts": 32}, {"num_experts": 32}),
         ({"n_layer": 2}, {"num_hidden_layers": 2, "mlp_layer_types": ["sparse", "dense"]}),
-        ({"hidden_size": 64}, {"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 256}),
-        ({"n_embd": 64}, {"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 256}),
+        ({"hidden_size": 64}, {"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 64}),
+        ({"n_embd": 64}, {"hidden_size": 64, "intermediate_size": 256, "shared_expert_intermediate_size": 192}),
         ({"hidden_size": 64, "n_inner": 96}, {"hidden_size": 64, "intermediate_size": 96}),
         ({"n_embd": 64, "intermediate_size": 96}, {"hidden_size": 64, "intermediate_size": 96}),
         ({"intermediate_size": 96}, {"hidden_size": 128, "intermediate_size": 96}),

@@ -99,6 +99,14 @@ class TestTheFunctionIsKept:
         without_head = GPT2WithMoEModel.from_pretrained(tmp_path)
         assert difference(without_head, dense.transformer, token_ids) < LIMIT
 
+    def test_a_tied_head_that_is_untied_here(self, dense_gpt2, tmp_path, token_ids) -> None:
+        dense = dense_gpt2()
+        dense.save_pretrained(tmp_path)
+        model = GPT2WithMoE.from_pretrained(tmp_path, tie_word_embeddings=False)
+        # One can be trained without the other.
+        assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+        assert difference(model, dense, token_ids) < LIMIT
+
     def test_a_base_model_of_an_untied_configuration_has_no_head_to_lack(self, dense_gpt2, tmp_path, token_ids) -> None:
         dense = dense_gpt2(GPT2Model, tie_word_embeddings=False)
         dense.save_pretrained(tmp_path)

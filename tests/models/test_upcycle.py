@@ -110,6 +110,11 @@ def test_an_untied_head_is_needed_only_where_there_is_one(slices, make_config) -
     assert "lm_head.weight" not in upcycled_state_dict(slices, config, with_head=False)
 
 
+def test_a_head_that_was_tied_starts_as_the_embedding(slices, make_config) -> None:
+    state = upcycled_state_dict(slices, make_config(tie_word_embeddings=False), head_was_tied=True)
+    assert state["lm_head.weight"].read().equal(slices["transformer.wte.weight"][:])
+
+
 @pytest.mark.parametrize(
     ("names", "dense"),
     [

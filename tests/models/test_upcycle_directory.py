@@ -50,6 +50,12 @@ def test_folder_gives_the_dense_logits(dense_folder, tmp_path, max_shard_size):
     assert [path.name for path in tmp_path.iterdir()] == ["moe"]
 
 
+def test_a_tied_head_may_be_untied(dense_folder, tmp_path):
+    upcycle_directory(str(dense_folder), tmp_path / "moe", num_experts=2, tie_word_embeddings=False)
+    assert "lm_head.weight" in load_file(tmp_path / "moe" / "model.safetensors")
+    assert torch.allclose(_logits(tmp_path / "moe"), _logits(dense_folder), atol=1e-5)
+
+
 def test_written_weights_have_the_asked_type_and_size(dense_folder, tmp_path):
     report = upcycle_directory(str(dense_folder), tmp_path / "moe", dtype=torch.bfloat16, num_experts=2)
     tensors = load_file(tmp_path / "moe" / "model.safetensors")
@@ -63,8 +69,18 @@ def test_taken_destination_is_refused_and_untouched(dense_folder, tmp_path):
     with pytest.raises(CheckpointError, match="already exists"):
         upcycle_directory(str(dense_folder), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_overwrite_replaces_a_model_and_nothing_else(dense_folder, tmp_path):
+    (tmp_path / "mine").touch()
+    for destination in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(CheckpointError, match=r"no config\.json"):
+            upcycle_directory(str(dense_folder), destination, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     upcycle_directory(str(dense_folder), tmp_path, overwrite=True)
     assert not (tmp_path / "mine").exists()
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def _broken(dense_folder, folder, kind):
@@ -121,7 +137,7 @@ def test_interrupted_write_leaves_nothing(dense_folder, tmp_path):
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="not a folder"):
+    with pytest.raises(CheckpointError, match="there is no folder"):
         upcycle_directory(str(tmp_path / "nowhere"), tmp_path / "moe")
 
 

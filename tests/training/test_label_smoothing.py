@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
 
 from moe_hf import GPT2WithMoE, GPT2WithMoEConfig
 from moe_hf.training.label_smoothing import label_smoothing_term
@@ -57,3 +58,18 @@ def test_the_trainer_smooths_next_tokens_and_keeps_the_router_losses(tmp_path, l
     logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     # The z-loss of two halves is weighted by their tokens, which is the mean over all only for equal halves.
     assert logged == pytest.approx(expected.item(), rel=1e-5 if accumulation == 1 else 5e-3)
+
+
+def test_a_plain_trainer_smooths_next_tokens_too(tmp_path, labels) -> None:
+    config = GPT2WithMoEConfig(
+        vocab_size=WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=LENGTH,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPT2WithMoE(config).eval()
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=FACTOR, use_cpu=True, disable_tqdm=True)
+    ids = labels.clamp(min=0)
+    with torch.no_grad():
+        expected = smoothed(model(ids).logits, labels, FACTOR)
+        loss = Trainer(model, arguments).compute_loss(model, {"input_ids": ids, "labels": labels})
+    torch.testing.assert_close(loss, expected)

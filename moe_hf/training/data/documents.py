@@ -1,6 +1,9 @@
 """Turns rows of text or conversations into token documents with labels."""
 
+import zlib
+from array import array
 from collections.abc import Mapping
+from random import Random
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -26,10 +29,17 @@ class DocumentEncoder:
     """Encodes rows; the same row always gives the same document.
 
     Text becomes its tokens and the end-of-text token, all of them labels, however long. A conversation is rendered by
-    the tokenizer's chat template and cut after `context_length` tokens; only what the assistant says is a label.
+    the tokenizer's chat template and cut after `context_length` tokens; what the assistant says is a label, and of
+    the other tokens a share of `prompt_loss_fraction`, drawn from a seed that is the conversation itself.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, kind: RowKind, context_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: RowKind,
+        context_length: int,
+        prompt_loss_fraction: float = 0.0,
+    ) -> None:
         """Check that the tokenizer can do it.
 
         Raises:
@@ -45,6 +55,7 @@ class DocumentEncoder:
         self.tokenizer = tokenizer
         self.kind = kind
         self.context_length = context_length
+        self.prompt_loss_fraction = prompt_loss_fraction
         # Without generation marks in the template, the assistant's part is found by rendering turn by turn.
         self._marks = kind == "messages" and "generation" in str(tokenizer.chat_template).replace(
             "add_generation_prompt", ""
@@ -93,7 +104,12 @@ class DocumentEncoder:
             ids, mask = encoded["input_ids"], encoded["assistant_masks"]
         else:
             ids, mask = self._mask_turn_by_turn(messages, where)
-        return Document(ids, [token if spoken else IGNORED for token, spoken in zip(ids, mask, strict=True)])
+        learnt = mask if self.prompt_loss_fraction == 0 else self._with_some_prompt(ids, mask)
+        return Document(ids, [token if wanted else IGNORED for token, wanted in zip(ids, learnt, strict=True)])
+
+    def _with_some_prompt(self, ids: list[int], mask: list[int]) -> list[int]:
+        rng = Random(zlib.crc32(array("q", ids).tobytes()))
+        return [int(bool(spoken) or rng.random() < self.prompt_loss_fraction) for spoken in mask]
 
     def _mask_turn_by_turn(self, messages: list[dict[str, Any]], where: str) -> tuple[list[int], list[int]]:
         ids = self._render(messages)

@@ -92,7 +92,9 @@ def prepare_data(
             train on.
     """
     kind = split.train.kind
-    encoder = DocumentEncoder(tokenizer, kind, context_length)
+    encoder = DocumentEncoder(tokenizer, kind, context_length, arguments.prompt_loss_fraction)
+    # What is held out measures answers only.
+    held_out_encoder = DocumentEncoder(tokenizer, kind, context_length)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         raise ConfigError("the tokenizer has neither a padding token nor an end-of-text token")
@@ -102,7 +104,7 @@ def prepare_data(
 
     held_out, notices = None, []
     if split.held_out is not None:
-        documents = _encode(split.held_out, encoder)
+        documents = _encode(split.held_out, held_out_encoder)
         held_out = _rows_of(documents, arguments.packing, packer(), context_length)
         notices += _notices(documents, kind, context_length, "held-out ")
     if isinstance(split.train.dataset, datasets.IterableDataset):

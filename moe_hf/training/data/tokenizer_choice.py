@@ -6,7 +6,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
 from moe_hf.training.data.sources import Rows
@@ -14,6 +15,10 @@ from moe_hf.training.runs.arguments import DataArguments
 
 MOST_CHARACTERS = 50_000_000
 """A trained tokenizer looks at no more characters of the data than this."""
+
+_WAY_OUT = f"give --tokenizer: a directory, a hub id, or {', '.join(KINDS)} to train one on the data"
+# Each is the vocabulary, or names it, in one of the formats that transformers reads.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def choose_tokenizer(
@@ -33,20 +38,28 @@ def choose_tokenizer(
     """
     name = arguments.tokenizer or starting_model
     if name is None:
-        raise ConfigError(f"give --tokenizer: a directory, a hub id, or {', '.join(KINDS)} to train one on the data")
+        raise ConfigError(_WAY_OUT)
     if name in KINDS:
         tokenizer: Any = train_tokenizer(_texts(rows), name, arguments.vocab_size or 768, context_length)
     else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"no tokenizer can be loaded from {name!r} ({error}); give --tokenizer: a directory, a hub id, or "
-                f"{', '.join(KINDS)} to train one on the data"
-            ) from error
+        tokenizer = _saved_tokenizer(name)
     if arguments.chat_template is not None:
         tokenizer.chat_template = _chat_template(arguments.chat_template)
     return tokenizer
+
+
+def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        folder = Path(folder_or_hub_id(name))
+    except CheckpointError as error:
+        raise ConfigError(f"no tokenizer can be loaded from {name!r} ({error}); {_WAY_OUT}") from error
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ConfigError(f"{name} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); {_WAY_OUT}")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"no tokenizer can be loaded from {name!r} ({reason}); {_WAY_OUT}") from error
 
 
 def _chat_template(name: str) -> str:

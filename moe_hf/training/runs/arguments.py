@@ -83,6 +83,12 @@ class DataArguments:
             "by the end-of-text token. none: one document per row, padded."
         },
     )
+    prompt_loss_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share in [0, 1] of a conversation's tokens outside the assistant's turns that are learnt too."
+        },
+    )
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens per row; default: the model's longest sequence."}
     )

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import create_moe_config
@@ -27,10 +28,13 @@ def model_config(arguments: ModelArguments, least_vocabulary: int | None = None)
 
     Raises:
         ConfigError: a value that the configuration does not allow, or a starting model that can't be read.
+        CheckpointError: the starting model is no folder and can't be a Hub id, or is of another kind.
     """
     fields = _chosen_fields(arguments)
     start = arguments.model or arguments.upcycle
     if start is not None:
+        # Of the models that this package writes none is old enough for a Hub id without an owner.
+        folder_or_hub_id(start, needs_owner=arguments.model is not None)
         try:
             config = GPT2WithMoEConfig.from_pretrained(start, **fields)
         except OSError as error:

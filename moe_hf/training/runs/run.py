@@ -138,6 +138,11 @@ def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_d
     adopt_tokenizer(config, tokenizer)
     _tell(listeners, settings, "working", "making tokens")
     data = prepare_data(split, tokenizer, data_arguments, context_length, training.seed)
+    if data.held_out is None and (training.eval_strategy != "no" or training.eval_on_start):
+        raise ConfigError(
+            "nothing is held out to evaluate on; give --eval_data, more data or a larger --eval_fraction, or turn "
+            "evaluation off with --eval_strategy no (and without --eval_on_start)"
+        )
     plan = make_plan(
         title=_title(settings),
         config=config,

@@ -58,8 +58,8 @@ def taken_run_folder(path: Path, settings: Mapping[str, Any], resume: str, named
         try:
             yield folder
         finally:
+            # The file stays: whoever had opened it before it was removed would lock a file that no one else finds.
             lock.release()
-            (folder.path / LOCK_FILE).unlink(missing_ok=True)
         return
 
 

@@ -17,6 +17,9 @@ from moe_hf.training.runs.recipes import training_recipe
 from moe_hf.training.runs.run_file import parse_yaml, read_run_file
 from moe_hf.training.training_arguments import MoETrainingArguments
 
+ATTENTIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+EXPERTS = ["eager", "batched_mm", "grouped_mm"]
+
 _DATACLASSES: Any = (ModelArguments, DataArguments, RunArguments, MoETrainingArguments)
 _NOT_GIVEN = object()
 
@@ -105,6 +108,7 @@ def resolve_settings(given: Mapping[str, Any]) -> Settings:
     except (ValueError, ImportError) as error:
         raise ConfigError(f"the training arguments don't fit together: {error}") from error
     settings = Settings(model, data, run, training, dict(given), chosen)
+    _check_alone(settings)
     _check_together(settings)
     return settings
 
@@ -221,6 +225,25 @@ def _kind_words(kinds: tuple[Any, ...]) -> str:
     )
 
 
+def _check_alone(settings: Settings) -> None:
+    """Words and sizes that transformers itself would trip over only after the run has begun."""
+    model, training = settings.model, settings.training
+    for name, allowed in (("attn_implementation", ATTENTIONS), ("experts_implementation", EXPERTS)):
+        word = getattr(model, name)
+        if word is not None and word not in allowed:
+            raise ConfigError(
+                f"--{name} must be one of {', '.join(allowed)}, got {word!r}{did_you_mean(word, allowed)}"
+            )
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(training, name)}")
+    if training.max_steps <= 0 and training.num_train_epochs <= 0:
+        raise ConfigError(
+            f"--max_steps {training.max_steps} with --num_train_epochs {training.num_train_epochs} trains nothing; "
+            "one of the two must be more than 0"
+        )
+
+
 def _check_together(settings: Settings) -> None:
     model, data, run, training = settings.model, settings.data, settings.run, settings.training
     if model.model and model.upcycle:
@@ -232,6 +255,8 @@ def _check_together(settings: Settings) -> None:
         raise ConfigError("--model keeps its shape: drop --architecture, --num_experts and --model_overrides")
     if not model.upcycle and (model.expert_init or model.router_init):
         raise ConfigError("--expert_init and --router_init say how --upcycle DIR makes experts; give --upcycle as well")
+    if not 0 <= data.prompt_loss_fraction <= 1:
+        raise ConfigError(f"--prompt_loss_fraction must be in [0, 1], got {data.prompt_loss_fraction}")
     if not 0 <= data.eval_fraction < 1:
         raise ConfigError(f"--eval_fraction must be in [0, 1), got {data.eval_fraction}")
     if data.streaming and training.max_steps <= 0:

@@ -138,6 +138,20 @@ def test_a_template_that_changes_earlier_turns_is_refused():
         DocumentEncoder(tokenizer, "messages", 200)({"messages": [CHATS[1]]}, [0])
 
 
+def test_a_share_of_the_prompt_is_learnt_the_same_share_each_time(tokenizer):
+    rows = {"messages": CHATS * 20}
+    plain = DocumentEncoder(tokenizer, "messages", 200)(rows, list(range(len(CHATS) * 20)))
+    half = DocumentEncoder(tokenizer, "messages", 200, prompt_loss_fraction=0.5)
+    encoded = half(rows, list(range(len(CHATS) * 20)))
+    assert encoded == half(rows, list(range(len(CHATS) * 20)))
+    asked, learnt = 0, 0
+    for answers, both in zip(plain["labels"], encoded["labels"], strict=True):
+        assert all(label in (IGNORED, other) for label, other in zip(answers, both, strict=True))
+        asked += answers.count(IGNORED)
+        learnt += answers.count(IGNORED) - both.count(IGNORED)
+    assert 0.3 < learnt / asked < 0.7
+
+
 def test_a_conversation_cut_before_the_answer_is_left_out(tokenizer):
     encoded = DocumentEncoder(tokenizer, "messages", 6)({"messages": [CHATS[0]]}, [0])
     assert encoded["input_ids"] == [[]]

@@ -80,6 +80,11 @@ def test_the_commands_of_the_readme_parse():
         (["--eval_fraction", "1.5"], "[0, 1)"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--num_experts"], "num_experts"),
+        (["--attn_implementation", "flash_attention2"], "did you mean 'flash_attention_2'?"),
+        (["--experts_implementation", "nonsense"], "eager, batched_mm, grouped_mm"),
+        (["--per_device_train_batch_size", "0"], "at least 1, got 0"),
+        (["--gradient_accumulation_steps", "0"], "at least 1, got 0"),
+        (["--max_steps", "0", "--num_train_epochs", "0"], "trains nothing"),
     ],
 )
 def test_a_wrong_command_line_says_what_to_do(argv, words):

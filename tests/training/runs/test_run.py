@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -204,7 +205,31 @@ def test_two_runs_at_once_take_two_folders(go):
     beside = Beside()
     assert go(listener=beside).model_dir == Path("runs/tiny-moe")
     assert beside.events[0].model_dir == Path("runs/tiny-moe-2")
-    assert not (Path("runs/tiny-moe") / ".lock").exists()
+    # The lock is gone though its file stays, so that all processes lock the same one.
+    with FileLock("runs/tiny-moe/.lock").acquire(timeout=0):
+        assert Path("runs/tiny-moe/.lock").is_file()
+
+
+@pytest.mark.parametrize("flag", ["--eval_strategy epoch", "--eval_on_start"])
+def test_an_evaluation_without_held_out_data_is_refused_before_anything_is_written(go, flag):
+    Path("one.txt").write_text("a short text", encoding="utf-8")
+    with pytest.raises(ConfigError, match="nothing is held out to evaluate on"):
+        train(parse_arguments(f"--data one.txt --tokenizer byte {flag}".split()))
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("source", ["--model nothere", "--model ./nothere", "--upcycle no/such/folder"])
+def test_a_start_that_is_no_folder_is_refused_without_the_network(go, source):
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        train(parse_arguments(source.split()))
+
+
+def test_a_start_without_a_tokenizer_is_refused_in_one_line(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ConfigError, match=r"dense holds no tokenizer .*give --tokenizer") as error:
+        train(parse_arguments(["--upcycle", str(tmp_path / "dense"), "--num_conversations", "40"]))
+    assert "\n" not in str(error.value)
+    assert not Path("runs").exists()
 
 
 def test_a_named_checkpoint_is_continued_and_a_wrong_one_refused(finished, go):
