@@ -83,27 +83,40 @@ def upcycle_directory(
     total = sum(_size(value, dtype) for value in state.values())
     _require_space(destination, total)
 
+    with whole_folder(destination) as aside:
+        num_shards = _write_weights(state, aside, dtype, max_shard_size, on_shard)
+        config.save_pretrained(aside)
+        carried = [name for name in CARRIED_FILES if (folder / name).is_file()]
+        for name in carried:
+            shutil.copyfile(folder / name, aside / name)
+        (aside / "README.md").write_text(_model_card(source, destination.name, config), encoding="utf-8")
+    return UpcycleReport(destination, config, total, num_shards, carried)
+
+
+def _write_weights(
+    state: dict[str, LazyTensor],
+    folder: Path,
+    dtype: torch.dtype,
+    max_shard_size: str,
+    on_shard: Callable[[int, int], None] | None,
+) -> int:
+    """Write the weights, one file in memory at a time; returns the number of files."""
     split = split_state_dict_into_shards_factory(
         state,  # type: ignore[arg-type]
         get_storage_size=lambda value: _size(value, dtype),
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    with whole_folder(destination) as aside:
-        for done, (name, tensors) in enumerate(split.filename_to_tensors.items(), start=1):
-            shard = {tensor: state[tensor].read().to(dtype) for tensor in tensors}
-            save_file(shard, aside / name, metadata={"format": "pt"})
-            if on_shard is not None:
-                on_shard(done, len(split.filename_to_tensors))
-        if split.is_sharded:
-            index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
-            (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        config.save_pretrained(aside)
-        carried = [name for name in CARRIED_FILES if (folder / name).is_file()]
-        for name in carried:
-            shutil.copyfile(folder / name, aside / name)
-        (aside / "README.md").write_text(_model_card(source, destination.name, config), encoding="utf-8")
-    return UpcycleReport(destination, config, total, len(split.filename_to_tensors), carried)
+    for done, (name, tensors) in enumerate(split.filename_to_tensors.items(), start=1):
+        shard = {tensor: state[tensor].read().to(dtype) for tensor in tensors}
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        if on_shard is not None:
+            on_shard(done, len(split.filename_to_tensors))
+    if split.is_sharded:
+        total = sum(_size(value, dtype) for value in state.values())
+        index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    return len(split.filename_to_tensors)
 
 
 def _require_free(destination: Path, overwrite: bool) -> None:
