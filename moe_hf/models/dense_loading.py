@@ -65,7 +65,7 @@ class LoadsDenseGPT2(PreTrainedModel):
                 bare = not any(name.startswith("model.") for name in wanted)
                 config = cast(MoEDecoderConfig, model.config)
                 tied = is_head_tied(checkpoint_files[0])
-                lazy = upcycled_state_dict(slices, config, "lm_head.weight" in wanted, tied)
+                lazy = upcycled_state_dict(slices, config, "lm_head.weight" in wanted, tied, model.dtype)
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}
         loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)

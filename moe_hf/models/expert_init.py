@@ -14,12 +14,13 @@ from moe_hf.models.lazy_tensors import LazyTensor, Sliced
 
 
 class ExpertRecipe(NamedTuple):
-    """How experts are made to differ."""
+    """How experts are made to differ, and of which type they are made; None is the dense weight's own."""
 
     kind: str
     noise: float
     drop_ratio: float
     seed: int
+    dtype: torch.dtype | None = None
 
 
 class ExpertPart(NamedTuple):
@@ -96,7 +97,8 @@ class StackedExperts(LazyTensor):
     def _stack(self, experts: range) -> torch.Tensor:
         dense = self._dense.read()
         make = EXPERT_MAKERS[self._recipe.kind]
-        out = torch.empty((len(experts), *dense.shape), dtype=dense.dtype)
+        # In the final type from the start: a float32 stack would be twice the size of the model's own.
+        out = torch.empty((len(experts), *dense.shape), dtype=self._recipe.dtype or dense.dtype)
         for row, expert in enumerate(experts):
             out[row] = make(dense, self._part, expert, self._recipe)
         return out

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
@@ -63,7 +64,11 @@ def is_head_tied(weights_file: str) -> bool:
 
 
 def upcycled_state_dict(
-    dense: Mapping[str, Any], config: MoEDecoderConfig, with_head: bool = True, head_was_tied: bool = False
+    dense: Mapping[str, Any],
+    config: MoEDecoderConfig,
+    with_head: bool = True,
+    head_was_tied: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, LazyTensor]:
     """The Mixture of Experts' state dict for a causal LM, each tensor computed from `dense` when it is read.
 
@@ -72,6 +77,7 @@ def upcycled_state_dict(
         config: the Mixture of Experts to build.
         with_head: whether the language-model head is needed; where it is tied to the embedding it is never stored.
         head_was_tied: whether the dense model's head is its embedding; a head that is untied here starts as its copy.
+        dtype: type of the experts' stacks; None is that of the dense weights. The loader casts what is left.
 
     Raises:
         CheckpointError: tensors are missing or do not fit the configuration.
@@ -84,7 +90,7 @@ def upcycled_state_dict(
         "model.norm.bias": source.sliced("ln_f.bias"),
     }
     for layer in range(config.num_hidden_layers):
-        state |= {f"model.layers.{layer}.{name}": value for name, value in _layer(source, config, layer).items()}
+        state |= {f"model.layers.{layer}.{name}": value for name, value in _layer(source, config, layer, dtype).items()}
     if with_head and not config.tie_word_embeddings:
         embedding = state["model.embed_tokens.weight"]
         state["lm_head.weight"] = Copied(embedding) if head_was_tied else source.sliced("lm_head.weight")
@@ -171,7 +177,9 @@ class _Absent:
         return "F32"
 
 
-def _layer(source: _DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
+def _layer(
+    source: _DenseSource, config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None
+) -> dict[str, LazyTensor]:
     dense = f"h.{layer}"
     state: dict[str, LazyTensor] = {}
     for ours, theirs in (("input_layernorm", "ln_1"), ("post_attention_layernorm", "ln_2")):
@@ -192,13 +200,15 @@ def _layer(source: _DenseSource, config: MoEDecoderConfig, layer: int) -> dict[s
         "down_proj.bias": source.sliced(f"{dense}.mlp.c_proj.bias"),
     }
     if layer in config.sparse_layers:
-        return state | _sparse_ffn(ffn, config, layer)
+        return state | _sparse_ffn(ffn, config, layer, dtype)
     return state | {f"mlp.{name}": value for name, value in ffn.items()}
 
 
-def _sparse_ffn(ffn: dict[str, Sliced], config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
+def _sparse_ffn(
+    ffn: dict[str, Sliced], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None
+) -> dict[str, LazyTensor]:
     width, seed = config.hidden_size, config.expert_init_seed
-    recipe = ExpertRecipe(config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio, seed)
+    recipe = ExpertRecipe(config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio, seed, dtype)
     unit_dims = {"up_proj.weight": 0, "up_proj.bias": 0, "down_proj.weight": 1, "down_proj.bias": None}
     state: dict[str, LazyTensor] = {}
     for name, unit_dim in unit_dims.items():

@@ -76,7 +76,7 @@ def upcycle_directory(
             f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
             "dense GPT-2; only a dense GPT-2 can be upcycled"
         )
-    state = upcycled_state_dict(slices, config, head_was_tied=is_head_tied(files[0]))
+    state = upcycled_state_dict(slices, config, head_was_tied=is_head_tied(files[0]), dtype=dtype)
     dtype = dtype or _DTYPES[state["model.embed_tokens.weight"].get_dtype()]
     config.dtype = dtype
     config.architectures = ["GPT2WithMoE"]

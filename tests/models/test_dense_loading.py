@@ -327,14 +327,16 @@ from moe_hf import GPT2WithMoE
 torch.nn.Linear(8, 8)(torch.zeros(1, 8)).sum().backward()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-model = GPT2WithMoE.from_pretrained(sys.argv[1], num_experts=8)
+model = GPT2WithMoE.from_pretrained(sys.argv[1], num_experts=8, dtype=sys.argv[2])
 size = sum(p.numel() * p.element_size() for p in model.parameters())
 print((peak() - before) / size, size)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-def test_peak_memory_is_less_than_one_and_a_third_of_the_model_s_own(tmp_path: Path) -> None:
+# bfloat16 stands at 1.24 for a model this small, too near the bound to be run on every machine.
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_peak_memory_is_less_than_one_and_a_third_of_the_model_s_own(tmp_path: Path, dtype: str) -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=2000, n_embd=512, n_layer=6, n_head=8, n_positions=64))
     model = model.to_empty(device="cpu")
@@ -342,7 +344,9 @@ def test_peak_memory_is_less_than_one_and_a_third_of_the_model_s_own(tmp_path: P
         parameter.data.fill_(0.01)
     model.tie_weights()
     model.save_pretrained(tmp_path)
-    out = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path), dtype], capture_output=True, text=True, check=True
+    )
     ratio, size = map(float, out.stdout.split())
-    assert 150e6 < size < 300e6
+    assert 100e6 < size < 300e6
     assert ratio < 1.3
