@@ -125,7 +125,7 @@ def test_a_misspelt_field_names_the_nearest(tiny_config: MakeConfig, given: str,
 
 @pytest.mark.parametrize("name", ["auto_map", "_name_or_path", "transformers_version", "something_else"])
 def test_foreign_keys_of_a_hub_config_are_kept(tiny_config: MakeConfig, name: str) -> None:
-    tiny_config(**{name: "x"})
+    assert getattr(tiny_config(**{name: "x"}), name) == "x"
 
 
 @pytest.mark.parametrize(
@@ -152,13 +152,12 @@ def test_grouped_mm_by_name_needs_rows_of_sixteen_bytes(
 
 @pytest.mark.parametrize("other", [{"experts_implementation": "eager"}, {}, {"mlp_layer_types": ["dense"] * 4}])
 def test_odd_widths_are_fine_without_grouped_mm(tiny_config: MakeConfig, other: dict[str, Any]) -> None:
-    tiny_config(hidden_size=12, dtype="bfloat16", **other)
+    assert tiny_config(hidden_size=12, dtype="bfloat16", **other).hidden_size == 12
 
 
 def test_a_dense_twin_may_have_any_width_with_any_backend(tiny_config: MakeConfig) -> None:
-    tiny_config(
-        hidden_size=10, num_attention_heads=2, mlp_layer_types=["dense"] * 4, experts_implementation="grouped_mm"
-    )
+    shape = {"hidden_size": 10, "num_attention_heads": 2, "mlp_layer_types": ["dense"] * 4}
+    assert tiny_config(**shape, experts_implementation="grouped_mm").hidden_size == 10
 
 
 def test_lists_are_derived_from_the_number_of_layers(tiny_config: MakeConfig) -> None:
