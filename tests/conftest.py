@@ -1,6 +1,7 @@
 """What all tests share: no network, quiet progress bars, tiny configurations, models and dense checkpoints."""
 
 import os
+import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -72,6 +73,20 @@ def randomize(model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "short_conv" in name or "norm" in name or "ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+
+
+@pytest.fixture(scope="session")
+def checkpointed() -> Callable[..., PreTrainedModel]:
+    """Turns activation checkpointing on, under the name that every supported transformers has."""
+
+    def enable(model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        with warnings.catch_warnings():
+            # An alias in newer versions; the old ones have only this.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable(**kwargs)
+        return model
+
+    return enable
 
 
 @pytest.fixture

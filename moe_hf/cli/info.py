@@ -15,7 +15,7 @@ from moe_hf.models.info import get_moe_model_info
 FLAGS = (
     "num_experts num_experts_per_tok hidden_size num_hidden_layers num_attention_heads intermediate_size "
     "moe_intermediate_size shared_expert_intermediate_size max_position_embeddings vocab_size tie_word_embeddings "
-    "mlp_layer_types"
+    "mlp_layer_types router_type router_num_hash_layers shared_expert_gate"
 ).split()
 
 

@@ -14,7 +14,8 @@ from moe_hf.models.upcycle_directory import upcycle_directory
 
 FLAGS = (
     "num_experts num_experts_per_tok mlp_layer_types shared_expert_intermediate_size norm_topk_prob "
-    "router_aux_loss_coef router_z_loss_coef router_jitter_noise expert_init expert_init_noise "
+    "router_type router_num_hash_layers router_capacity_factor router_eval_capacity_factor router_balance_loss "
+    "router_aux_loss_coef router_z_loss_coef router_jitter_noise shared_expert_gate expert_init expert_init_noise "
     "expert_init_drop_ratio expert_init_seed router_init"
 ).split()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

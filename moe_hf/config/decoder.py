@@ -12,7 +12,9 @@ from moe_hf.base.registry import did_you_mean
 from moe_hf.config.strict import strict_config
 
 MIXER_NAMES = ("attention",)
-ROUTER_TYPES = ("top_k",)
+ROUTER_TYPES = ("top_k", "switch", "sigmoid_bias", "hash", "expert_choice", "expert_threshold")
+ROUTER_BALANCE_LOSSES = ("batch", "global_batch", "sequence", "cv_squared")
+ROUTER_DROP_POLICIES = ("position", "weight")
 POSITION_EMBEDDING_TYPES = ("learned", "rotary")
 EXPERT_INITS = ("copy", "noise", "drop")
 ROUTER_INITS = ("random", "zero")
@@ -43,9 +45,32 @@ class MoEDecoderConfig(PreTrainedConfig):
         num_experts_per_tok: experts K that each token visits, at most `num_experts`.
         moe_intermediate_size: width of one expert; None means `intermediate_size`.
         shared_expert_intermediate_size: width of an expert that every token visits as well; 0 means none.
-        router_type: how tokens choose their experts.
+        shared_expert_gate: whether a sigmoid of the token scales the shared expert's output (Qwen2-MoE).
+        router_type: how tokens and experts find each other, one name for all sparse layers: "top_k" (softmax, then the
+            K best), "switch" (the single best, weighted by its probability), "sigmoid_bias" (DeepSeek-V3), "hash" (by
+            vocabulary id), "expert_choice" (experts pick tokens in training, thresholds decide in eval),
+            "expert_threshold" (each expert takes what reaches its threshold). docs/routers.md compares them.
+        router_num_hash_layers: the first so many sparse layers are hash-routed whatever `router_type` says.
+        router_hash_seed: of the assignment of ids to experts.
+        router_num_groups, router_groups_per_tok: with "sigmoid_bias": groups of neighbouring experts, and how many of
+            them a token may draw from.
+        router_scale: with "sigmoid_bias": factor of the weights.
+        router_bias_update_speed: with "sigmoid_bias": step of the correction bias per optimizer step; 0 keeps it still.
+        router_threshold_decay: with "expert_choice" and "expert_threshold": how much of the old threshold stays at each
+            optimizer step, in [0, 1).
+        router_capacity_factor: in training, an expert takes at most this times its fair share of each sequence; the
+            slots beyond are dropped. None drops nothing. With "expert_choice" it is the share that each expert picks.
+        router_eval_capacity_factor: the same outside training, of a sequence of `max_position_embeddings`, so that
+            the outcome does not depend on how long a text will become; None drops nothing.
+        router_drop_policy: who stays in training when an expert is full: "position" (who came first) or "weight" (whom
+            the router weighs most). Outside training it is always "position", the only causal one.
         norm_topk_prob: whether the K chosen weights are scaled to sum to 1.
-        router_aux_loss_coef: weight of the load-balance loss, which reads 1.0 at perfect balance.
+        router_aux_loss_coef: weight of the balance loss. None means 0.01, or 0.0001 with "sigmoid_bias", which balances
+            by itself.
+        router_balance_loss: over what balance is asked for, each 1.0 when perfect: "batch" (the tokens of a forward),
+            "global_batch" (of an optimizer step, over accumulation and ranks; needs `MoETrainer` or
+            `RouterStateCallback`), "sequence" (each one by itself); or "cv_squared", the squared coefficient of
+            variation of the experts' importance, 0.0 when perfect.
         router_z_loss_coef: weight of the router z-loss (Zoph et al. 2022, ST-MoE, eq. 5).
         router_jitter_noise: the router's input is multiplied by a uniform draw from 1 +- this, in training only.
         output_router_logits: whether forward returns the router logits, and the losses of them, without being asked.
@@ -97,9 +122,21 @@ class MoEDecoderConfig(PreTrainedConfig):
     num_experts_per_tok: int = 2
     moe_intermediate_size: int | None = None
     shared_expert_intermediate_size: int = 0
+    shared_expert_gate: bool = False
     router_type: str = "top_k"
+    router_num_hash_layers: int = 0
+    router_hash_seed: int = 0
+    router_num_groups: int = 1
+    router_groups_per_tok: int = 1
+    router_scale: float | int = 1.0
+    router_bias_update_speed: float | int = 0.001
+    router_threshold_decay: float | int = 0.95
+    router_capacity_factor: float | int | None = None
+    router_eval_capacity_factor: float | int | None = None
+    router_drop_policy: str = "position"
     norm_topk_prob: bool = True
-    router_aux_loss_coef: float | int = 0.01
+    router_aux_loss_coef: float | int | None = None
+    router_balance_loss: str = "batch"
     router_z_loss_coef: float | int = 0.001
     router_jitter_noise: float | int = 0.0
     output_router_logits: bool = False
@@ -133,6 +170,8 @@ class MoEDecoderConfig(PreTrainedConfig):
             self.intermediate_size = self.ffn_width
         if self.moe_intermediate_size is None:
             self.moe_intermediate_size = self.expert_width
+        if self.router_aux_loss_coef is None:
+            self.router_aux_loss_coef = _default_aux_loss_coef(self.router_type)
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["dense" if i % 2 else "sparse" for i in range(self.num_hidden_layers)]
         if self.layer_types is None:
@@ -156,6 +195,10 @@ class MoEDecoderConfig(PreTrainedConfig):
         if not {"mixer", "mixer_short_conv", "num_hidden_layers"}.isdisjoint(overrides):
             # What was derived from the old values must be derived again.
             config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        if "router_type" in overrides:
+            derived = _default_aux_loss_coef(config_dict.get("router_type", cls.router_type))
+            if config_dict.get("router_aux_loss_coef") == derived:
+                config_dict = {key: value for key, value in config_dict.items() if key != "router_aux_loss_coef"}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
@@ -193,6 +236,16 @@ class MoEDecoderConfig(PreTrainedConfig):
         """Indices of the layers whose FFN is a mixture of experts."""
         return [i for i, kind in enumerate(self.mlp_layer_types or []) if kind == "sparse"]
 
+    @property
+    def router_of_sparse_layer(self) -> list[str]:
+        """The router's name for each sparse layer, from the first to the last."""
+        return [self.router_of_layer(layer) for layer in self.sparse_layers]
+
+    def router_of_layer(self, layer_idx: int) -> str:
+        """The router's name for a sparse layer, counted among all layers."""
+        sparse_before = sum(layer < layer_idx for layer in self.sparse_layers)
+        return "hash" if sparse_before < self.router_num_hash_layers else self.router_type
+
     def validate_architecture(self) -> None:
         """Check that sizes are positive and divide where they must (the name is transformers' own hook).
 
@@ -204,7 +257,9 @@ class MoEDecoderConfig(PreTrainedConfig):
             "num_experts num_experts_per_tok moe_intermediate_size"
         ).split():
             self._require(getattr(self, name) >= 1, name, "an integer >= 1")
-        for name in ("mixer_short_conv", "shared_expert_intermediate_size", "expert_init_seed"):
+        for name in (
+            "mixer_short_conv shared_expert_intermediate_size expert_init_seed router_num_hash_layers router_hash_seed"
+        ).split():
             self._require(getattr(self, name) >= 0, name, "an integer >= 0")
         heads = self.num_attention_heads
         self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
@@ -220,6 +275,8 @@ class MoEDecoderConfig(PreTrainedConfig):
         for name, allowed in {
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "router_type": ROUTER_TYPES,
+            "router_balance_loss": ROUTER_BALANCE_LOSSES,
+            "router_drop_policy": ROUTER_DROP_POLICIES,
             "expert_init": EXPERT_INITS,
             "router_init": ROUTER_INITS,
             "hidden_act": tuple(sorted(ACT2FN)),
@@ -253,13 +310,33 @@ class MoEDecoderConfig(PreTrainedConfig):
         """
         experts = self.num_experts
         self._require(self.num_experts_per_tok <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
-        for name in ("router_aux_loss_coef", "router_z_loss_coef", "expert_init_noise"):
+        for name in "router_aux_loss_coef router_z_loss_coef router_bias_update_speed expert_init_noise".split():
             self._require(0 <= getattr(self, name) < math.inf, name, "a finite number >= 0")
-        for name in ("router_jitter_noise", "attention_dropout", "resid_dropout", "embd_dropout"):
+        for name in ("router_jitter_noise router_threshold_decay attention_dropout resid_dropout embd_dropout").split():
             self._require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        for name in ("layer_norm_epsilon", "initializer_range", "rope_theta"):
+        for name in ("layer_norm_epsilon", "initializer_range", "rope_theta", "router_scale"):
             self._require(0 < getattr(self, name) < math.inf, name, "a finite number > 0")
+        for name in ("router_capacity_factor", "router_eval_capacity_factor"):
+            factor = getattr(self, name)
+            self._require(factor is None or 0 < factor < math.inf, name, "None or a finite number > 0")
+        self._validate_router_type()
         self._require(0 <= self.expert_init_drop_ratio <= 1, "expert_init_drop_ratio", "a number in [0, 1]")
+
+    def _validate_router_type(self) -> None:
+        kind, k, experts = self.router_type, self.num_experts_per_tok, self.num_experts
+        if kind == "switch":
+            self._require(k == 1, "num_experts_per_tok", 'exactly 1 with router_type="switch"; "top_k" takes more')
+        if kind == "hash":
+            self._require(k <= 2, "num_experts_per_tok", 'at most 2 with router_type="hash"')
+        if kind == "expert_choice":
+            allowed = "None with expert_choice, whose experts pick"
+            self._require(self.router_eval_capacity_factor is None, "router_eval_capacity_factor", allowed)
+        if kind == "sigmoid_bias":
+            groups = self.router_num_groups
+            self._require(groups >= 1 and experts % groups == 0, "router_num_groups", f"a divisor of {experts} experts")
+            self._require(1 <= self.router_groups_per_tok <= groups, "router_groups_per_tok", f"in [1, {groups}]")
+            reach = self.router_groups_per_tok * experts // groups
+            self._require(k <= reach, "num_experts_per_tok", f"at most {reach}, the experts of the groups of a token")
 
     def validate_expert_widths(self) -> None:
         """Check that the grouped GEMM can read the experts, where it is asked for by name.
@@ -294,3 +371,8 @@ class MoEDecoderConfig(PreTrainedConfig):
     def _require(self, condition: bool, name: str, allowed: str) -> None:
         if not condition:
             raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")
+
+
+def _default_aux_loss_coef(router_type: str) -> float:
+    # The bias balances; the loss only keeps single sequences from going astray (DeepSeek-AI 2024, V3).
+    return 1e-4 if router_type == "sigmoid_bias" else 0.01

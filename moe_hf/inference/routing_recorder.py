@@ -42,7 +42,8 @@ class RoutingTrace(NamedTuple):
 
     def load(self, layer: int) -> list[float]:
         """Share of the token-to-expert assignments that each expert got in the L-th recorded layer; sums to 1."""
-        counts = torch.bincount(self.experts_LTK[layer].reshape(-1), minlength=self.num_experts)
+        # The id E marks an empty slot.
+        counts = torch.bincount(self.experts_LTK[layer].reshape(-1), minlength=self.num_experts + 1)[:-1]
         return [float(share) for share in counts / counts.sum().clamp(min=1)]
 
 
@@ -98,8 +99,10 @@ class RoutingRecorder:
         """The trace of the answer after a prompt of `prompt_length` tokens; None if no router ran."""
         if not self._routers or not all(self._seen):
             return None
-        weights_LTK = torch.stack([torch.cat([weights for weights, _ in layer]) for layer in self._seen])
-        experts_LTK = torch.stack([torch.cat([experts for _, experts in layer]) for layer in self._seen])
+        weights_LTK = _stacked([torch.cat([weights for weights, _ in layer]) for layer in self._seen], 0.0)
+        experts_LTK = _stacked(
+            [torch.cat([experts for _, experts in layer]) for layer in self._seen], self._num_experts
+        )
         num_tokens = sum(piece.num_tokens for piece in pieces)
         answer = slice(prompt_length, prompt_length + num_tokens)
         return RoutingTrace(
@@ -109,3 +112,9 @@ class RoutingRecorder:
             experts_LTK=experts_LTK[:, answer],
             weights_LTK=weights_LTK[:, answer],
         )
+
+
+def _stacked(layers: list[torch.Tensor], empty: float) -> torch.Tensor:
+    # Routers of one model may differ in K; the missing slots are empty ones.
+    most = max(layer.shape[-1] for layer in layers)
+    return torch.stack([nn.functional.pad(layer, (0, most - layer.shape[-1]), value=empty) for layer in layers])

@@ -22,12 +22,14 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention_backends import resolve_attn_implementation
 from moe_hf.layers.ffn import FFNS
+from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.experts import Experts
-from moe_hf.layers.ffn.routers import Router, TopKRouter
+from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.packed_rows import document_bounds
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.layers.short_conv import ShortConv
 
 
@@ -40,14 +42,22 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = nn.LayerNorm(width, eps=epsilon)
         self.mixer = MIXERS[config.mixer_of_layer[layer_idx]](config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(width, eps=epsilon)
-        self.mlp = FFNS[(config.mlp_layer_types or [])[layer_idx]](config)
+        self.mlp = FFNS[(config.mlp_layer_types or [])[layer_idx]](config, layer_idx)
         self.dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """The residual stream after this layer, same shape; `kwargs` are those of `Mixer.forward`."""
-        mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **kwargs)
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        token_ids: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`."""
+        shared = {"padding_mask": padding_mask, "past_key_values": past_key_values}
+        mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, **kwargs)
         x_BSD = x_BSD + self.dropout(mixed_BSD)
-        return x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids))
+        return x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
 
 
 class MoEPreTrainedModel(PreTrainedModel):
@@ -65,9 +75,14 @@ class MoEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs: ClassVar[dict[str, Any]] = {
         "router_logits": OutputRecorder(Router, index=0),
+        "router_experts": OutputRecorder(Router, index=2),
+        "router_dropped": OutputRecorder(CapacityLimit, index=2),
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(Mixer, index=1),
     }
+
+    # In half precision the small steps of these would be lost.
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"e_score_correction_bias", "score_threshold"}
 
     # transformers finds these two out by searching the model's own source file for words that stand in layers/ here.
     @classmethod
@@ -86,7 +101,8 @@ class MoEPreTrainedModel(PreTrainedModel):
     @property
     def _is_stateful(self) -> bool:
         # A state that cannot be cut back rules out assisted decoding, which generate then refuses by name.
-        return any(kind != "full_attention" for kind in self.config.layer_types or [])
+        counts = self.config.router_eval_capacity_factor is not None
+        return counts or any(kind != "full_attention" for kind in self.config.layer_types or [])
 
     def _check_and_adjust_attn_implementation(
         self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
@@ -134,8 +150,12 @@ class MoEPreTrainedModel(PreTrainedModel):
             init.normal_(module.down_proj, mean=0.0, std=residual_std)
             init.zeros_(module.up_proj_bias)
             init.zeros_(module.down_proj_bias)
-        elif isinstance(module, TopKRouter):
+        elif isinstance(module, LearnedRouter):
             init.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(module, LoadLearner):
+                init.constant_(module.state_E, module.fresh_state)
+        elif isinstance(module, HashRouter) and module.expert_of_id is not None:
+            init.copy_(module.expert_of_id, module.hash_table(len(module.expert_of_id)))
         elif isinstance(module, ShortConv):
             # Away from 0: with keys that see the token before from the start, copying is learnt several times sooner.
             init.uniform_(module.weight, -0.5, 0.5)
@@ -204,7 +224,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
             if len(position_ids) == len(inputs_embeds) > 1:
                 kwargs = {**document_bounds(position_ids), **kwargs}
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = self.new_cache()
 
         x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
         x_BSD = self.dropout(x_BSD)
@@ -220,6 +240,11 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), past_key_values=past_key_values)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache with all the states that this model keeps between calls."""
+        counts = self.config.router_eval_capacity_factor is not None
+        return RoutedCache(config=self.config) if counts else DynamicCache(config=self.config)
 
     def _masks(
         self,

@@ -3,59 +3,57 @@
 Shapes: B batch, S positions, D width, V vocabulary, N labels.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import (
     MoeCausalLMOutputWithPast,
-    MoeModelOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
 from transformers.utils.generic import can_return_tuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.routers import ROUTERS
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
-from moe_hf.ops.balance import load_balance_loss, router_z_loss
+from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
 
 
-class RouterLosses(NamedTuple):
-    """Unscaled router losses of one forward: `balance` reads 1.0 at perfect balance."""
+@dataclass
+class MoECausalLMOutput(MoeCausalLMOutputWithPast):
+    """transformers' output with two more entries per sparse layer, recorded together with `router_logits`.
 
-    balance: torch.Tensor
-    z: torch.Tensor
+    `router_experts` holds the chosen experts, (B * S, K), before any were dropped; `router_dropped` the share of the
+    slots that a capacity limit dropped, in [0, 1], for layers that have a limit.
+    """
 
-
-def router_losses(
-    outputs: MoeModelOutputWithPast, config: MoEDecoderConfig, attention_mask: torch.Tensor | None
-) -> RouterLosses | None:
-    """The losses of the recorded router logits; None when nothing was recorded or no layer is sparse."""
-    if not outputs.router_logits:
-        return None
-    mask = None
-    # A ready (B, 1, S, keys) mask does not say which tokens are padding.
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        # With a cache the mask also covers earlier tokens; the logits are those of this call's.
-        mask = attention_mask[:, -(len(outputs.router_logits[0]) // len(attention_mask)) :]
-    return RouterLosses(
-        load_balance_loss(outputs.router_logits, config.num_experts_per_tok, mask),
-        router_z_loss(outputs.router_logits, mask),
-    )
+    router_experts: tuple[torch.Tensor, ...] | None = None
+    router_dropped: tuple[torch.Tensor, ...] | None = None
 
 
 class MoEHeadModel(MoEPreTrainedModel):
-    """Base of the heads: when the router's losses are needed, and how they join the main loss."""
+    """Base of the heads: when the router's losses are needed, and how they join the main loss.
+
+    Attributes:
+        balance_window: counts of the current optimizer step, which whoever drives the steps resets between them
+            (`moe_hf.training.balance.RouterStateCallback`); None lets each forward, over all ranks, stand by itself.
+    """
+
+    balance_window: BalanceWindow | None = None
 
     def _wants_router_losses(self, requested: bool | None, labels: torch.Tensor | None) -> bool:
         if requested is None and self.config.output_router_logits:
             return True
         if requested is not None:
             return requested
-        weighted = self.config.router_aux_loss_coef > 0 or self.config.router_z_loss_coef > 0
+        config: Any = self.config
+        weighted = config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0
+        learning = any(ROUTERS[kind].learns_from_load for kind in config.router_of_sparse_layer)
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
-        return self.training and labels is not None and weighted
+        return self.training and labels is not None and (weighted or learning)
 
     def _add_router_losses(
         self, loss: torch.Tensor, losses: RouterLosses | None, scale: torch.Tensor | float
@@ -63,9 +61,14 @@ class MoEHeadModel(MoEPreTrainedModel):
         # In eval the loss is the task's alone, so that exp(eval_loss) is a perplexity.
         if losses is None or not self.training:
             return loss
-        config = self.config
-        extra = config.router_aux_loss_coef * losses.balance + config.router_z_loss_coef * losses.z
-        return loss + scale * extra.to(loss.device)
+        config: Any = self.config
+        for coefficient, extra in (
+            (config.router_aux_loss_coef, losses.balance),
+            (config.router_z_loss_coef, losses.z),
+        ):
+            if extra is not None:
+                loss = loss + scale * coefficient * extra.to(loss.device)
+        return loss
 
 
 class MoEForCausalLM(MoEHeadModel, GenerationMixin):
@@ -83,6 +86,13 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         self.loss_type = "ForCausalLM"
         self.post_init()
 
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if type(model_kwargs.get("past_key_values")) is DynamicCache and generation_config.cache_implementation is None:
+            model_kwargs["past_key_values"] = self.model.new_cache()
+
     @can_return_tuple
     def forward(
         self,
@@ -96,16 +106,18 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> MoeCausalLMOutputWithPast:
+    ) -> MoECausalLMOutput:
         """Logits of the next token, and the loss when `labels` are given.
 
         While training, `loss` is cross-entropy + `router_aux_loss_coef` x balance + `router_z_loss_coef` x z; in eval
-        it is cross-entropy alone. `aux_loss` is the unscaled balance loss, 1.0 at perfect balance.
+        it is cross-entropy alone. `aux_loss` is the unscaled balance loss, 1.0 at perfect balance (see
+        `router_balance_loss`); None where no router can be taught by it.
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in the skeleton.
             labels: (B, S), the input ids themselves (they are shifted here); -100 where no loss is wanted.
-            output_router_logits: return one raw (B * S, E) tensor per sparse layer, and `aux_loss`.
+            output_router_logits: return one raw (B * S, E) tensor per sparse layer, `aux_loss`, and what
+                `MoECausalLMOutput` adds.
             logits_to_keep: how many of the last positions get logits, 0 for all; or their indices.
             **kwargs: `num_items_in_batch` and `shift_labels` for the loss; `output_hidden_states`, ...
         """
@@ -119,17 +131,19 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=record,
+            output_router_experts=record,
+            output_router_dropped=record,
             **kwargs,
         )
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
 
-        losses = router_losses(outputs, self.config, attention_mask) if record else None
+        losses = router_losses(outputs, self.config, attention_mask, self.balance_window) if record else None
         loss = None
         if targets is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
             loss = self._add_router_losses(loss, losses, _share_of_batch(labels, **kwargs))
-        return MoeCausalLMOutputWithPast(
+        return MoECausalLMOutput(
             loss=loss,
             aux_loss=None if losses is None else losses.balance,
             logits=logits,
@@ -137,6 +151,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
+            router_experts=outputs.get("router_experts"),
+            router_dropped=outputs.get("router_dropped"),
         )
 
 
@@ -202,6 +218,8 @@ class MoEForSequenceClassification(MoEHeadModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=record,
+            output_router_experts=record,
+            output_router_dropped=record,
             **kwargs,
         )
         logits_BSN = self.score(outputs.last_hidden_state)
@@ -210,7 +228,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BN, config=self.config)
-            losses = router_losses(outputs, self.config, attention_mask) if record else None
+            losses = router_losses(outputs, self.config, attention_mask, self.balance_window) if record else None
             loss = self._add_router_losses(loss, losses, 1.0)
         return SequenceClassifierOutputWithPast(
             loss=loss,

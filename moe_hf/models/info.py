@@ -3,6 +3,7 @@
 from typing import Any
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
 
 _FLOAT32 = 4
 # AdamW keeps a weight, its gradient and two moments.
@@ -34,11 +35,14 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
     dense_ffn = _ffn_params(width, config.ffn_width)
     expert = _ffn_params(width, inner)
     shared = config.shared_expert_intermediate_size
-    sparse_rest = experts * width + (_ffn_params(width, shared) if shared else 0)
+    shared_rest = _ffn_params(width, shared) + (width if config.shared_expert_gate else 0) if shared else 0
+    # A hash router has no parameters.
+    routers = sum(experts * width for kind in config.router_of_sparse_layer if kind != "hash")
+    sparse_rest = routers + moe_layers * shared_rest
 
     base = embedding + head + mixers + norms + dense_layers * dense_ffn
-    total = base + moe_layers * (experts * expert + sparse_rest)
-    active = base + moe_layers * (config.num_experts_per_tok * expert + sparse_rest)
+    total = base + moe_layers * experts * expert + sparse_rest
+    active = base + _visited_experts(config) * expert + sparse_rest
     twin = base + moe_layers * dense_ffn
 
     # Every matrix a token meets costs a multiply-add per weight; the embedding is looked up, the head is multiplied.
@@ -65,6 +69,12 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         "weight_bytes": _FLOAT32 * total,
         "train_state_bytes": _ADAMW_COPIES * _FLOAT32 * total,
     }
+
+
+def _visited_experts(config: MoEDecoderConfig) -> int:
+    # Hash routing sends a token to two experts at most.
+    k = config.num_experts_per_tok
+    return sum(min(k, MOST_HASHED_EXPERTS) if kind == "hash" else k for kind in config.router_of_sparse_layer)
 
 
 def _ffn_params(width: int, inner: int) -> int:

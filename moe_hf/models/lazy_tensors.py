@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+_SAFETENSORS_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+
 
 class LazyTensor(ABC):
     """A tensor with a known shape and type whose values do not exist yet."""
@@ -80,3 +82,15 @@ class Drawn(LazyTensor):
         if self._std == 0:
             return torch.zeros(self.shape)
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(self._seed)) * self._std
+
+
+class Held(LazyTensor):
+    """A small tensor that exists already."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__(tuple(tensor.shape), _SAFETENSORS_NAMES[tensor.dtype])
+        self._tensor = tensor
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        return self._tensor.clone()

@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter
 from moe_hf.models.expert_init import ExpertPart, ExpertRecipe, StackedExperts, seed_of
-from moe_hf.models.lazy_tensors import Copied, Drawn, LazyTensor, Sliced
+from moe_hf.models.lazy_tensors import Copied, Drawn, Held, LazyTensor, Sliced
 
 logger = logging.get_logger(__name__)
 
@@ -215,8 +216,12 @@ def _sparse_ffn(
         ours = name.replace(".weight", "").replace(".bias", "_bias")
         part = ExpertPart(layer, name, unit_dim)
         state[f"mlp.experts.{ours}"] = StackedExperts(ffn[name], config.num_experts, part, recipe)
-    router_std = config.initializer_range if config.router_init == "random" else 0.0
-    state["mlp.gate.weight"] = Drawn((config.num_experts, width), router_std, seed_of(seed, layer, "gate"))
+    router = ROUTERS[config.router_of_layer(layer)].from_config(config)
+    if isinstance(router, LearnedRouter):
+        router_std = config.initializer_range if config.router_init == "random" else 0.0
+        state["mlp.gate.weight"] = Drawn((config.num_experts, width), router_std, seed_of(seed, layer, "gate"))
+    for name, buffer in router.named_buffers():
+        state[f"mlp.gate.{name}"] = Held(buffer)
     shared = config.shared_expert_intermediate_size
     if shared:
         # Its output starts at zero, so that the function is kept.
@@ -225,4 +230,6 @@ def _sparse_ffn(
         state["mlp.shared_expert.up_proj.bias"] = Drawn((shared,), 0.0, 0)
         state["mlp.shared_expert.down_proj.weight"] = Drawn((width, shared), 0.0, 0)
         state["mlp.shared_expert.down_proj.bias"] = Drawn((width,), 0.0, 0)
+        if config.shared_expert_gate:
+            state["mlp.shared_expert_gate.weight"] = Drawn((1, width), 0.0, 0)
     return state

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from moe_hf.ops.balance import expert_counts
+
 METRICS_NAME = "metrics.jsonl"
 """File in a run's folder with one JSON object per logged event."""
 
@@ -43,7 +45,8 @@ class LayerRouting(NamedTuple):
     `load` holds the share of the routed slots that each expert got; each layer's sum is 1. `load_max` is the largest
     share over the mean one, 1.0 to E. `entropy` is the mean entropy of a token's router probabilities divided by its
     largest possible value, 0 (certain) to 1 (undecided). `dead_experts` counts those that got no token at all.
-    `aux_loss` is the unscaled load-balance loss (1.0 = balanced), `z_loss` the unscaled router z-loss.
+    `aux_loss` is the unscaled load-balance loss of each forward (1.0 = balanced), `z_loss` the unscaled router z-loss,
+    both by softmax whatever the router is; `dropped` is the share of slots that a capacity limit dropped.
     """
 
     load: list[list[float]]
@@ -52,6 +55,7 @@ class LayerRouting(NamedTuple):
     dead_experts: list[int]
     aux_loss: list[float]
     z_loss: list[float]
+    dropped: list[float]
 
     def scalars(self) -> dict[str, float]:
         """A few numbers for all layers: means, but the largest `load_max` and the sum of the dead experts."""
@@ -61,6 +65,7 @@ class LayerRouting(NamedTuple):
             "router_entropy": math.fsum(self.entropy) / len(self.entropy),
             "load_max": max(self.load_max),
             "dead_experts": sum(self.dead_experts),
+            **({"dropped": math.fsum(self.dropped) / len(self.dropped)} if any(self.dropped) else {}),
         }
 
 
@@ -73,33 +78,51 @@ class RoutingMeter:
 
     def __init__(self, num_experts_per_tok: int) -> None:
         self.num_experts_per_tok = num_experts_per_tok
-        # (L, E + 4): tokens per expert, then sums over tokens of entropy, z-loss, balance loss, and 1.
+        # (L, E + 5): slots per expert, then sums over tokens of entropy, z-loss, balance loss, dropped share, and 1.
         self.sums: torch.Tensor | None = None
 
     @torch.no_grad()
-    def update(self, router_logits: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None) -> None:
+    def update(
+        self,
+        router_logits: Sequence[torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        router_experts: Sequence[torch.Tensor] | None = None,
+        router_dropped: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         """Count one forward.
 
         Args:
             router_logits: one raw (T, E) tensor per sparse layer.
             attention_mask: T entries, nonzero at tokens that count; None counts all.
+            router_experts: the experts that each layer's router chose, (T, K), an id of E being an empty slot; None
+                for models that do not tell, whose routers are taken for plain top-k.
+            router_dropped: the share of the slots that a capacity limit dropped, per sparse layer; None or empty where
+                there is no limit.
         """
-        logits_LTE = torch.stack([logits.detach().float().to(router_logits[0].device) for logits in router_logits])
-        if attention_mask is not None and attention_mask.numel() == logits_LTE.shape[1]:
-            logits_LTE = logits_LTE[:, attention_mask.reshape(-1) != 0]
-        num_layers, num_tokens, num_experts = logits_LTE.shape
+        device = router_logits[0].device
+        logits_LTE = torch.stack([logits.detach().float().to(device) for logits in router_logits])
+        num_tokens, num_experts = logits_LTE.shape[1:]
+        if router_experts is None:
+            router_experts = logits_LTE.topk(self.num_experts_per_tok, dim=-1).indices.unbind()
+        mask_T = None
+        if attention_mask is not None and attention_mask.numel() == num_tokens:
+            mask_T = attention_mask.reshape(-1).to(device) != 0
+            logits_LTE = logits_LTE[:, mask_T]
+            num_tokens = logits_LTE.shape[1]
+        weight_T = None if mask_T is None else mask_T.float()
+        count_LE = torch.stack([expert_counts(chosen.to(device), num_experts, weight_T) for chosen in router_experts])
         z_LT = logits_LTE.logsumexp(dim=-1)
-        log_prob_LTE = logits_LTE - z_LT[..., None]
-        prob_LTE = log_prob_LTE.exp()
+        prob_LTE = (logits_LTE - z_LT[..., None]).exp()
         # Entropy is logsumexp - sum of p * logit: finite even where a logit is far below the others.
         entropy_L = (z_LT - (prob_LTE * logits_LTE).sum(dim=-1)).sum(dim=-1)
-        choice_LS = logits_LTE.topk(self.num_experts_per_tok, dim=-1).indices.flatten(1)
-        count_LE = logits_LTE.new_zeros(num_layers, num_experts)
-        count_LE.scatter_add_(1, choice_LS, torch.ones_like(choice_LS, dtype=count_LE.dtype))
-        balance_L = num_experts * (count_LE * prob_LTE.sum(dim=1)).sum(dim=-1) / max(1, choice_LS.shape[1])
+        slots_L = count_LE.sum(dim=-1).clamp(min=1)
+        balance_L = num_experts * (count_LE * prob_LTE.sum(dim=1)).sum(dim=-1) / slots_L
+        dropped_L = torch.zeros_like(balance_L)
+        if router_dropped:
+            dropped_L = num_tokens * torch.stack([dropped.float().to(device) for dropped in router_dropped])
         tokens_L = torch.full_like(balance_L, num_tokens)
-        columns = torch.stack([entropy_L, z_LT.square().sum(dim=-1), balance_L, tokens_L], dim=-1)
-        new = torch.cat([count_LE, columns], dim=-1)
+        columns = [entropy_L, z_LT.square().sum(dim=-1), balance_L, dropped_L, tokens_L]
+        new = torch.cat([count_LE, torch.stack(columns, dim=-1)], dim=-1)
         # float32 cannot count beyond 16 million; Metal has nothing wider.
         new = new if new.device.type == "mps" else new.double()
         self.sums = new if self.sums is None else self.sums + new
@@ -112,7 +135,7 @@ class RoutingMeter:
 def routing_of_window(sums: torch.Tensor) -> LayerRouting:
     """What a `RoutingMeter`'s sums, added up over all processes, say about each layer."""
     sums = sums.double().cpu()
-    count_LE, (entropy_L, z_L, balance_L, tokens_L) = sums[:, :-4], sums[:, -4:].unbind(dim=-1)
+    count_LE, (entropy_L, z_L, balance_L, dropped_L, tokens_L) = sums[:, :-5], sums[:, -5:].unbind(dim=-1)
     num_experts = count_LE.shape[-1]
     load_LE = count_LE / count_LE.sum(dim=-1, keepdim=True).clamp(min=1)
     tokens_L = tokens_L.clamp(min=1)
@@ -123,6 +146,7 @@ def routing_of_window(sums: torch.Tensor) -> LayerRouting:
         dead_experts=(count_LE == 0).sum(dim=-1).tolist(),
         aux_loss=(balance_L / tokens_L).tolist(),
         z_loss=(z_L / tokens_L).tolist(),
+        dropped=(dropped_L / tokens_L).tolist(),
     )
 
 

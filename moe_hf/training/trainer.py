@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.checkpoint import (
     atomic_checkpoint,
     newest_valid_checkpoint,
@@ -49,6 +50,7 @@ class MoETrainer(Trainer):
     - The first Ctrl-C saves a checkpoint after the current step and stops (`interrupted` is then True); the second
       aborts.
     - `optim="moe_muon"` (see `MoETrainingArguments`).
+    - Routers' states and the counts of the global batch, as `RouterStateCallback` keeps them.
     - `metrics.jsonl` in the output folder, with routing metrics per layer for models that return `router_logits`
       while training (see `append_metrics`), tokens per second, and MFU from the parameters that a token meets.
 
@@ -73,6 +75,8 @@ class MoETrainer(Trainer):
         num_experts_per_tok = experts_per_token(model)
         self._routing = RoutingMeter(num_experts_per_tok) if num_experts_per_tok else None
         self.add_callback(_TrainerHooks(self))
+        if not any(isinstance(callback, RouterStateCallback) for callback in self.callback_handler.callbacks):
+            self.add_callback(RouterStateCallback())
 
     @property
     def interrupted(self) -> bool:
@@ -179,9 +183,13 @@ class MoETrainer(Trainer):
             factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
             loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
         if self._routing is not None and model.training and isinstance(outputs, Mapping):
-            router_logits = outputs.get("router_logits")
-            if router_logits:
-                self._routing.update(router_logits, inputs.get("attention_mask"))
+            if outputs.get("router_logits"):
+                self._routing.update(
+                    outputs["router_logits"],
+                    inputs.get("attention_mask"),
+                    outputs.get("router_experts"),
+                    outputs.get("router_dropped"),
+                )
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:

@@ -41,7 +41,15 @@ WRONG = [
     ("hidden_size", 34, "a multiple of num_attention_heads=4"),
     ("num_experts_per_tok", 5, "at most num_experts=4"),
     ("position_embedding_type", "alibi", "one of learned, rotary"),
-    ("router_type", "hash", "one of top_k"),
+    ("router_type", "hahs", "one of top_k, switch, sigmoid_bias, hash, expert_choice, expert_threshold"),
+    ("router_balance_loss", "gshard", "one of batch, global_batch, sequence, cv_squared"),
+    ("router_drop_policy", "random", "one of position, weight"),
+    ("router_capacity_factor", 0, "None or a finite number > 0"),
+    ("router_eval_capacity_factor", -1.0, "None or a finite number > 0"),
+    ("router_num_hash_layers", -1, "an integer >= 0"),
+    ("router_scale", 0.0, "a finite number > 0"),
+    ("router_threshold_decay", 1.0, "a number in [0, 1)"),
+    ("router_bias_update_speed", -0.1, "a finite number >= 0"),
     ("expert_init", "split", "one of copy, noise, drop"),
     ("router_init", "ones", "one of random, zero"),
     ("hidden_act", "gelu_newer", "gelu_new"),
@@ -267,3 +275,41 @@ def test_the_base_takes_the_names_that_other_models_use() -> None:
     config = MoEDecoderConfig(num_local_experts=3, activation_function="relu", vocab_size=11)
     assert (config.num_experts, config.hidden_act) == (3, "relu")
     assert config.num_local_experts == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"router_type": "switch", "num_experts_per_tok": 2}, 'exactly 1 with router_type="switch"'),
+        ({"router_type": "hash", "num_experts_per_tok": 3}, "at most 2 with router_type"),
+        ({"router_type": "expert_choice", "router_eval_capacity_factor": 1.0}, "None with expert_choice"),
+        ({"router_type": "sigmoid_bias", "router_num_groups": 3}, "a divisor of 4 experts"),
+        ({"router_type": "sigmoid_bias", "router_num_groups": 2, "router_groups_per_tok": 3}, r"in \[1, 2\]"),
+        (
+            {"router_type": "sigmoid_bias", "router_num_groups": 4, "num_experts_per_tok": 2},
+            "at most 1, the experts of the groups",
+        ),
+    ],
+)
+def test_routers_say_what_does_not_fit_them(tiny_config: MakeConfig, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(**fields)
+
+
+def test_the_balance_loss_of_a_router_that_balances_itself_is_small(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    assert tiny_config().router_aux_loss_coef == 0.01
+    config = tiny_config(router_type="sigmoid_bias")
+    assert config.router_aux_loss_coef == 1e-4
+    config.save_pretrained(tmp_path)
+    # A weight that was derived follows the router; one that was chosen stays.
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="top_k").router_aux_loss_coef == 0.01
+    tiny_config(router_aux_loss_coef=0.3).save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="sigmoid_bias").router_aux_loss_coef == 0.3
+
+
+def test_the_first_sparse_layers_may_be_hash_routed(tiny_config: MakeConfig) -> None:
+    config = tiny_config(
+        router_num_hash_layers=2, num_hidden_layers=5, mlp_layer_types=["dense", "sparse", "sparse", "dense", "sparse"]
+    )
+    assert config.router_of_sparse_layer == ["hash", "hash", "top_k"]
+    assert config.router_of_layer(4) == "top_k"

@@ -18,14 +18,6 @@ SHAPES = [
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
 
 
-def checkpointed(model, **kwargs):
-    with warnings.catch_warnings():
-        # The name is an alias in newer versions; the old ones have only this.
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable(**kwargs)
-    return model
-
-
 class TestFreshWeights:
     def test_every_parameter_is_drawn_or_set(self, tiny_config, monkeypatch) -> None:
         empty = torch.empty
@@ -276,7 +268,9 @@ class TestGradientCheckpointing:
             {"resid_dropout": 0.3, "embd_dropout": 0.2, "attention_dropout": 0.2, "router_jitter_noise": 0.2},
         ],
     )
-    def test_gives_the_same_loss_and_gradients_and_records_once(self, tiny_model, token_ids, overrides) -> None:
+    def test_gives_the_same_loss_and_gradients_and_records_once(
+        self, tiny_model, token_ids, checkpointed, overrides
+    ) -> None:
         results = []
         for wrap in (lambda model: model, checkpointed):
             model = wrap(tiny_model(**overrides).train())
@@ -289,12 +283,12 @@ class TestGradientCheckpointing:
         for name, gradient in results[0][1].items():
             torch.testing.assert_close(results[1][1][name], gradient, msg=name)
 
-    def test_the_reentrant_form_would_lose_the_balance_gradient_and_is_refused(self, tiny_model) -> None:
+    def test_the_reentrant_form_would_lose_the_balance_gradient_and_is_refused(self, tiny_model, checkpointed) -> None:
         with pytest.raises(ConfigError, match="use_reentrant=True is not allowed; it must be False"):
             checkpointed(tiny_model(), gradient_checkpointing_kwargs={"use_reentrant": True})
         checkpointed(tiny_model(), gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def test_can_be_switched_off_again(self, tiny_model, token_ids) -> None:
+    def test_can_be_switched_off_again(self, tiny_model, token_ids, checkpointed) -> None:
         model = checkpointed(tiny_model().train())
         assert model.model.gradient_checkpointing
         with warnings.catch_warnings():

@@ -4,16 +4,25 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
+from transformers import Cache
 
 
 class FFN(nn.Module, ABC):
-    """Works within a token."""
+    """Works within a token. Built as `FFN(config, layer_idx)`."""
 
     @abstractmethod
-    def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        token_ids: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
         """The transformed tokens, same shape.
 
         Args:
             x_BSD: the normalised residual stream.
             token_ids: (B, S) vocabulary ids for routers that look at them; None when only embeddings were given.
+            padding_mask: (B, S), nonzero at real tokens; None where all are.
+            past_key_values: state of earlier calls, for experts that count what a sequence brought them.
         """

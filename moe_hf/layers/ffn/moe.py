@@ -3,10 +3,15 @@
 Shapes: B batch, S positions, T = B * S tokens, D width, K experts per token.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
+from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.base import FFN
+from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.routers import ROUTERS
@@ -15,18 +20,38 @@ from moe_hf.layers.ffn.routers import ROUTERS
 class SparseFFN(FFN):
     """A mixture of experts (Shazeer et al. 2017); `gate` is what transformers calls the router."""
 
-    def __init__(self, config: MoEDecoderConfig) -> None:
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int = 0) -> None:
         super().__init__()
-        self.gate = ROUTERS[config.router_type](config)
-        self.experts = Experts(config)
+        kind = config.router_of_layer(layer_idx)
+        self.gate = ROUTERS[kind].from_config(config)
+        # Experts that pick their tokens take their share by themselves.
+        limited = kind != "expert_choice" and (config.router_capacity_factor or config.router_eval_capacity_factor)
+        self.capacity = CapacityLimit(config, layer_idx) if limited else None
+        experts: Any = Experts(config)
+        # transformers' backends skip empty slots only where told to expect some.
+        experts._is_expert_parallel = bool(limited) or self.gate.leaves_slots_empty
+        self.experts = experts
         shared = config.shared_expert_intermediate_size
         self.shared_expert = DenseFFN(config, width=shared) if shared else None
+        gated = shared and config.shared_expert_gate
+        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if gated else None
 
-    def forward(self, x_BSD: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        token_ids: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
         """The transformed tokens, same shape."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        _, weight_TK, expert_TK = self.gate(x_TD, None if token_ids is None else token_ids.reshape(-1))
+        _, weight_TK, expert_TK = self.gate(x_TD, token_ids, padding_mask)
+        if self.capacity is not None:
+            weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, len(x_BSD), padding_mask, past_key_values)
         out_BSD = self.experts(x_TD, expert_TK, weight_TK).view_as(x_BSD)
         if self.shared_expert is not None:
-            out_BSD = out_BSD + self.shared_expert(x_BSD)
+            shared_BSD = self.shared_expert(x_BSD)
+            if self.shared_expert_gate is not None:
+                shared_BSD = shared_BSD * self.shared_expert_gate(x_BSD).sigmoid()
+            out_BSD = out_BSD + shared_BSD
         return out_BSD

@@ -28,6 +28,18 @@ class ModelArguments:
     )
     num_experts: int | None = field(default=None, metadata={"help": "Experts per sparse layer."})
     num_experts_per_tok: int | None = field(default=None, metadata={"help": "Experts that each token visits."})
+    router_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "top_k, switch, sigmoid_bias, hash, expert_choice or expert_threshold; docs/load_balance.md compares"
+            " them."
+        },
+    )
+    freeze_routers: bool = field(default=False, metadata={"help": "Keep the routers' weights as they are."})
+    balanced_hash: bool = field(
+        default=False,
+        metadata={"help": "With hash routing: spread the ids over the experts by how often the data has them."},
+    )
     expert_init: Literal["copy", "noise", "drop"] | None = field(
         default=None, metadata={"help": "With --upcycle: how the experts are made from the dense FFN."}
     )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import datasets
+import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
@@ -10,6 +12,8 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.gpt2_moe import GPT2WithMoE
+from moe_hf.models.routes import balance_hash_routers, freeze_routers
+from moe_hf.training.data.prepare import TrainingData
 from moe_hf.training.runs.arguments import ModelArguments
 from moe_hf.training.runs.settings import model_overrides
 
@@ -83,6 +87,22 @@ def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrain
     return GPT2WithMoE.from_pretrained(start, config=config, dtype="float32", **kwargs)
 
 
+def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: TrainingData) -> None:
+    """Do to the routers what the arguments ask for: balance the hash, freeze the weights.
+
+    Raises:
+        ConfigError: a stream is to be counted, or there is nothing hash-routed.
+    """
+    if arguments.balanced_hash:
+        if not isinstance(data.train, datasets.Dataset):
+            raise ConfigError("--balanced_hash counts the data before training; it is not possible with --streaming")
+        ids = data.train.data.column("input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        counts = torch.bincount(torch.from_numpy(ids.astype("int64")), minlength=model.config.vocab_size)
+        balance_hash_routers(model, counts)
+    if arguments.freeze_routers:
+        freeze_routers(model)
+
+
 def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
     """Give the model the generation settings that are saved with it: special ids and a length of answers."""
     model.generation_config = GenerationConfig(
@@ -96,7 +116,7 @@ def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, c
 def _chosen_fields(arguments: ModelArguments) -> dict[str, Any]:
     fields = {
         name: value
-        for name in ("num_experts", "num_experts_per_tok", "expert_init", "router_init")
+        for name in ("num_experts", "num_experts_per_tok", "router_type", "expert_init", "router_init")
         if (value := vars(arguments)[name]) is not None
     }
     for name, value in model_overrides(arguments.model_overrides).items():

@@ -17,7 +17,13 @@ from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer
 from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
-from moe_hf.training.runs.model_building import adopt_tokenizer, build_model, model_config, set_generation
+from moe_hf.training.runs.model_building import (
+    adopt_tokenizer,
+    build_model,
+    model_config,
+    prepare_routers,
+    set_generation,
+)
 from moe_hf.training.runs.outcome import (
     answer_held_out,
     can_generate_alone,
@@ -174,6 +180,7 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     _tell(listeners, settings, "working", "building the model")
     set_seed(settings.training.seed)
     model = build_model(settings.model, assembly.config)
+    prepare_routers(model, settings.model, data)
     set_generation(model, assembly.tokenizer, assembly.context_length)
     callback = ListenerCallback(listeners if settings.training.process_index == 0 else (), trained)
     trainer = MoETrainer(

@@ -251,8 +251,12 @@ def _check_together(settings: Settings) -> None:
     for source in ("model", "upcycle"):
         if source in settings.given and settings.given[source] and "moe_size" in settings.given:
             raise ConfigError(f"--moe_size {model.moe_size} sizes a fresh model, but --{source} brings its own size")
-    if model.model and (model.architecture == "dense" or model.num_experts or model.model_overrides):
-        raise ConfigError("--model keeps its shape: drop --architecture, --num_experts and --model_overrides")
+    if model.model and (
+        model.architecture == "dense" or model.num_experts or model.router_type or model.model_overrides
+    ):
+        raise ConfigError(
+            "--model keeps its shape: drop --architecture, --num_experts, --router_type and --model_overrides"
+        )
     if not model.upcycle and (model.expert_init or model.router_init):
         raise ConfigError("--expert_init and --router_init say how --upcycle DIR makes experts; give --upcycle as well")
     if not 0 <= data.prompt_loss_fraction <= 1:

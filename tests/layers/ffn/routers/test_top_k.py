@@ -1,10 +1,12 @@
-"""Routers: float32 scores, jitter in training only, gradients."""
+"""The softmax routers: float32 scores, jitter in training only, gradients, and what transformers' own compute."""
 
 import pytest
 import torch
+from transformers import GptOssConfig, MixtralConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.layers.ffn.routers import ROUTERS, Router, TopKRouter
+from moe_hf.layers.ffn.routers import ROUTERS, SwitchRouter, TopKRouter
 
 T, D, E = 11, 32, 4
 
@@ -13,7 +15,7 @@ T, D, E = 11, 32, 4
 def make_router(tiny_config):
     def make(**overrides) -> TopKRouter:
         torch.manual_seed(0)
-        router = ROUTERS["top_k"](tiny_config(**overrides))
+        router = ROUTERS["top_k"].from_config(tiny_config(**overrides))
         torch.nn.init.normal_(router.weight, std=0.3)
         return router.eval()
 
@@ -76,7 +78,29 @@ def test_the_gradient_reaches_the_weight_through_the_chosen_weights(make_router,
     assert router.weight.grad.abs().sum() > 0
 
 
-def test_every_router_is_one_that_the_recorder_finds(tiny_config) -> None:
-    assert all(issubclass(router, Router) for router in ROUTERS.values())
-    with pytest.raises(ConfigError, match="unknown router_type 'hash'"):
-        ROUTERS["hash"]
+def test_weights_are_mixtral_s_and_gpt_oss_s(make_router, x_TD: torch.Tensor) -> None:
+    # One of them normalises after the softmax, the other takes a softmax over the chosen logits: the same function.
+    router = make_router()
+    mixtral = MixtralTopKRouter(MixtralConfig(hidden_size=D, num_local_experts=E, num_experts_per_tok=2))
+    gpt_oss = GptOssTopKRouter(GptOssConfig(hidden_size=D, num_local_experts=E, num_experts_per_tok=2))
+    with torch.no_grad():
+        gpt_oss.bias.zero_()
+    for other in (mixtral, gpt_oss):
+        other.weight.data.copy_(router.weight)
+        _, weight, expert = other(x_TD)
+        assert expert.equal(router(x_TD).expert_TK)
+        torch.testing.assert_close(weight, router(x_TD).weight_TK)
+
+
+def test_switch_weighs_by_probability_so_that_one_expert_teaches_the_router(x_TD: torch.Tensor) -> None:
+    router = SwitchRouter(D, E)
+    logits, weight, expert = router(x_TD)
+    torch.testing.assert_close(weight, logits.softmax(-1).gather(1, expert))
+    assert expert.equal(logits.argmax(-1, keepdim=True))
+    weight.sum().backward()
+    assert router.weight.grad.abs().max() > 0
+
+
+def test_a_single_normalised_weight_would_teach_nothing(x_TD: torch.Tensor) -> None:
+    assert SwitchRouter(D, E, k=1, normalize=True).normalize is False
+    assert SwitchRouter(D, E, k=2, normalize=True).normalize is True

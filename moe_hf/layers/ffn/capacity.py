@@ -1,0 +1,87 @@
+"""The step between router and experts that empties the slots beyond the experts' capacity.
+
+Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import Cache
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.routed_cache import require_routed_cache
+from moe_hf.ops.capacity import admit_by_position, admit_by_weight, capacity_per_expert
+
+
+class Admitted(NamedTuple):
+    """Weights and experts with the dropped slots emptied (weight 0, id E), and the dropped share of all slots."""
+
+    weight_TK: torch.Tensor
+    expert_TK: torch.Tensor
+    dropped: torch.Tensor
+
+
+class CapacityLimit(nn.Module):
+    """Drops what a full expert cannot take (Lepikhin et al. 2020, GShard), sequence by sequence.
+
+    A module of its own, so that transformers' recorder sees the dropped share.
+    """
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_experts = config.num_experts
+        self.factor = config.router_capacity_factor
+        self.eval_factor = config.router_eval_capacity_factor
+        self.drop_policy = config.router_drop_policy
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.context_length = config.max_position_embeddings
+
+    def forward(
+        self,
+        weight_TK: torch.Tensor,
+        expert_TK: torch.Tensor,
+        batch_size: int,
+        padding_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Admitted:
+        """What the experts take.
+
+        Args:
+            weight_TK: routing weights.
+            expert_TK: chosen experts.
+            batch_size: B.
+            padding_mask: (B, S), nonzero at real tokens; padding takes nobody's place and keeps its own slots.
+            past_key_values: with a limit outside training, a `RoutedCache` that counts over calls.
+        """
+        factor = self.factor if self.training else self.eval_factor
+        if factor is None:
+            return Admitted(weight_TK, expert_TK, weight_TK.new_zeros(()))
+        expert_BSK = expert_TK.view(batch_size, -1, expert_TK.shape[-1])
+        padding_BSK = None
+        if padding_mask is not None:
+            padding_BSK = (padding_mask == 0)[..., None].expand_as(expert_BSK)
+            expert_BSK = expert_BSK.masked_fill(padding_BSK, self.num_experts)
+        length = expert_BSK.shape[1] if self.training else self.context_length
+        capacity = capacity_per_expert(length, self.num_experts, self.num_experts_per_tok, factor)
+        if self.training and self.drop_policy == "weight":
+            kept_BSK = admit_by_weight(expert_BSK, weight_TK.view_as(expert_BSK), self.num_experts, capacity)
+        else:
+            kept_BSK = self._admit_in_order(expert_BSK, capacity, past_key_values)
+        dropped_BSK = ~kept_BSK & (expert_BSK < self.num_experts)
+        filled = (expert_BSK < self.num_experts).sum().clamp(min=1)
+        dropped_TK = dropped_BSK.view_as(expert_TK)
+        return Admitted(
+            weight_TK.masked_fill(dropped_TK, 0.0),
+            expert_TK.masked_fill(dropped_TK, self.num_experts),
+            dropped_BSK.sum() / filled,
+        )
+
+    def _admit_in_order(self, expert_BSK: torch.Tensor, capacity: int, past_key_values: Cache | None) -> torch.Tensor:
+        if self.training or past_key_values is None:
+            return admit_by_position(expert_BSK, self.num_experts, capacity).kept_BSK
+        cache = require_routed_cache(past_key_values)
+        offered_BE = cache.offered.get(self.layer_idx)
+        kept_BSK, cache.offered[self.layer_idx] = admit_by_position(expert_BSK, self.num_experts, capacity, offered_BE)
+        return kept_BSK

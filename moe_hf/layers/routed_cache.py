@@ -1,0 +1,67 @@
+"""A key-value cache that also remembers how many slots of each expert a sequence has asked for.
+
+Shapes: B batch, E experts.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+from moe_hf.base.errors import ConfigError
+
+
+class RoutedCache(DynamicCache):
+    """DynamicCache with `offered`: per sparse layer (B, E) counts, for a capacity limit outside training."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.offered: dict[int, torch.Tensor] = {}
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """As in Cache, counts included."""
+        super().reorder_cache(beam_idx)
+        self._take(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """As in Cache, counts included."""
+        super().batch_select_indices(indices)
+        self._take(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As in Cache, counts included."""
+        super().batch_repeat_interleave(repeats)
+        self.offered = {layer: count.repeat_interleave(repeats, dim=0) for layer, count in self.offered.items()}
+
+    def reset(self) -> None:
+        """As in Cache, counts included."""
+        super().reset()
+        self.offered = {}
+
+    def crop(self, max_length: int) -> None:
+        """Refuse: counts cannot be cut back.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "a cache that counts experts' capacity cannot be cropped; generate without assisted decoding, or set "
+            "router_eval_capacity_factor=None"
+        )
+
+    def _take(self, index: torch.Tensor) -> None:
+        self.offered = {layer: count[index.to(count.device)] for layer, count in self.offered.items()}
+
+
+def require_routed_cache(cache: Cache) -> RoutedCache:
+    """The cache itself.
+
+    Raises:
+        ConfigError: it cannot count what a capacity limit outside training needs.
+    """
+    if not isinstance(cache, RoutedCache):
+        raise ConfigError(
+            f"router_eval_capacity_factor needs a cache that counts, got {type(cache).__name__}; leave past_key_values "
+            "and cache_implementation out, or set router_eval_capacity_factor=None"
+        )
+    return cache

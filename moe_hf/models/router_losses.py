@@ -1,0 +1,118 @@
+"""The losses of a model's routers, from what its forward recorded.
+
+Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter
+from moe_hf.ops.balance import (
+    cv_squared,
+    expert_counts,
+    flat_mask,
+    importance,
+    layer_balance_loss,
+    mean_over_layers,
+    router_z_loss,
+    sequence_balance_loss,
+)
+from moe_hf.ops.routing import router_scores, routing_weights
+
+
+class RouterLosses(NamedTuple):
+    """Unscaled router losses of one forward, averaged over the layers that they can teach; None where there are none.
+
+    `balance` reads 1.0 at perfect balance, or 0.0 with `router_balance_loss="cv_squared"`.
+    """
+
+    balance: torch.Tensor | None
+    z: torch.Tensor | None
+
+
+class BalanceWindow:
+    """Slots per expert, added up over the forwards of an optimizer step, for the global-batch balance loss.
+
+    A micro-batch sees the counts up to and including its own (Qiu et al. 2025, 2501.11873, section 3.2).
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, torch.Tensor] = {}
+
+    def add(self, layer: int, count_E: torch.Tensor) -> torch.Tensor:
+        """Count one forward of the `layer`-th router; returns all counts since the last `reset`, (E,)."""
+        before = self._counts.get(layer)
+        self._counts[layer] = count_E if before is None else before.to(count_E.device) + count_E
+        return self._counts[layer]
+
+    def reset(self) -> None:
+        """Begin a new optimizer step."""
+        self._counts = {}
+
+
+def router_losses(
+    outputs: MoeModelOutputWithPast,
+    config: MoEDecoderConfig,
+    attention_mask: torch.Tensor | None,
+    window: BalanceWindow | None = None,
+) -> RouterLosses:
+    """The losses of the recorded routing; both None when nothing was recorded or no layer is sparse.
+
+    Args:
+        outputs: of the skeleton, with `router_logits` and `router_experts`.
+        config: of the model.
+        attention_mask: (B, past + S), nonzero at real tokens; other forms do not say which tokens are padding.
+        window: counts of the optimizer step's earlier forwards, for the global-batch loss.
+    """
+    if not outputs.router_logits:
+        return RouterLosses(None, None)
+    mask_BS = None
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        # With a cache the mask also covers earlier tokens; the logits are those of this call's.
+        mask_BS = attention_mask[:, -(len(outputs.router_logits[0]) // len(attention_mask)) :]
+    batch_size = outputs["last_hidden_state"].shape[0]
+    balances, learned = [], []
+    layers = zip(config.router_of_sparse_layer, outputs.router_logits, outputs["router_experts"], strict=True)
+    for layer, (kind, logits_TE, expert_TK) in enumerate(layers):
+        router = ROUTERS[kind]
+        if issubclass(router, LearnedRouter):
+            learned.append(logits_TE)
+        if router.balanced_by_loss:
+            score_TE = router_scores(logits_TE.float(), router.score)
+            prob_TE = score_TE / score_TE.sum(dim=-1, keepdim=True) if router.score == "sigmoid" else score_TE
+            mask_T = flat_mask(mask_BS, logits_TE)
+            balances.append(_balance(config.router_balance_loss, prob_TE, expert_TK, mask_T, batch_size, window, layer))
+    return RouterLosses(
+        mean_over_layers(balances) if balances else None,
+        router_z_loss(learned, mask_BS) if learned else None,
+    )
+
+
+def _balance(
+    kind: str,
+    prob_TE: torch.Tensor,
+    expert_TK: torch.Tensor,
+    mask_T: torch.Tensor | None,
+    batch_size: int,
+    window: BalanceWindow | None,
+    layer: int,
+) -> torch.Tensor:
+    num_experts = prob_TE.shape[-1]
+    if kind == "sequence":
+        return sequence_balance_loss(prob_TE, expert_TK, batch_size, mask_T)
+    if kind == "cv_squared":
+        weight_TK = routing_weights(prob_TE, expert_TK, normalize=False)
+        if mask_T is not None:
+            weight_TK = weight_TK * mask_T[:, None]
+        return cv_squared(importance(weight_TK, expert_TK, num_experts))
+    count_E = expert_counts(expert_TK, num_experts, mask_T)
+    if kind == "global_batch" and torch.is_grad_enabled():
+        if distributed.is_initialized():
+            distributed.all_reduce(count_E)
+        if window is not None:
+            count_E = window.add(layer, count_E)
+    return layer_balance_loss(prob_TE, count_E, mask_T)

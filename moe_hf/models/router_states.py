@@ -1,0 +1,88 @@
+"""Moves the states of a model's routers between optimizer steps: correction biases and thresholds.
+
+Shapes: B batch, S positions, L sparse layers, E experts, K experts per token.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from transformers import PreTrainedModel
+
+from moe_hf.layers.ffn.routers import LoadLearner, Router
+from moe_hf.ops.balance import flat_mask
+
+
+def routers_of(model: nn.Module) -> list[Router]:
+    """The routers of a model, from the first sparse layer to the last; empty for a dense model."""
+    return [module for module in model.modules() if isinstance(module, Router)]
+
+
+class RouterStates:
+    """Watches the training forwards of a model and moves the routers' states once per optimizer step.
+
+    What is counted comes from the outputs of the whole model, so a layer that activation checkpointing runs twice
+    counts once, and evaluation does not count. In a training loop of your own:
+
+        states = RouterStates(model)
+        for batches in steps:
+            for batch in batches:
+                model(**batch).loss.backward()
+            states.step()
+            optimizer.step()
+            optimizer.zero_grad()
+        states.close()
+
+    Args:
+        model: with a skeleton of this package; it must be called with `labels`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._routers = routers_of(model)
+        self._observed: dict[int, torch.Tensor] = {}
+        self._num_forwards = 0
+        base: Any = model.base_model
+        self._handle = base.register_forward_hook(self._observe, with_kwargs=True)
+
+    @property
+    def needed(self) -> bool:
+        """Whether any router has a state."""
+        return any(router.learns_from_load for router in self._routers)
+
+    @torch.no_grad()
+    def _observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        recorded = isinstance(outputs, Mapping) and outputs.get("router_logits") and outputs.get("router_experts")
+        if not module.training or not recorded:
+            return
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        self._num_forwards += 1
+        for layer, router in enumerate(self._routers):
+            if isinstance(router, LoadLearner):
+                logits_TE = outputs["router_logits"][layer]
+                observed_E = router.observe(logits_TE, outputs["router_experts"][layer], flat_mask(mask, logits_TE))
+                before = self._observed.get(layer)
+                self._observed[layer] = observed_E if before is None else before + observed_E
+
+    def step(self) -> None:
+        """Move the states by everything observed since the last call, on all ranks alike."""
+        if not self._num_forwards:
+            return
+        layers = sorted(self._observed)
+        if layers:
+            device = self._observed[layers[0]].device
+            total_LE = torch.stack([self._observed[layer].to(device) for layer in layers])
+            forwards = torch.tensor(float(self._num_forwards), device=device)
+            if distributed.is_initialized():
+                distributed.all_reduce(total_LE)
+                distributed.all_reduce(forwards)
+            for layer, observed_E in zip(layers, total_LE, strict=True):
+                router = self._routers[layer]
+                assert isinstance(router, LoadLearner)
+                router.adjust(observed_E.to(router.state_E.device), int(forwards))
+        self._observed, self._num_forwards = {}, 0
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._handle.remove()

@@ -1,0 +1,101 @@
+"""Capacity: who is dropped, what it weighs, and that a cached and an uncached run agree."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.layers.ffn.moe import SparseFFN
+
+BACKENDS = ["eager", "grouped_mm", "batched_mm"]
+
+
+def test_a_dropped_slot_weighs_nothing_and_meets_nobody(tiny_config) -> None:
+    torch.manual_seed(0)
+    ffn = SparseFFN(tiny_config(router_capacity_factor=0.5, experts_implementation="eager")).train()
+    weight = torch.rand(6, 2)
+    expert = torch.tensor([[0, 1]] * 6)
+    admitted = ffn.capacity(weight, expert, batch_size=2)
+    # Three tokens x 2 experts per sequence over 4 experts, half of the fair share: one slot each.
+    assert admitted.expert_TK.tolist() == [[0, 1], [4, 4], [4, 4]] * 2
+    assert admitted.weight_TK[[1, 2, 4, 5]].abs().sum() == 0
+    assert admitted.weight_TK[[0, 3]].equal(weight[[0, 3]])
+    assert admitted.dropped == pytest.approx(2 / 3)
+
+
+def test_the_heaviest_stay_under_the_weight_policy_in_training_alone(tiny_config) -> None:
+    ffn = SparseFFN(
+        tiny_config(router_capacity_factor=0.5, router_eval_capacity_factor=0.05, router_drop_policy="weight")
+    )
+    weight = torch.tensor([[0.1, 0.1], [0.9, 0.2], [0.3, 0.8]])
+    expert = torch.tensor([[0, 1]] * 3)
+    assert ffn.train().capacity(weight, expert, 1).expert_TK.tolist() == [[4, 4], [0, 4], [4, 1]]
+    assert ffn.eval().capacity(weight, expert, 1).expert_TK.tolist() == [[0, 1], [4, 4], [4, 4]]
+
+
+def test_padding_takes_nobody_s_place(tiny_config) -> None:
+    ffn = SparseFFN(tiny_config(router_capacity_factor=0.5)).train()
+    weight, expert = torch.ones(3, 2), torch.tensor([[0, 1]] * 3)
+    admitted = ffn.capacity(weight, expert, 1, padding_mask=torch.tensor([[0, 1, 1]]))
+    assert admitted.expert_TK.tolist() == [[0, 1], [0, 1], [4, 4]]
+    assert admitted.dropped == 0.5
+
+
+@pytest.mark.parametrize("policy", ["position", "weight"])
+def test_all_backends_compute_the_same_with_dropped_slots(tiny_config, policy: str) -> None:
+    x = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
+    results = []
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        config = tiny_config(router_capacity_factor=0.7, router_drop_policy=policy, experts_implementation=backend)
+        ffn = SparseFFN(config).train()
+        for parameter in ffn.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        out = ffn(x)
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in ffn.parameters())])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
+def test_cached_and_uncached_generation_agree_while_experts_are_full(tiny_model, token_ids, strategy) -> None:
+    model = tiny_model(router_eval_capacity_factor=0.2)
+    mask = torch.ones_like(token_ids)
+    mask[1, :3] = 0
+    answers = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        given = {"max_new_tokens": 20, "do_sample": False, "use_cache": use_cache, **strategy}
+        answers.append(model.generate(token_ids, attention_mask=mask, **given))
+    assert answers[0].equal(answers[1])
+    whole = answers[0][:1]
+    recorded = model(whole, output_router_logits=True)
+    assert max(recorded.router_dropped) > 0.1
+
+
+def test_logits_of_a_text_in_pieces_are_those_of_the_whole(tiny_model) -> None:
+    model = tiny_model(router_eval_capacity_factor=0.2)
+    ids = torch.randint(3, 61, (2, 20), generator=torch.Generator().manual_seed(5))
+    whole = model(ids).logits
+    cache, pieces = None, []
+    for piece in ids.split([9, 1, 6, 4], dim=1):
+        out = model(piece, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        pieces.append(out.logits)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+    unlimited = tiny_model()(ids).logits
+    assert not torch.allclose(unlimited, whole, atol=1e-2)
+
+
+def test_a_cache_that_cannot_count_is_refused(tiny_model, token_ids) -> None:
+    model = tiny_model(router_eval_capacity_factor=1.0)
+    with pytest.raises(ConfigError, match="needs a cache that counts, got DynamicCache"):
+        model(token_ids, past_key_values=DynamicCache(config=model.config))
+    with pytest.raises(ConfigError, match="needs a cache that counts, got StaticCache"):
+        model.generate(token_ids, max_new_tokens=3, cache_implementation="static")
+
+
+def test_expert_choice_needs_no_second_limit(tiny_config) -> None:
+    assert SparseFFN(tiny_config(router_type="expert_choice", router_capacity_factor=1.5)).capacity is None

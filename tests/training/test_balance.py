@@ -1,0 +1,120 @@
+"""The callback in real Trainers: states move once per optimizer step, whatever the accumulation, and are resumed."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+from moe_hf.models.router_states import routers_of
+from moe_hf.training.balance import RouterStateCallback
+from moe_hf.training.metrics import read_metrics
+from moe_hf.training.trainer import MoETrainer
+from moe_hf.training.training_arguments import MoETrainingArguments
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    ids = torch.randint(3, 61, (12, 9), generator=torch.Generator().manual_seed(0)).tolist()
+    return Dataset.from_dict({"input_ids": ids, "labels": ids})
+
+
+def arguments(kind, folder, **overrides):
+    given = {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        # The weights stay, so that the states see the same tokens whatever the micro-batches are.
+        "learning_rate": 0.0,
+        "train_sampling_strategy": "sequential",
+        "dataloader_pin_memory": False,
+    }
+    return kind(**{**given, **overrides})
+
+
+def states(model) -> torch.Tensor:
+    return torch.stack([router.state_E for router in routers_of(model)])
+
+
+@pytest.mark.parametrize("kind", ["sigmoid_bias", "expert_threshold"])
+def test_works_in_transformers_own_trainer(tiny_model, rows, tmp_path, kind) -> None:
+    model = tiny_model(router_type=kind).train()
+    before = states(model).clone()
+    args = arguments(TrainingArguments, tmp_path)
+    Trainer(model=model, args=args, train_dataset=rows, callbacks=[RouterStateCallback()]).train()
+    assert not states(model).isclose(before).any()
+
+
+def test_without_the_callback_a_plain_trainer_leaves_the_bias(tiny_model, rows, tmp_path) -> None:
+    model = tiny_model(router_type="sigmoid_bias").train()
+    Trainer(model=model, args=arguments(TrainingArguments, tmp_path), train_dataset=rows).train()
+    assert states(model).abs().sum() == 0
+
+
+def test_the_bias_moves_once_per_optimizer_step_whatever_the_accumulation(tiny_model, rows, tmp_path) -> None:
+    moved = []
+    for size, steps in ((4, 1), (2, 2), (1, 4)):
+        model = tiny_model(router_type="sigmoid_bias", router_bias_update_speed=0.01).train()
+        args = arguments(
+            MoETrainingArguments,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+        )
+        MoETrainer(model=model, args=args, train_dataset=rows).train()
+        moved.append(states(model))
+    assert moved[0].equal(moved[1])
+    assert moved[0].equal(moved[2])
+    # Two steps of 0.01 each, give or take the mean.
+    assert 0.01 < moved[0].abs().max() < 0.03
+
+
+def test_a_global_batch_is_counted_over_accumulation_steps(tiny_model, rows, tmp_path) -> None:
+    window = {}
+
+    class Look(RouterStateCallback):
+        def on_pre_optimizer_step(self, *args, **kwargs) -> None:
+            counts = self._model.balance_window._counts
+            window["tokens"] = sum(counts[0]).item() / 2
+            super().on_pre_optimizer_step(*args, **kwargs)
+            window["after"] = dict(self._model.balance_window._counts)
+
+    model = tiny_model(router_balance_loss="global_batch").train()
+    args = arguments(MoETrainingArguments, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    MoETrainer(model=model, args=args, train_dataset=rows, callbacks=[Look()]).train()
+    assert window == {"tokens": 6 * 9, "after": {}}
+    assert model.balance_window is None
+
+
+def test_a_resumed_run_has_the_states_of_the_uninterrupted_one(tiny_model, rows, tmp_path) -> None:
+    ends = []
+    for name, stops in (("whole", [4]), ("parts", [2, 4])):
+        for stop in stops:
+            model = tiny_model(router_type="sigmoid_bias").train()
+            args = arguments(
+                MoETrainingArguments,
+                tmp_path / name,
+                max_steps=stop,
+                save_strategy="steps",
+                save_steps=2,
+                learning_rate=1e-2,
+                lr_scheduler_type="constant",
+            )
+            MoETrainer(model=model, args=args, train_dataset=rows).train(
+                resume_from_checkpoint=stop == 4 and len(stops) > 1
+            )
+        ends.append(states(model))
+    assert ends[0].equal(ends[1])
+    assert ends[0].abs().max() > 0
+
+
+def test_what_was_dropped_is_logged(tiny_model, rows, tmp_path) -> None:
+    model = tiny_model(router_capacity_factor=0.5).train()
+    MoETrainer(model=model, args=arguments(MoETrainingArguments, tmp_path), train_dataset=rows).train()
+    record = read_metrics(str(tmp_path))[0]
+    assert 0.2 < record["dropped"] < 0.8
+    assert record["dropped"] == pytest.approx(sum(record["layers"]["dropped"]) / 2)
