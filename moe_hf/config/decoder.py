@@ -49,7 +49,7 @@ class MoEDecoderConfig(PreTrainedConfig):
         router_type: how tokens and experts find each other, one name for all sparse layers: "top_k" (softmax, then the
             K best), "switch" (the single best, weighted by its probability), "sigmoid_bias" (DeepSeek-V3), "hash" (by
             vocabulary id), "expert_choice" (experts pick tokens in training, thresholds decide in eval),
-            "expert_threshold" (each expert takes what reaches its threshold). docs/routers.md compares them.
+            "expert_threshold" (each expert takes what reaches its threshold). docs/load_balance.md compares them.
         router_num_hash_layers: the first so many sparse layers are hash-routed whatever `router_type` says.
         router_hash_seed: of the assignment of ids to experts.
         router_num_groups, router_groups_per_tok: with "sigmoid_bias": groups of neighbouring experts, and how many of
