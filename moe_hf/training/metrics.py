@@ -47,6 +47,7 @@ class LayerRouting(NamedTuple):
     largest possible value, 0 (certain) to 1 (undecided). `dead_experts` counts those that got no token at all.
     `aux_loss` is the unscaled load-balance loss of each forward (1.0 = balanced), `z_loss` the unscaled router z-loss,
     both by softmax whatever the router is; `dropped` is the share of slots that a capacity limit dropped.
+    `trained_aux_loss` is the one number that the model itself trains with, by its `router_balance_loss`.
     """
 
     load: list[list[float]]
@@ -56,11 +57,12 @@ class LayerRouting(NamedTuple):
     aux_loss: list[float]
     z_loss: list[float]
     dropped: list[float]
+    trained_aux_loss: float
 
     def scalars(self) -> dict[str, float]:
         """A few numbers for all layers: means, but the largest `load_max` and the sum of the dead experts."""
         return {
-            "aux_loss": math.fsum(self.aux_loss) / len(self.aux_loss),
+            "aux_loss": self.trained_aux_loss,
             "z_loss": math.fsum(self.z_loss) / len(self.z_loss),
             "router_entropy": math.fsum(self.entropy) / len(self.entropy),
             "load_max": max(self.load_max),
@@ -78,7 +80,8 @@ class RoutingMeter:
 
     def __init__(self, num_experts_per_tok: int) -> None:
         self.num_experts_per_tok = num_experts_per_tok
-        # (L, E + 5): slots per expert, then sums over tokens of entropy, z-loss, balance loss, dropped share, and 1.
+        # (L, E + 6): slots per expert, then sums over tokens of entropy, z-loss, balance loss, dropped share, the loss
+        # that is trained with, and 1.
         self.sums: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -88,6 +91,7 @@ class RoutingMeter:
         attention_mask: torch.Tensor | None = None,
         router_experts: Sequence[torch.Tensor] | None = None,
         router_dropped: Sequence[torch.Tensor] | None = None,
+        aux_loss: torch.Tensor | None = None,
     ) -> None:
         """Count one forward.
 
@@ -98,6 +102,7 @@ class RoutingMeter:
                 for models that do not tell, whose routers are taken for plain top-k.
             router_dropped: the share of the slots that a capacity limit dropped, per sparse layer; None or empty where
                 there is no limit.
+            aux_loss: the unscaled balance loss that the model trains with, if it says so.
         """
         device = router_logits[0].device
         logits_LTE = torch.stack([logits.detach().float().to(device) for logits in router_logits])
@@ -121,7 +126,9 @@ class RoutingMeter:
         if router_dropped:
             dropped_L = num_tokens * torch.stack([dropped.float().to(device) for dropped in router_dropped])
         tokens_L = torch.full_like(balance_L, num_tokens)
-        columns = [entropy_L, z_LT.square().sum(dim=-1), balance_L, dropped_L, tokens_L]
+        # Where the model says nothing, the usual loss of the same layers.
+        trained = balance_L.mean() if aux_loss is None else num_tokens * aux_loss.detach().float().to(device)
+        columns = [entropy_L, z_LT.square().sum(dim=-1), balance_L, dropped_L, trained.expand_as(balance_L), tokens_L]
         new = torch.cat([count_LE, torch.stack(columns, dim=-1)], dim=-1)
         # float32 cannot count beyond 16 million; Metal has nothing wider.
         new = new if new.device.type == "mps" else new.double()
@@ -135,7 +142,8 @@ class RoutingMeter:
 def routing_of_window(sums: torch.Tensor) -> LayerRouting:
     """What a `RoutingMeter`'s sums, added up over all processes, say about each layer."""
     sums = sums.double().cpu()
-    count_LE, (entropy_L, z_L, balance_L, dropped_L, tokens_L) = sums[:, :-5], sums[:, -5:].unbind(dim=-1)
+    count_LE, columns = sums[:, :-6], sums[:, -6:].unbind(dim=-1)
+    entropy_L, z_L, balance_L, dropped_L, trained_L, tokens_L = columns
     num_experts = count_LE.shape[-1]
     load_LE = count_LE / count_LE.sum(dim=-1, keepdim=True).clamp(min=1)
     tokens_L = tokens_L.clamp(min=1)
@@ -147,6 +155,7 @@ def routing_of_window(sums: torch.Tensor) -> LayerRouting:
         aux_loss=(balance_L / tokens_L).tolist(),
         z_loss=(z_L / tokens_L).tolist(),
         dropped=(dropped_L / tokens_L).tolist(),
+        trained_aux_loss=(trained_L / tokens_L)[0].item(),
     )
 
 

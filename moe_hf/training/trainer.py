@@ -189,6 +189,7 @@ class MoETrainer(Trainer):
                     inputs.get("attention_mask"),
                     outputs.get("router_experts"),
                     outputs.get("router_dropped"),
+                    outputs.get("aux_loss"),
                 )
         return (loss, outputs) if return_outputs else loss
 

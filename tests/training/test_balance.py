@@ -118,3 +118,15 @@ def test_what_was_dropped_is_logged(tiny_model, rows, tmp_path) -> None:
     record = read_metrics(str(tmp_path))[0]
     assert 0.2 < record["dropped"] < 0.8
     assert record["dropped"] == pytest.approx(sum(record["layers"]["dropped"]) / 2)
+
+
+def test_the_logged_loss_is_the_one_that_is_trained_with(tiny_model, rows, tmp_path) -> None:
+    model = tiny_model(router_balance_loss="cv_squared").train()
+    seen = []
+    model.register_forward_hook(lambda module, args, out: seen.append(out.aux_loss.item()))
+    MoETrainer(model=model, args=arguments(MoETrainingArguments, tmp_path), train_dataset=rows).train()
+    records = read_metrics(str(tmp_path))
+    assert [record["aux_loss"] for record in records[:2]] == pytest.approx(seen)
+    assert 0 < seen[0] < 0.9
+    # Per layer the usual one is logged beside it.
+    assert all(value >= 0.9 for value in records[0]["layers"]["aux_loss"])
