@@ -365,7 +365,7 @@ class MoEDecoderConfig(PreTrainedConfig):
                 getattr(self, name) % multiple == 0,
                 name,
                 f"a multiple of {multiple} for grouped_mm in {dtype or 'float32'} (rows of 16 bytes); change it "
-                'or choose experts_implementation="eager"',
+                "or leave experts_implementation out",
             )
 
     def _require(self, condition: bool, name: str, allowed: str) -> None:

@@ -41,6 +41,8 @@ _TINY: dict[str, Any] = {
     "moe_intermediate_size": 128,
     "shared_expert_intermediate_size": 384,
     "norm_topk_prob": False,
+    # With "sigmoid_bias": a thousand steps are too few for steps of a thousandth.
+    "router_bias_update_speed": 0.01,
     "position_embedding_type": "rotary",
     "mixer_short_conv": 3,
     "rope_theta": 1000.0,

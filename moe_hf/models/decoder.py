@@ -114,10 +114,9 @@ class MoEPreTrainedModel(PreTrainedModel):
         )
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """The backend of the experts; the default avoids grouped_mm for widths that it cannot read."""
-        widths = (self.config.hidden_size, self.config.expert_width)
-        if requested_experts is None and any(width % 8 for width in widths):
-            return "eager"
+        """The backend of the experts, by default "auto"."""
+        if requested_experts is None:
+            return "auto"
         if requested_experts == "grouped_mm":
             weight = next(self.parameters(), None)
             self.config.require_grouped_mm_widths(self.config.dtype if weight is None else weight.dtype)

@@ -31,8 +31,7 @@ class ModelArguments:
     router_type: str | None = field(
         default=None,
         metadata={
-            "help": "top_k, switch, sigmoid_bias, hash, expert_choice or expert_threshold; docs/load_balance.md compares"
-            " them."
+            "help": "top_k, switch, sigmoid_bias, hash, expert_choice or expert_threshold: see docs/load_balance.md."
         },
     )
     freeze_routers: bool = field(default=False, metadata={"help": "Keep the routers' weights as they are."})
@@ -54,7 +53,11 @@ class ModelArguments:
         default=None, metadata={"help": "eager, sdpa, flex_attention, flash_attention_2, _3 or _4."}
     )
     experts_implementation: str | None = field(
-        default=None, metadata={"help": "eager, batched_mm or grouped_mm; default: chosen by transformers."}
+        default=None,
+        metadata={
+            "help": "auto (the default: by device and shape), sorted, triton, scattermoe, grouped_mm, batched_mm or "
+            "eager."
+        },
     )
     model_overrides: list[str] = field(
         default_factory=list,

@@ -12,13 +12,14 @@ from transformers import HfArgumentParser
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
+from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.runs.recipes import training_recipe
 from moe_hf.training.runs.run_file import parse_yaml, read_run_file
 from moe_hf.training.training_arguments import MoETrainingArguments
 
 ATTENTIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-EXPERTS = ["eager", "batched_mm", "grouped_mm"]
+EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 _DATACLASSES: Any = (ModelArguments, DataArguments, RunArguments, MoETrainingArguments)
 _NOT_GIVEN = object()

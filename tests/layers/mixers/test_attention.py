@@ -112,4 +112,4 @@ def test_two_models_of_one_configuration_share_kernels_and_a_copy_does_not(tiny_
     one.set_attn_implementation("eager")
     one.set_experts_implementation("batched_mm")
     assert (shared.config._attn_implementation, shared.config._experts_implementation) == ("eager", "batched_mm")
-    assert (own.config._attn_implementation, own.config._experts_implementation) == ("sdpa", "grouped_mm")
+    assert (own.config._attn_implementation, own.config._experts_implementation) == ("sdpa", "auto")
