@@ -12,6 +12,7 @@ from moe_hf.base.optional import OPTIONAL_PACKAGES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "moe_hf"
+KERNELS = PACKAGE / "ops" / "kernels"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -63,7 +64,9 @@ def test_only_one_file_names_optional_packages():
                 names = [name.name for name in node.names]
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
-            guilty += [f"{path}: {name}" for name in names if name.split(".")[0] in modules]
+            # Kernels are written in Triton; nobody imports them where it is absent.
+            allowed = {"triton"} if KERNELS in path.parents else set()
+            guilty += [f"{path}: {name}" for name in names if name.split(".")[0] in modules - allowed]
     assert guilty == []
 
 

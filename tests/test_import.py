@@ -8,6 +8,7 @@ import pytest
 
 import moe_hf
 from moe_hf.base.optional import OPTIONAL_PACKAGES
+from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
 from moe_hf.models.auto import FAMILIES, register_families
 
 BLOCKED = sorted({package.module.split(".")[0] for package in OPTIONAL_PACKAGES.values()} | {"triton"})
@@ -31,6 +32,7 @@ def lean_import() -> subprocess.CompletedProcess[str]:
     assert not any(is_available(name) for name in OPTIONAL_PACKAGES)
     config = moe_hf.create_moe_config("tiny", num_hidden_layers=2, vocab_size=50)
     print(moe_hf.GPT2WithMoE(config)(torch.arange(5)[None]).logits.shape)
+    print(moe_hf.MoE(config)(torch.ones(3, config.hidden_size)).shape == (3, config.hidden_size))
     print(sorted(name for name in sys.modules if name in {BLOCKED!r}))
     """
     return subprocess.run(
@@ -42,7 +44,7 @@ def test_imports_and_runs_where_every_optional_package_is_absent(
     lean_import: subprocess.CompletedProcess[str],
 ) -> None:
     assert lean_import.returncode == 0, lean_import.stderr
-    assert lean_import.stdout.splitlines() == ["torch.Size([1, 5, 50])", "[]"]
+    assert lean_import.stdout.splitlines() == ["torch.Size([1, 5, 50])", "True", "[]"]
 
 
 def test_importing_says_nothing(lean_import: subprocess.CompletedProcess[str]) -> None:
@@ -64,6 +66,11 @@ def test_every_public_name_is_there_once() -> None:
         "GPT2WithMoEConfig",
         "create_moe_config",
         "get_moe_model_info",
+        "MoE",
+        "HashRouter",
+        "SwitchRouter",
+        "load_balance_std",
+        "expert_utilization",
         "ConfigError",
         "CheckpointError",
         "BackendUnavailableError",
@@ -71,6 +78,12 @@ def test_every_public_name_is_there_once() -> None:
 )
 def test_promised_names_are_public(name: str) -> None:
     assert name in moe_hf.__all__
+
+
+def test_importing_makes_the_experts_backends_known_to_transformers() -> None:
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    assert set(EXPERTS_BACKENDS) <= set(ALL_EXPERTS_FUNCTIONS)
 
 
 def test_registering_twice_changes_nothing() -> None:

@@ -17,7 +17,6 @@ from moe_hf import MoE
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.tokenizers import train_tokenizer
 
-
 # ---- a stranger's model: a plain pre-norm GPT
 
 
@@ -27,9 +26,9 @@ class GPTConfig:
 
     vocab_size: int = 768
     block_size: int = 64
-    n_layer: int = 4
+    n_layer: int = 2
     n_head: int = 4
-    n_embd: int = 128
+    n_embd: int = 64
     dropout: float = 0.0
     bias: bool = False
     # The only addition: 0 keeps the model dense.
@@ -145,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--num_experts", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights; the text is always the same")
     given = parser.parse_args(arguments)
 
     blocks = corpus_blocks((given.steps + 8) * given.batch_size, GPTConfig())
@@ -152,9 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     held_out = torch.cat(batches[given.steps :])
     models, optimizers, seconds = {}, {}, {}
     for name, num_experts in (("dense", 0), ("MoE", given.num_experts)):
-        torch.manual_seed(0)
+        torch.manual_seed(given.seed)
         models[name] = GPT(GPTConfig(num_experts=num_experts))
-        optimizers[name] = torch.optim.AdamW(models[name].parameters(), lr=3e-3, betas=(0.9, 0.95))
+        optimizers[name] = torch.optim.AdamW(models[name].parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)
         seconds[name] = []
     for batch in batches[: given.steps]:
         for name, model in models.items():

@@ -32,8 +32,10 @@ class CapacityLimit(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.num_experts = config.num_experts
-        self.factor = config.router_capacity_factor
-        self.eval_factor = config.router_eval_capacity_factor
+        # Experts that pick their tokens take their share by themselves.
+        picked = config.router_of_layer(layer_idx) == "expert_choice"
+        self.factor = None if picked else config.router_capacity_factor
+        self.eval_factor = None if picked else config.router_eval_capacity_factor
         self.drop_policy = config.router_drop_policy
         self.num_experts_per_tok = config.num_experts_per_tok
         self.context_length = config.max_position_embeddings

@@ -1,4 +1,4 @@
-"""The stacked experts of one sparse layer, computed by whichever backend transformers has for the chosen name.
+"""The stacked experts of one sparse layer, computed by whichever backend is chosen by `experts_implementation`.
 
 Shapes: T tokens, D width, E experts, K experts per token, F width of one expert.
 """
@@ -9,6 +9,10 @@ from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.activations import activation
+from moe_hf.layers.experts_modules import row_functions_of, stack_of
+from moe_hf.layers.packed_weights import pack_for_inference, unpack
+from moe_hf.ops.experts import reference_experts
+from moe_hf.ops.generic_experts import generic_experts
 
 
 @use_experts_implementation(has_gate=False, has_bias=True)
@@ -33,12 +37,15 @@ class Experts(nn.Module):
 
         Ids equal to `num_experts` mark slots to skip, as expert parallelism and token dropping use them.
         """
-        out_TD = torch.zeros_like(x_TD)
-        for expert in expert_TK.unique().tolist():
-            if expert >= self.num_experts:
-                continue
-            token, slot = torch.where(expert_TK == expert)
-            hidden = self.act_fn(nn.functional.linear(x_TD[token], self.up_proj[expert], self.up_proj_bias[expert]))
-            result = nn.functional.linear(hidden, self.down_proj[expert], self.down_proj_bias[expert])
-            out_TD = out_TD.index_add(0, token, (result * weight_TK[token, slot, None]).to(out_TD.dtype))
-        return out_TD
+        stack, known = stack_of(self)
+        if known is None:
+            return generic_experts(x_TD, expert_TK, weight_TK, stack, row_functions_of(self))
+        return reference_experts(x_TD, expert_TK, weight_TK, stack, known)
+
+    def pack_for_inference(self) -> None:
+        """See `moe_hf.layers.packed_weights.pack_for_inference`."""
+        pack_for_inference(self)
+
+    def unpack(self) -> None:
+        """Drop the packed weights, if there are any."""
+        unpack(self)

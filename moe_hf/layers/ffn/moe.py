@@ -22,14 +22,12 @@ class SparseFFN(FFN):
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int = 0) -> None:
         super().__init__()
-        kind = config.router_of_layer(layer_idx)
-        self.gate = ROUTERS[kind].from_config(config)
-        # Experts that pick their tokens take their share by themselves.
-        limited = kind != "expert_choice" and (config.router_capacity_factor or config.router_eval_capacity_factor)
+        self.gate = ROUTERS[config.router_of_layer(layer_idx)].from_config(config)
+        limited = bool(config.router_capacity_factor or config.router_eval_capacity_factor)
         self.capacity = CapacityLimit(config, layer_idx) if limited else None
         experts: Any = Experts(config)
         # transformers' backends skip empty slots only where told to expect some.
-        experts._is_expert_parallel = bool(limited) or self.gate.leaves_slots_empty
+        experts._is_expert_parallel = limited or self.gate.leaves_slots_empty
         self.experts = experts
         shared = config.shared_expert_intermediate_size
         self.shared_expert = DenseFFN(config, width=shared) if shared else None

@@ -97,5 +97,8 @@ def test_a_cache_that_cannot_count_is_refused(tiny_model, token_ids) -> None:
         model.generate(token_ids, max_new_tokens=3, cache_implementation="static")
 
 
-def test_expert_choice_needs_no_second_limit(tiny_config) -> None:
-    assert SparseFFN(tiny_config(router_type="expert_choice", router_capacity_factor=1.5)).capacity is None
+def test_expert_choice_needs_no_second_limit_also_beside_hashed_layers(tiny_model, token_ids) -> None:
+    fields = {"router_type": "expert_choice", "router_num_hash_layers": 1, "router_capacity_factor": 0.6}
+    dropped = tiny_model(**fields).train()(token_ids, labels=token_ids).router_dropped
+    assert dropped[0] > 0
+    assert dropped[1] == 0
