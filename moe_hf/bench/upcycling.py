@@ -7,7 +7,6 @@ order for the dense model and for the Mixture of Experts made of it. Run it with
 import argparse
 import json
 import logging
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from moe_hf.base.errors import CheckpointError
@@ -26,6 +24,7 @@ from moe_hf.bench.language_data import (
     heldout_answers,
     training_blocks,
 )
+from moe_hf.bench.machine import describe_machine
 from moe_hf.bench.timed_training import Point, Recipe, seconds_per_step, side_by_side, train
 from moe_hf.bench.upcycling_report import plot_upcycling, summarise
 from moe_hf.models.gpt2_moe import GPT2WithMoE
@@ -137,7 +136,7 @@ def run_experiment(settings: Settings, work_dir: Path) -> dict[str, Any]:
 
     return {
         "settings": asdict(settings),
-        "machine": machine(),
+        "machine": describe_machine(),
         "parameters": _parameter_counts(stages[0], settings),
         "pretraining": [[point._asdict() for point in stage.pretraining] for stage in stages],
         "step_0": [difference._asdict() for difference in differences],
@@ -173,23 +172,6 @@ def require_same_logits(differences: Sequence[LogitDifference]) -> None:
                 f"the upcycled copy's logits differ from the dense model's by {largest_difference}; rounding explains "
                 f"no more than {allowed}: upcycling is broken"
             )
-
-
-def machine() -> dict[str, Any]:
-    """What the CPU seconds were measured on."""
-    return {
-        "processor": _processor(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _pretrain(

@@ -1,0 +1,45 @@
+"""How cost grows with the number of experts: the same experts case with few and with many, measured together."""
+
+from moe_hf.bench.speed.arms import GEMM, ROOF, TRAINING, Group, Options, Skipped
+from moe_hf.bench.speed.experts_case import build_experts
+from moe_hf.bench.speed.results import GroupResult
+from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
+
+GROWTH = "growth"
+FEW, MANY = 8, 64
+
+
+def at(name: str, num_experts: int) -> str:
+    """The name of an arm in a growth group.
+
+    >>> at("sorted", 8)
+    'sorted, E=8'
+    """
+    return f"{name}, E={num_experts}"
+
+
+def build_growth(size: Size, mode: str, options: Options) -> Group:
+    """Every backend with 8 and with 64 experts as arms of one group; `size.num_experts` is not looked at."""
+    arms, skipped = [], []
+    for num_experts in (FEW, MANY):
+        group = build_experts(size._replace(num_experts=num_experts), mode, options)
+        arms += [
+            arm._replace(name=at(arm.name, num_experts), output=None)
+            for arm in group.arms
+            if arm.family not in (GEMM, ROOF)
+        ]
+        skipped += [Skipped(at(name, num_experts), reason) for name, reason in group.skipped]
+    return Group(GROWTH, mode, size._replace(num_experts=MANY), arms, skipped)
+
+
+def split_by_experts(group: GroupResult) -> list[GroupResult]:
+    """A growth group as one group per number of experts, its arms under their backends' names; others as they are."""
+    if group.case != GROWTH:
+        return [group]
+    parts = []
+    for num_experts in (FEW, MANY):
+        size, ending = group.size._replace(num_experts=num_experts), at("", num_experts)
+        arms = [arm._replace(name=arm.name.removesuffix(ending)) for arm in group.arms if arm.name.endswith(ending)]
+        gradient_bytes = expert_gradient_bytes(size) if group.mode == TRAINING else 0
+        parts.append(group._replace(size=size, arms=arms, gradient_bytes=gradient_bytes))
+    return parts

@@ -1,0 +1,127 @@
+"""The whole model: a training step with AdamW, and greedy generation, beside the dense model.
+
+Shapes: B sequences, S positions, T = B * S tokens.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.bench.speed.arms import ROOF, TRAINING, TRANSFORMERS, Arm, Group, Options, Skipped
+from moe_hf.bench.speed.configs import batch_shape, moe_config
+from moe_hf.bench.speed.layer_cases import layer_backends
+from moe_hf.bench.speed.opponents import family_of
+from moe_hf.bench.speed.sizes import Size
+from moe_hf.bench.speed.timing import Step
+from moe_hf.bench.timed_training import train_step
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.layers.ffn.experts import Experts
+from moe_hf.models.gpt2_moe import GPT2WithMoE
+
+GENERATE = "generate"
+NUM_LAYERS = 4
+PROMPT, NEW_TOKENS = 16, 16
+DENSE_TWIN = "dense twin"
+STOCK_GPT2 = "transformers' GPT-2"
+# So small that the weights stay where they are, however often the step is repeated.
+_LEARNING_RATE = 1e-7
+
+
+def build_model(size: Size, mode: str, options: Options) -> Group:
+    """`GPT2WithMoE` of 4 layers, every other one sparse, with every backend, beside two dense models.
+
+    The dense twin is this package's model without experts; "transformers' GPT-2" is `GPT2LMHeadModel` of the same
+    shape, with the activation as transformers composes it. With transformers' backends the experts have that
+    activation too. A step is forward, backward, gradient clipping and fused AdamW on T tokens in contexts of 256;
+    generation is 16 new tokens after a prompt of 16, greedy, for as many sequences as `size.tokens` says.
+    """
+    training = mode == TRAINING
+    shape = batch_shape(size) if training else (size.tokens, PROMPT)
+    ids_BS = torch.randint(4096, shape, generator=options.generator()).to(options.device)
+    run = _training if training else _generation
+    names, skipped = layer_backends(size, options, training)
+    arms = []
+    for name in names:
+        try:
+            model = _moe(size, name, options)
+        except ConfigError as error:
+            skipped.append(Skipped(name, str(error)))
+            continue
+        arms.append(Arm(name, family_of(name), run(model, ids_BS), output=partial(_logits, model, ids_BS)))
+    twin = _seeded(GPT2WithMoE, _config(size, mlp_layer_types=["dense"] * NUM_LAYERS), size, options)
+    arms.append(Arm(DENSE_TWIN, ROOF, run(twin, ids_BS)))
+    arms.append(Arm(STOCK_GPT2, ROOF, run(_stock_gpt2(size, options), ids_BS)))
+    return Group("model", mode, size, arms, skipped)
+
+
+def _moe(size: Size, backend: str, options: Options) -> PreTrainedModel:
+    model = _seeded(GPT2WithMoE, _config(size, experts_implementation=backend), size, options)
+    if family_of(backend) == TRANSFORMERS:
+        for module in model.modules():
+            if isinstance(module, Experts):
+                module.act_fn = ACT2FN[size.activation]
+    return model
+
+
+def _config(size: Size, **overrides: Any) -> GPT2WithMoEConfig:
+    fields = {"num_hidden_layers": NUM_LAYERS, "mlp_layer_types": ["sparse", "dense"] * (NUM_LAYERS // 2)}
+    return moe_config(size, **{**fields, **overrides})
+
+
+def _seeded(
+    model_class: Callable[[Any], PreTrainedModel], config: Any, size: Size, options: Options
+) -> PreTrainedModel:
+    torch.manual_seed(options.seed)
+    model: Any = model_class(config)
+    return model.to(options.device, size.torch_dtype)
+
+
+def _stock_gpt2(size: Size, options: Options) -> PreTrainedModel:
+    shape = _config(size)
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.max_position_embeddings,
+        n_embd=shape.hidden_size,
+        n_layer=NUM_LAYERS,
+        n_head=shape.num_attention_heads,
+        n_inner=shape.ffn_width,
+        activation_function=size.activation,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = _seeded(GPT2LMHeadModel, config, size, options)
+    # transformers finds no loss in this class's name and would warn.
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def _training(model: PreTrainedModel, ids_BS: torch.Tensor) -> Step:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, fused=True)
+    return partial(train_step, model, optimizer, ids_BS)
+
+
+def _generation(model: Any, ids_BS: torch.Tensor) -> Step:
+    model.eval()
+    mask_BS = torch.ones_like(ids_BS)
+
+    def step() -> torch.Tensor:
+        with torch.no_grad():
+            return model.generate(ids_BS, attention_mask=mask_BS, max_new_tokens=NEW_TOKENS, do_sample=False)
+
+    return step
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, ids_BS: torch.Tensor) -> torch.Tensor:
+    training = model.training
+    logits = model.eval()(input_ids=ids_BS, use_cache=False).logits
+    model.train(training)
+    return logits

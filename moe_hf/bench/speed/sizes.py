@@ -1,0 +1,121 @@
+"""The sizes that a measurement varies, and the arithmetic that follows from them.
+
+Letters: T tokens, D width, E experts, K experts per token, F width of one expert.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import Registry
+
+DTYPES: Registry[torch.dtype] = Registry(
+    "dtype", {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class Size(NamedTuple):
+    """One point of a sweep.
+
+    `tokens`, `hidden_size`, `num_experts`, `k` and `expert_width` are T, D, E, K and F. `skew` is the exponent of the
+    experts' popularity (0 is balanced: expert i is drawn in proportion to (i + 1) ** -skew). `capacity_factor` None
+    means that no token is dropped. `threads` are PyTorch's intra-op threads.
+    """
+
+    tokens: int = 2048
+    hidden_size: int = 256
+    expert_width: int = 1024
+    num_experts: int = 8
+    k: int = 2
+    dtype: str = "float32"
+    activation: str = "gelu"
+    threads: int = 1
+    capacity_factor: float | None = None
+    skew: float = 0.0
+    router_type: str = "top_k"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        return DTYPES[self.dtype]
+
+    @property
+    def rows(self) -> int:
+        """Rows that go through experts: T * K."""
+        return self.tokens * self.k
+
+    @property
+    def rows_per_expert(self) -> float:
+        """Rows that an expert gets where routing is balanced."""
+        return self.rows / self.num_experts
+
+    @property
+    def label(self) -> str:
+        """The shape in one short word, such as 2048x256x1024 E8 k2.
+
+        >>> Size().label
+        '2048x256x1024 E8 k2'
+        """
+        text = f"{self.tokens}x{self.hidden_size}x{self.expert_width} E{self.num_experts} k{self.k}"
+        if self.capacity_factor is not None:
+            text += f" cf{self.capacity_factor:g}"
+        return text + (f" skew{self.skew:g}" if self.skew else "")
+
+    @property
+    def setting(self) -> str:
+        """Everything but the shape, such as fp32 gelu, 1 thread."""
+        plural = "" if self.threads == 1 else "s"
+        return f"{_SHORT[self.dtype]} {self.activation}, {self.threads} thread{plural}"
+
+    def require_possible(self) -> "Size":
+        """This size itself.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        for name in ("tokens", "hidden_size", "expert_width", "num_experts", "k", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not allowed; it must be an integer >= 1")
+        if self.k > self.num_experts:
+            raise ConfigError(f"k={self.k} is not allowed; it must be at most num_experts={self.num_experts}")
+        if self.capacity_factor is not None and not 0 < self.capacity_factor < math.inf:
+            raise ConfigError(f"capacity_factor={self.capacity_factor} is not allowed; it must be > 0, or none")
+        if not 0 <= self.skew < math.inf:
+            raise ConfigError(f"skew={self.skew} is not allowed; it must be >= 0, and 0 is balanced")
+        return self
+
+
+def expert_flops(size: Size, training: bool) -> float:
+    """Floating-point operations of the two projections for T * K rows, a multiply-add counted as 2.
+
+    Forward 4 T K D F; the backward pass computes two products for each of the forward's, so training counts thrice.
+
+    >>> expert_flops(Size(tokens=3, k=2, hidden_size=5, expert_width=7), training=True) == 3 * 4 * 3 * 2 * 5 * 7
+    True
+    """
+    return (3 if training else 1) * 4.0 * size.rows * size.hidden_size * size.expert_width
+
+
+def expert_gradient_bytes(size: Size) -> int:
+    """Bytes of the gradients that a training step of the experts returns: of the tokens, their weights, the experts."""
+    width, inner = size.hidden_size, size.expert_width
+    expert = 2 * width * inner + width + inner
+    return (size.num_experts * expert + size.tokens * width + size.rows) * size.torch_dtype.itemsize
+
+
+def sweep(**values: list[Any]) -> list[Size]:
+    """Every combination of the values given for fields of `Size`, the last field varying fastest.
+
+    >>> [size.label for size in sweep(tokens=[1, 8], num_experts=[16])]
+    ['1x256x1024 E16 k2', '8x256x1024 E16 k2']
+
+    Raises:
+        ConfigError: a combination is not possible.
+    """
+    sizes = [Size()]
+    for name, choices in values.items():
+        sizes = [size._replace(**{name: choice}) for size in sizes for choice in choices]
+    return [size.require_possible() for size in sizes]

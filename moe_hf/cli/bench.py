@@ -1,0 +1,291 @@
+"""`moe-hf bench`: measures the experts against transformers, the dense layer and the machine, and writes reports."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import did_you_mean
+from moe_hf.bench.machine import describe_machine
+from moe_hf.bench.speed.arms import Options, Skipped
+from moe_hf.bench.speed.cases import CASES, DECODE, DECODE_TOKENS, MODES
+from moe_hf.bench.speed.goals import Goal, judge
+from moe_hf.bench.speed.model_case import GENERATE
+from moe_hf.bench.speed.moe_vs_dense import VS_DENSE_ROUTERS, compare_with_dense
+from moe_hf.bench.speed.opponents import backend_names
+from moe_hf.bench.speed.report import GOAL_COLUMNS, write_report
+from moe_hf.bench.speed.results import GroupResult, Report
+from moe_hf.bench.speed.runner import Job, run_jobs
+from moe_hf.bench.speed.sizes import DTYPES, Size, sweep
+from moe_hf.bench.speed.suites import SUITES, utilization_sizes
+from moe_hf.bench.speed.tables import ARM_COLUMNS, arm_rows, filled, goal_rows
+from moe_hf.bench.speed.timing import CLOCKS, SamplingPlan
+from moe_hf.bench.speed.utilization import measure_utilization
+from moe_hf.layers.ffn.routers import ROUTERS
+
+VS_DENSE = "moe_vs_dense"
+INTERRUPTED = 130
+
+# What the terminal shows of a table's columns, so that it fits into 100.
+_SHOWN = ("arm", "ms", "quartiles", "x best", "x grouped", "/ roof", "of GEMM", "saved B/tok", "peak MiB")
+_SWEEPS: dict[str, tuple[str, Any, Any, str]] = {
+    # flag: field of Size, type, default, meaning
+    "tokens": ("tokens", int, 1024, "tokens T of a call"),
+    "hidden_size": ("hidden_size", int, 256, "width D"),
+    "expert_width": ("expert_width", int, 1024, "width F of one expert"),
+    "num_experts": ("num_experts", int, 8, "experts E"),
+    "top_k": ("k", int, 2, "experts per token"),
+    "capacity_factor": ("capacity_factor", str, None, "slots of an expert over its fair share; none drops no token"),
+    "dtype": ("dtype", str, "float32", f"one of {', '.join(DTYPES)}"),
+    "activation": ("activation", str, "gelu", "a name of transformers' ACT2FN, such as gelu or gelu_new"),
+    "threads": ("threads", int, 1, "PyTorch's threads"),
+    "skew": ("skew", float, 0.0, "imbalance of the drawn routes: expert i in proportion to (i+1)^-skew; experts only"),
+    "router_type": ("router_type", str, "top_k", "router of layer, block and model"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; returns the exit code."""
+    words = list(argv or [])
+    args = _parser().parse_args(words)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    console = Console(highlight=False)
+    if VS_DENSE in args.cases:
+        return _vs_dense(args, console)
+    device = chosen_device(args.device)
+    jobs, goals, name = _jobs(args, device)
+    options = Options(device, args.seed, _backends(args.backends), int(args.memory_limit * 2**30))
+    machine = describe_machine()
+    told: set[Skipped] = set()
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(jobs))
+
+        def on_group(group: GroupResult) -> None:
+            progress.advance(task)
+            _show(progress.console, group, told)
+
+        def on_progress(job: Job, what: str) -> None:
+            progress.update(task, description=f"{job.size.label} {job.size.setting} {job.mode}: {what}")
+
+        measured = run_jobs(jobs, options, _plan(args), args.clock, on_group, on_progress)
+    if measured.interrupted and not measured.groups:
+        raise KeyboardInterrupt
+    report = Report(
+        f"moe-hf bench: {name}",
+        shlex.join(["moe-hf", "bench", *words]),
+        args.seed,
+        machine,
+        measured.groups,
+        measured.interrupted,
+    )
+    if goals:
+        _show_goals(console, goals, measured.groups)
+    if args.report:
+        sizes = utilization_sizes(args.suite, [job.size for job in jobs])
+        written = write_report(report, Path(args.report), goals, measure_utilization(sizes, options))
+        console.print("wrote " + ", ".join(str(path) for path in written), markup=False, soft_wrap=True)
+    if measured.interrupted:
+        console.print("interrupted: the tables hold what was measured by then", style="yellow")
+        return INTERRUPTED
+    return 0
+
+
+def chosen_device(word: str | None) -> torch.device:
+    """The device of that name; without one, CUDA where there is one.
+
+    Raises:
+        ConfigError: it is neither cpu nor cuda, or there is no CUDA device here.
+    """
+    if word not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device={word!r} is not allowed; it must be cpu or cuda")
+    if word == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device='cuda': there is no CUDA device here; use cpu")
+    return torch.device(word or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    cases = "\n".join(f"  {name:<13}{case.meaning}" for name, case in CASES.items())
+    suites = "\n".join(f"  {name:<13}{suite.meaning}" for name, suite in SUITES.items())
+    parser = argparse.ArgumentParser(
+        prog="moe-hf bench",
+        description="Measure the mixture of experts against transformers' backends, the dense layer of equal active "
+        "FLOPs and a plain GEMM, interleaved in one run.",
+        epilog=f"cases:\n{cases}\n  {VS_DENSE:<13}parameters, FLOPs and time of a small mixture beside a dense FFN\n\n"
+        f"suites:\n{suites}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all but moe_vs_dense)")
+    parser.add_argument("--suite", help=f"a named set of cases and sizes instead: {', '.join(SUITES)}")
+    parser.add_argument("--report", metavar="DIR", help="write report.md, report.json and pictures into this folder")
+    parser.add_argument("--quick", action="store_true", help="fewer samples (and sizes, of a suite) for a first look")
+    group = parser.add_argument_group("sweeps", "one or more values each; every combination is measured")
+    for flag, (_, kind, default, meaning) in _SWEEPS.items():
+        group.add_argument(
+            f"--{flag}", nargs="+", type=kind, metavar="VALUE", help=f"{meaning} (default: {str(default).lower()})"
+        )
+    parser.add_argument("--modes", nargs="+", metavar="MODE", help=f"of {', '.join(MODES)} (default: all of a case)")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="experts backends to measure (default: all)")
+    parser.add_argument("--clock", default="wall", help="wall; or cpu, for machines that others use too")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, tokens, routes and order (default: 0)")
+    parser.add_argument("--budget", type=float, help="seconds of sampling per table (default: 3; quick: 0.3)")
+    parser.add_argument("--samples", type=int, help="samples per arm at least (default: 5; quick: 3)")
+    parser.add_argument("--memory_limit", type=float, default=0.5, help="GiB a backend may gather (default: 0.5)")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out, which saves a call per arm")
+    parser.add_argument("--router", default="hash", help=f"of {VS_DENSE}: {' or '.join(VS_DENSE_ROUTERS)}")
+    return parser
+
+
+def _vs_dense(args: argparse.Namespace, console: Console) -> int:
+    if args.cases != [VS_DENSE]:
+        raise ConfigError(f"{VS_DENSE} prints lines instead of tables; give it alone, not with other cases")
+    threads = torch.get_num_threads()
+    torch.set_num_threads((args.threads or [1])[0])
+    try:
+        found = compare_with_dense(args.router, _clock(args.clock), args.seed, _plan(args))
+    finally:
+        torch.set_num_threads(threads)
+    for line in found.quoted_lines:
+        console.print(line, markup=False)
+    console.print()
+    for line in found.true_lines:
+        console.print(line, markup=False, soft_wrap=True)
+    return 0
+
+
+def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Sequence[Goal], str]:
+    """What to measure, what it has to reach, and its name."""
+    _clock(args.clock)
+    given = {flag: getattr(args, flag) for flag in _SWEEPS if getattr(args, flag) is not None}
+    if args.suite is not None:
+        suite = SUITES[args.suite]
+        extra = [f"--{flag}" for flag in given] + (["--modes"] if args.modes else []) + args.cases
+        if extra:
+            raise ConfigError(f"suite={args.suite!r} measures its own cases and sizes; leave out {' '.join(extra)}")
+        if suite.device != device.type:
+            raise ConfigError(f"suite={args.suite!r} needs device {suite.device!r}, got {device.type!r}")
+        name = f"suite {args.suite}" + (", quick: smaller sizes, a first look" if args.quick else "")
+        return suite.jobs(args.quick), suite.goals, name
+    names = args.cases or list(CASES)
+    for name in names:
+        if name not in CASES:
+            allowed = [*CASES, VS_DENSE]
+            raise ConfigError(f"unknown case {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
+    for mode in args.modes or []:
+        if mode not in MODES:
+            raise ConfigError(f"mode={mode!r} is not allowed; it must be one of {', '.join(MODES)}")
+    sizes = _sizes(given)
+    jobs = []
+    for name in names:
+        case = CASES[name]
+        for mode in case.modes:
+            if args.modes is None or mode in args.modes:
+                jobs += [Job(case.build, size, mode, not args.no_memory) for size in _for_mode(sizes, mode)]
+    if not jobs:
+        raise ConfigError(f"none of {', '.join(names)} has a mode {' or '.join(args.modes)}; leave --modes out")
+    return jobs, (), ", ".join(names)
+
+
+def _sizes(given: dict[str, list[Any]]) -> list[Size]:
+    values: dict[str, list[Any]] = {}
+    for flag, (field, _, default, _) in _SWEEPS.items():
+        values[field] = list(dict.fromkeys(given.get(flag, [default])))
+    values["capacity_factor"] = [_capacity_factor(word) for word in values["capacity_factor"]]
+    for name in values["dtype"]:
+        DTYPES[name]
+    for name in values["router_type"]:
+        ROUTERS[name]
+    for name in values["activation"]:
+        if name not in ACT2FN:
+            raise ConfigError(f"activation={name!r} is not allowed; it must be a name of transformers' ACT2FN")
+    return sweep(**values)
+
+
+def _capacity_factor(word: str | None) -> float | None:
+    if word is None or word.lower() == "none":
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        raise ConfigError(f"capacity_factor={word!r} is not allowed; it must be a number > 0, or none") from None
+
+
+def _for_mode(sizes: Sequence[Size], mode: str) -> list[Size]:
+    """The sizes with the numbers of tokens that belong to the mode, each once."""
+    if mode == DECODE:
+        sizes = [size._replace(tokens=tokens) for size in sizes for tokens in DECODE_TOKENS]
+    elif mode == GENERATE:
+        # Here tokens count the sequences that are continued at once.
+        sizes = [size._replace(tokens=1) for size in sizes]
+    return list(dict.fromkeys(sizes))
+
+
+def _backends(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    allowed = backend_names()
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"unknown backend {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
+    return tuple(names)
+
+
+def _clock(clock: str) -> str:
+    if clock not in CLOCKS:
+        raise ConfigError(f"clock={clock!r} is not allowed; it must be one of {', '.join(CLOCKS)}")
+    return clock
+
+
+def _plan(args: argparse.Namespace) -> SamplingPlan:
+    budget = args.budget if args.budget is not None else (0.3 if args.quick else 3.0)
+    rounds = args.samples if args.samples is not None else (3 if args.quick else 5)
+    if budget < 0 or rounds < 1:
+        raise ConfigError(f"budget={budget} and samples={rounds} are not allowed; they must be >= 0 and >= 1")
+    return SamplingPlan(budget=budget, min_rounds=rounds, max_rounds=max(31, rounds))
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _show(console: Console, group: GroupResult, told: set[Skipped]) -> None:
+    size = group.size
+    title = f"{group.case}, {group.mode}: {size.label}, {size.setting}, {size.rows_per_expert:g} rows per expert"
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    columns, rows = filled(ARM_COLUMNS, arm_rows(group))
+    for column in columns:
+        if column in _SHOWN:
+            table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*[cell for column, cell in zip(columns, row, strict=True) if column in _SHOWN])
+    console.print(table)
+    for skipped in group.skipped:
+        # Once per run is enough; the report says it for each table.
+        if skipped not in told:
+            console.print(f"  not measured: {skipped.name}: {skipped.reason}\n", style="dim", markup=False)
+    told.update(group.skipped)
+
+
+def _show_goals(console: Console, goals: Sequence[Goal], groups: Sequence[GroupResult]) -> None:
+    console.print("Numbers to reach", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in GOAL_COLUMNS:
+        table.add_column(column)
+    verdicts = judge(goals, groups)
+    for verdict, row in zip(verdicts, goal_rows(verdicts, with_place=False), strict=True):
+        style = "" if not verdict.values else ("green" if verdict.met else "red")
+        table.add_row(*row, style=style)
+    console.print(table)

@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from moe_hf.bench.speed.arms import Options
+from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
+from moe_hf.bench.speed.profiling import Operator, Profile, default_profiles, kind_of
+from moe_hf.bench.speed.sizes import Size
+
+SIZE = Size(tokens=16, hidden_size=8, expert_width=16, num_experts=4)
+
+
+def a_profile(arm, *operators):
+    return Profile("moe_layer", "training", arm, SIZE, 2, [Operator(*one) for one in operators], "table")
+
+
+def test_shares_add_up_and_hot_spots_are_numbers_of_the_profile():
+    own = a_profile("auto", ("aten::mm", "gemm", 4, 6.0), ("aten::gelu", "activation", 2, 3.0), ("x", "glue", 2, 1.0))
+    other = a_profile("grouped_mm", ("aten::mm", "gemm", 4, 8.0), ("aten::index", "index", 8, 8.0))
+    assert own.milliseconds == 5.0
+    assert own.shares["gemm"] == pytest.approx(0.6)
+    assert sum(own.shares.values()) == pytest.approx(1)
+    lines = hot_spots([own, other])
+    assert lines[0].startswith("auto, 5.00 ms per step: 60% is matrix multiplication (`aten::mm` 60%); 30% is the act")
+    assert "`aten::gelu` with 30.0%. If all such work cost nothing, the step would be 1.67 times faster." in lines[2]
+    assert lines[3].startswith("auto takes 3.00 ms less than grouped_mm: gather, scatter and sorting -4.00 ms")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mkldnn::_linear_pointwise", "gemm"),
+        ("aten::_grouped_mm", "gemm"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_log_softmax", "loss"),
+        ("aten::_softmax", "elementwise"),
+        ("aten::_fused_adamw_", "optimizer"),
+        ("aten::_embedding_bag", "index"),
+        ("aten::copy_", "copies"),
+        ("autograd::engine::evaluate_function: AddmmBackward0", "glue"),
+        ("_SortedExpertsBackward", "glue"),
+        ("aten::as_strided", "rest"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_TNN", "gemm"),
+        ("_weight_gradient_kernel", "gemm"),
+        ("_place_kernel", "index"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "activation"),
+    ],
+)
+def test_operators_are_sorted_by_what_they_do(name, kind):
+    assert kind_of(name) == kind
+
+
+def test_reports_and_traces_are_written_for_every_part(tmp_path):
+    profiles = default_profiles(SIZE, Options(), "sorted", "grouped_mm", steps=1, traces=tmp_path)
+    arms = {part: [profile.arm for profile in of] for part, of in profiles.items()}
+    both = ["sorted", "grouped_mm"]
+    assert arms == {"router": ["top_k"], "moe_layer": both, "block": both, "train_step": both}
+    assert all(of[0].operators and of[0].shares["gemm"] > 0 for of in profiles.values())
+    written = {path.name for path in write_profile_reports(profiles, {"torch": "2"}, "moe-hf profile", tmp_path)}
+    assert written == {
+        *("consolidated_profiling_report.md", "router_profiling_report.md", "moe_layer_profiling_report.md"),
+        *("block_profiling_report.md", "train_step_profiling_report.md", "profile.json"),
+    }
+    data = json.loads((tmp_path / "profile.json").read_text())
+    assert len(data["profiles"]) == 7
+    trace = json.loads((tmp_path / "trace_moe_layer_sorted.json").read_text())
+    assert any(event["name"] == "aten::index_select" for event in trace["traceEvents"])
+    text = (tmp_path / "moe_layer_profiling_report.md").read_text()
+    assert "## Hot spots" in text
+    assert "(trace_moe_layer_grouped_mm.json)" in text
