@@ -20,8 +20,11 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
     "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
     "peft": OptionalPackage("peft", "pip install 'moe_hf[lora]'"),
+    "quack": OptionalPackage("quack", "pip install quack-kernels (NVIDIA Hopper or newer)"),
+    "scattermoe": OptionalPackage("scattermoe", "pip install git+https://github.com/shawntan/scattermoe (NVIDIA GPU)"),
     "tensorboard": OptionalPackage("tensorboard", "pip install 'moe_hf[tensorboard]'"),
     "trackio": OptionalPackage("trackio", "pip install 'moe_hf[trackio]'"),
+    "triton": OptionalPackage("triton", "pip install triton (Linux; PyTorch for CUDA brings it along)"),
     "wandb": OptionalPackage("wandb", "pip install 'moe_hf[wandb]'"),
 }
 

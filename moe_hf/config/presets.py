@@ -41,8 +41,9 @@ _TINY: dict[str, Any] = {
     "moe_intermediate_size": 128,
     "shared_expert_intermediate_size": 384,
     "norm_topk_prob": False,
-    # With "sigmoid_bias": a thousand steps are too few for steps of a thousandth.
+    # A thousand steps, in which texts grow longer: biases and thresholds have to follow faster than by default.
     "router_bias_update_speed": 0.01,
+    "router_threshold_decay": 0.8,
     "position_embedding_type": "rotary",
     "mixer_short_conv": 3,
     "rope_theta": 1000.0,

@@ -9,7 +9,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.layers.ffn.experts import Experts
 
 T, D, E, K, F = 13, 16, 5, 2, 24
-BACKENDS = ["eager", "batched_mm", "grouped_mm"]
+BACKENDS = ["eager", "batched_mm", "grouped_mm", "sorted", "auto"]
 # (relative to the largest entry) what rounding alone does to sums of this length
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -134,21 +134,6 @@ def test_uninitialised_memory_never_shows(make_experts, backend: str, monkeypatc
     assert_equal_within(found, expected, TOLERANCE[torch.float32])
 
 
-def test_eager_skips_slots_of_the_sentinel_id(make_experts) -> None:
-    x = torch.randn(T, D, generator=torch.Generator().manual_seed(1))
-    expert, weight = routes("random", T)
-    dropped, zeroed = expert.clone(), weight.clone()
-    dropped[::2, 1], zeroed[::2, 1] = E, 0
-    experts, reference = make_experts("eager"), make_experts("eager")
-    found = value_and_gradients(experts, experts, x, dropped, weight)
-    expected = value_and_gradients(reference, reference, x, expert, zeroed)
-    assert found["weight"][::2, 1].abs().max() == 0
-    del found["weight"], expected["weight"]
-    assert_equal_within(found, expected, TOLERANCE[torch.float32])
-    nothing = torch.full_like(expert, E)
-    assert experts(x, nothing, weight).abs().max() == 0
-
-
 @pytest.mark.parametrize("backend", ["batched_mm", "grouped_mm"])
 def test_other_backends_skip_the_sentinel_under_expert_parallelism(make_experts, backend: str) -> None:
     # transformers masks it only where this flag is set; older versions want the weight masked as well.
@@ -190,7 +175,7 @@ def test_switching_the_backend_really_switches(tiny_model, token_ids: torch.Tens
     ExpertsInterface.register("counted", counted)
     model = tiny_model()
     # grep in the model's own source file would have said that its experts cannot be switched.
-    assert model.config._experts_implementation == "grouped_mm"
+    assert model.config._experts_implementation == "auto"
     model.set_experts_implementation("counted")
     assert model.model.layers[0].mlp.experts.config._experts_implementation == "counted"
     model(token_ids)
@@ -207,14 +192,45 @@ def test_an_unknown_backend_is_refused(tiny_model) -> None:
 
 @pytest.mark.parametrize("field", ["hidden_size", "moe_intermediate_size"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_odd_widths_run_on_eager_by_default(tiny_model, token_ids, tmp_path, field: str, dtype) -> None:
+def test_odd_widths_run_by_default(tiny_model, token_ids, tmp_path, field: str, dtype) -> None:
     model = tiny_model(**{field: 20}).to(dtype)
-    assert model.config._experts_implementation == "eager"
-    assert model(token_ids).logits.isfinite().all()
+    logits = model(token_ids).logits
+    assert logits.isfinite().all()
     # And after the round trip, although the saved configuration now names the half-precision type.
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
-    assert (again.dtype, again.config._experts_implementation) == (dtype, "eager")
+    assert (again.dtype, again.config._experts_implementation) == (dtype, "auto")
+    torch.testing.assert_close(again(token_ids).logits, logits)
+
+
+@pytest.mark.parametrize("backend", ["eager", "sorted", "auto"])
+def test_slots_of_the_sentinel_id_are_skipped_without_being_told(make_experts, backend: str) -> None:
+    x = torch.randn(T, D, generator=torch.Generator().manual_seed(1))
+    expert, weight = routes("random", T)
+    dropped, zeroed = expert.clone(), weight.clone()
+    dropped[::2, 1], zeroed[::2, 1] = E, 0
+    experts, reference = make_experts(backend), make_experts("eager")
+    found = value_and_gradients(experts, experts, x, dropped, weight)
+    expected = value_and_gradients(reference, reference, x, expert, zeroed)
+    assert found["weight"][::2, 1].abs().max() == 0
+    del found["weight"], expected["weight"]
+    assert_equal_within(found, expected, TOLERANCE[torch.float32])
+    nothing = torch.full_like(expert, E)
+    assert experts(x, nothing, weight).abs().max() == 0
+
+
+def test_packed_experts_serve_inference_until_they_are_unpacked(make_experts) -> None:
+    x = torch.randn(T, D, generator=torch.Generator().manual_seed(1))
+    expert, weight = routes("some unused", T)
+    experts, plain = make_experts("sorted"), make_experts("sorted")
+    experts.pack_for_inference()
+    with torch.no_grad():
+        torch.testing.assert_close(experts(x, expert, weight), plain(x, expert, weight))
+        # A write that goes unseen: only the copy still holds the old weights.
+        experts.up_proj.data.zero_()
+        torch.testing.assert_close(experts(x, expert, weight), plain(x, expert, weight))
+        experts.unpack()
+        assert not torch.allclose(experts(x, expert, weight), plain(x, expert, weight))
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(18, torch.float32), (20, torch.bfloat16)])
@@ -225,7 +241,7 @@ def test_odd_widths_with_grouped_mm_by_name_are_an_error(tiny_model, tiny_config
 
     model = tiny_model(moe_intermediate_size=width).to(dtype)
     model.save_pretrained(tmp_path)
-    text = rf"moe_intermediate_size={width} .* for grouped_mm .*eager"
+    text = rf"moe_intermediate_size={width} .* for grouped_mm "
     with pytest.raises(ConfigError, match=text):
         model.set_experts_implementation("grouped_mm")
     with pytest.raises(ConfigError, match=text):
