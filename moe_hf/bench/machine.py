@@ -35,7 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": cores,
         "memory_bytes": psutil.virtual_memory().total,
         "load": [round(load[0] / cores, 2), round(load[1] / cores, 2)],
-        "system": f"{platform.system()} {platform.release()}",
+        "system": platform.system(),
         "gpu": _gpu(),
         "moe_hf": __version__,
         "python": platform.python_version(),
