@@ -15,7 +15,7 @@ from transformers.integrations.moe import (
 )
 
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
-from moe_hf.base.optional import is_available, require
+from moe_hf.base.optional import require
 from moe_hf.base.registry import Registry
 from moe_hf.layers.experts_modules import row_functions_of, stack_of
 from moe_hf.layers.packed_weights import packed_stack_of
@@ -55,13 +55,16 @@ def triton_backend(
         ConfigError: the activation is none of `ACTIVATIONS`.
     """
     require("triton", "experts_implementation='triton'")
-    if not _triton_runs_on(x_TD):
+    if x_TD.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendUnavailableError(
             f"experts_implementation='triton' needs tensors on a GPU, got {x_TD.device.type!r}; use 'sorted', or "
             "'auto', which picks by device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests)"
         )
+    # The kernels import Triton at their top, which only those may pay for who have it and use it.
+    from moe_hf.ops.kernels.experts import triton_experts
+
     stack, activation = stack_of(module)
-    return _triton(x_TD, expert_TK, weight_TK, stack, _known(activation, "triton", module))
+    return triton_experts(x_TD, expert_TK, weight_TK, stack, _known(activation, "triton", module))
 
 
 def scattermoe_backend(
@@ -95,18 +98,18 @@ def scattermoe_backend(
 def auto_backend(
     module: nn.Module, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor
 ) -> torch.Tensor:
-    """The fastest backend for these tensors.
+    """The backend for these tensors.
 
-    Off CUDA "sorted". On CUDA "triton" where it is installed and knows the activation; else transformers' "batched_mm"
-    for few tokens without gradients and its "grouped_mm" for many; "sorted" where these refuse the width or dtype.
+    Off CUDA "sorted". On CUDA transformers' "batched_mm" for few tokens without gradients and its "grouped_mm" for
+    many, or "sorted" where these refuse the width or dtype. "triton" is taken only by name, as long as its kernels
+    have not been run and measured on a GPU.
     """
     if not x_TD.is_cuda:
         return sorted_backend(module, x_TD, expert_TK, weight_TK)
-    stack, activation = stack_of(module)
-    if activation is not None and is_available("triton") and x_TD.dtype != torch.float64:
-        return _triton(x_TD, expert_TK, weight_TK, stack, activation)
-    # Both would read beyond the stacks at a skipped slot.
-    expert_TK, weight_TK = _without_skips(expert_TK, weight_TK, len(stack.up_EFD))
+    stack, _ = stack_of(module)
+    if not module._is_expert_parallel:
+        # Both would read beyond the stacks at a skipped slot.
+        expert_TK, weight_TK = _without_skips(expert_TK, weight_TK, len(stack.up_EFD))
     if expert_TK.numel() <= FEW_SLOTS and not torch.is_grad_enabled():
         return batched_mm_experts_forward(module, x_TD, expert_TK, weight_TK)
     if grouped_mm_runs(stack):
@@ -135,19 +138,6 @@ def grouped_mm_runs(stack: ExpertStack) -> bool:
         for part in (stack.up_EFD, stack.down_EDF)
         for stride in part.stride()
     )
-
-
-def _triton_runs_on(x_TD: torch.Tensor) -> bool:
-    return x_TD.device.type != "cpu" or os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _triton(
-    x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor, stack: ExpertStack, activation: Activation
-) -> torch.Tensor:
-    # The kernels import Triton at their top, which only those may pay for who have it and use it.
-    from moe_hf.ops.kernels.experts import triton_experts
-
-    return triton_experts(x_TD, expert_TK, weight_TK, stack, activation)
 
 
 def _known(activation: Activation | None, backend: str, module: nn.Module) -> Activation:
