@@ -91,9 +91,9 @@ def count_slots(model: MoEForCausalLM, conversations: Sequence[HeldOutConversati
     """How often each expert is chosen, in eval mode, by every conversation's tokens; padding counts for nobody."""
     model.eval()
     config: Any = model.config
-    limited = torch.tensor([kind != "expert_choice" for kind in config.router_of_sparse_layer])
-    count_CLE = torch.zeros(len(conversations), len(limited), config.num_experts, dtype=torch.long)
-    lost_L = torch.zeros(len(limited))
+    num_layers = len(config.router_of_sparse_layer)
+    count_CLE = torch.zeros(len(conversations), num_layers, config.num_experts, dtype=torch.long)
+    lost_L = torch.zeros(num_layers)
     has_limit = False
     # Like lengths together, so that little is padding.
     order = sorted(range(len(conversations)), key=lambda index: len(conversations[index].ids))
@@ -110,12 +110,12 @@ def count_slots(model: MoEForCausalLM, conversations: Sequence[HeldOutConversati
             count_CLE[rows, layer] = count_BE.scatter_add(1, slot_BN, torch.ones_like(slot_BN))[:, :-1].cpu()
         if outputs.router_dropped:
             has_limit = True
-            share = torch.stack([share.float().cpu() for share in outputs.router_dropped])
-            lost_L[limited] += share * count_CLE[rows].sum(dim=(0, 2))[limited]
-    share_L = (lost_L / count_CLE.sum(dim=(0, 2)).clamp(min=1)).tolist()
-    return Slots(
-        count_CLE, [share if has_limit and limits else None for share, limits in zip(share_L, limited, strict=True)]
-    )
+            share_L = torch.stack([share.float().cpu() for share in outputs.router_dropped])
+            lost_L += share_L * count_CLE[rows].sum(dim=(0, 2))
+    dropped = (lost_L / count_CLE.sum(dim=(0, 2)).clamp(min=1)).tolist()
+    # Experts that pick their tokens have no limit to drop by.
+    limited = [has_limit and kind != "expert_choice" for kind in config.router_of_sparse_layer]
+    return Slots(count_CLE, [share if limits else None for share, limits in zip(dropped, limited, strict=True)])
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -257,6 +257,8 @@ class MoEDecoderConfig(PreTrainedConfig):
             "num_experts num_experts_per_tok moe_intermediate_size"
         ).split():
             self._require(getattr(self, name) >= 1, name, "an integer >= 1")
+        hashed, sparse = self.router_num_hash_layers, len(self.sparse_layers)
+        self._require(hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
         for name in (
             "mixer_short_conv shared_expert_intermediate_size expert_init_seed router_num_hash_layers router_hash_seed"
         ).split():

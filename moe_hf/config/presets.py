@@ -52,6 +52,12 @@ _TINY: dict[str, Any] = {
     "eos_token_id": None,
 }
 
+# What a router needs in place of the tiny preset's top-1, at the same active size. A single sigmoid weight either is
+# always 1, once normalised, and teaches the router nothing, or shuts experts off.
+_TINY_BY_ROUTER: dict[str, dict[str, Any]] = {
+    "sigmoid_bias": {"num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 64},
+}
+
 _FFN_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 PRESETS: Registry[Preset] = Registry(
@@ -93,6 +99,8 @@ def create_moe_config(model_size: str, use_flash_attention: bool = True, **overr
     # Under one name each: below, what was given must be recognised whichever name it came by.
     overrides = {GPT2WithMoEConfig.attribute_map.get(name, name): value for name, value in overrides.items()}
     preset = PRESETS[model_size].fields
+    if model_size == "tiny":
+        preset = {**preset, **_TINY_BY_ROUTER.get(str(overrides.get("router_type")), {})}
     fields = {**preset, **overrides}
     width = fields["hidden_size"]
     if isinstance(width, int):

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import (
     MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
 from transformers.utils.generic import can_return_tuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.ffn.routers import ROUTERS
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
 
@@ -27,7 +27,7 @@ class MoECausalLMOutput(MoeCausalLMOutputWithPast):
     """transformers' output with two more entries per sparse layer, recorded together with `router_logits`.
 
     `router_experts` holds the chosen experts, (B * S, K), before any were dropped; `router_dropped` the share of the
-    slots that a capacity limit dropped, in [0, 1], for layers that have a limit.
+    slots that a capacity limit dropped, in [0, 1], empty where there is no limit.
     """
 
     router_experts: tuple[torch.Tensor, ...] | None = None
@@ -51,9 +51,11 @@ class MoEHeadModel(MoEPreTrainedModel):
             return requested
         config: Any = self.config
         weighted = config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0
-        learning = any(ROUTERS[kind].learns_from_load for kind in config.router_of_sparse_layer)
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
-        return self.training and labels is not None and (weighted or learning)
+        return self.training and labels is not None and weighted
+
+    def _router_losses(self, outputs: MoeModelOutputWithPast, attention_mask: torch.Tensor | None) -> RouterLosses:
+        return router_losses(outputs, self.config, attention_mask, self.training, self.balance_window)
 
     def _add_router_losses(
         self, loss: torch.Tensor, losses: RouterLosses | None, scale: torch.Tensor | float
@@ -89,8 +91,10 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
+        given = model_kwargs.get("past_key_values") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if type(model_kwargs.get("past_key_values")) is DynamicCache and generation_config.cache_implementation is None:
+        made = model_kwargs.get("past_key_values")
+        if self.config.router_eval_capacity_factor is not None and not given and type(made) is DynamicCache:
             model_kwargs["past_key_values"] = self.model.new_cache()
 
     @can_return_tuple
@@ -138,7 +142,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
 
-        losses = router_losses(outputs, self.config, attention_mask, self.balance_window) if record else None
+        losses = self._router_losses(outputs, attention_mask) if record else None
         loss = None
         if targets is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -228,7 +232,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits_BN, config=self.config)
-            losses = router_losses(outputs, self.config, attention_mask, self.balance_window) if record else None
+            losses = self._router_losses(outputs, attention_mask) if record else None
             loss = self._add_router_losses(loss, losses, 1.0)
         return SequenceClassifierOutputWithPast(
             loss=loss,

@@ -3,7 +3,7 @@
 Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
@@ -58,6 +58,7 @@ def router_losses(
     outputs: MoeModelOutputWithPast,
     config: MoEDecoderConfig,
     attention_mask: torch.Tensor | None,
+    training: bool = True,
     window: BalanceWindow | None = None,
 ) -> RouterLosses:
     """The losses of the recorded routing; both None when nothing was recorded or no layer is sparse.
@@ -66,14 +67,12 @@ def router_losses(
         outputs: of the skeleton, with `router_logits` and `router_experts`.
         config: of the model.
         attention_mask: (B, past + S), nonzero at real tokens; other forms do not say which tokens are padding.
+        training: whether this forward belongs to an optimizer step; only those join the global batch.
         window: counts of the optimizer step's earlier forwards, for the global-batch loss.
     """
     if not outputs.router_logits:
         return RouterLosses(None, None)
-    mask_BS = None
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        # With a cache the mask also covers earlier tokens; the logits are those of this call's.
-        mask_BS = attention_mask[:, -(len(outputs.router_logits[0]) // len(attention_mask)) :]
+    mask_BS = mask_of_call(attention_mask, len(outputs.router_logits[0]))
     batch_size = outputs["last_hidden_state"].shape[0]
     balances, learned = [], []
     layers = zip(config.router_of_sparse_layer, outputs.router_logits, outputs["router_experts"], strict=True)
@@ -85,11 +84,22 @@ def router_losses(
             score_TE = router_scores(logits_TE.float(), router.score)
             prob_TE = score_TE / score_TE.sum(dim=-1, keepdim=True) if router.score == "sigmoid" else score_TE
             mask_T = flat_mask(mask_BS, logits_TE)
-            balances.append(_balance(config.router_balance_loss, prob_TE, expert_TK, mask_T, batch_size, window, layer))
+            loss = config.router_balance_loss
+            balances.append(_balance(loss, prob_TE, expert_TK, mask_T, batch_size, training, window, layer))
     return RouterLosses(
         mean_over_layers(balances) if balances else None,
         router_z_loss(learned, mask_BS) if learned else None,
     )
+
+
+def mask_of_call(attention_mask: Any, num_tokens: int) -> torch.Tensor | None:
+    """The part of a (B, past + S) mask that is about the T = B * S tokens of this call; None for other forms.
+
+    With a cache the mask also covers earlier tokens, with a prefix that was learnt even positions without any.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return None
+    return attention_mask[:, -(num_tokens // len(attention_mask)) :]
 
 
 def _balance(
@@ -98,6 +108,7 @@ def _balance(
     expert_TK: torch.Tensor,
     mask_T: torch.Tensor | None,
     batch_size: int,
+    training: bool,
     window: BalanceWindow | None,
     layer: int,
 ) -> torch.Tensor:
@@ -110,7 +121,7 @@ def _balance(
             weight_TK = weight_TK * mask_T[:, None]
         return cv_squared(importance(weight_TK, expert_TK, num_experts))
     count_E = expert_counts(expert_TK, num_experts, mask_T)
-    if kind == "global_batch" and torch.is_grad_enabled():
+    if kind == "global_batch" and training:
         if distributed.is_initialized():
             distributed.all_reduce(count_E)
         if window is not None:

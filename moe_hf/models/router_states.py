@@ -10,13 +10,21 @@ import torch
 from torch import distributed, nn
 from transformers import PreTrainedModel
 
+from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.ffn.routers import LoadLearner, Router
+from moe_hf.models.router_losses import mask_of_call
 from moe_hf.ops.balance import flat_mask
 
 
 def routers_of(model: nn.Module) -> list[Router]:
     """The routers of a model, from the first sparse layer to the last; empty for a dense model."""
-    return [module for module in model.modules() if isinstance(module, Router)]
+    gates = [module.gate for module in model.modules() if isinstance(module, SparseFFN)]
+    # peft wraps a gate that it trains whole: the copy in use is one of several.
+    return [gate if isinstance(gate, Router) else _in_use(gate) for gate in gates]
+
+
+def _in_use(wrapper: Any) -> Router:
+    return wrapper.modules_to_save[wrapper.active_adapters[0]]
 
 
 class RouterStates:
@@ -35,7 +43,7 @@ class RouterStates:
         states.close()
 
     Args:
-        model: with a skeleton of this package; it must be called with `labels`.
+        model: with a skeleton of this package.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -43,7 +51,9 @@ class RouterStates:
         self._observed: dict[int, torch.Tensor] = {}
         self._num_forwards = 0
         base: Any = model.base_model
-        self._handle = base.register_forward_hook(self._observe, with_kwargs=True)
+        self._handles = [base.register_forward_hook(self._observe, with_kwargs=True)]
+        if self.needed:
+            self._handles.append(base.register_forward_pre_hook(_record_routing, with_kwargs=True))
 
     @property
     def needed(self) -> bool:
@@ -55,8 +65,9 @@ class RouterStates:
         recorded = isinstance(outputs, Mapping) and outputs.get("router_logits") and outputs.get("router_experts")
         if not module.training or not recorded:
             return
-        mask = kwargs.get("attention_mask")
-        mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        mask = mask_of_call(kwargs.get("attention_mask"), len(outputs["router_logits"][0]))
+        if mask is not None and not mask.any():
+            return
         self._num_forwards += 1
         for layer, router in enumerate(self._routers):
             if isinstance(router, LoadLearner):
@@ -79,10 +90,18 @@ class RouterStates:
                 distributed.all_reduce(forwards)
             for layer, observed_E in zip(layers, total_LE, strict=True):
                 router = self._routers[layer]
-                assert isinstance(router, LoadLearner)
-                router.adjust(observed_E.to(router.state_E.device), int(forwards))
+                if isinstance(router, LoadLearner):
+                    router.adjust(observed_E.to(router.state_E.device), int(forwards))
         self._observed, self._num_forwards = {}, 0
 
     def close(self) -> None:
         """Stop watching."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+
+def _record_routing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # Whether or not the caller wants to see it, and with a loss of whatever kind.
+    if module.training:
+        kwargs = {**kwargs, "output_router_logits": True, "output_router_experts": True}
+    return args, kwargs

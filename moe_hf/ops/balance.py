@@ -8,9 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-BALANCE_LOSSES = ("batch", "global_batch", "sequence", "cv_squared")
-"""Over what balance is asked for: a forward's tokens; an optimizer step's; each sequence; importance over a forward."""
-
 
 def expert_counts(expert_TK: torch.Tensor, num_experts: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
     """Slots that each expert receives, (E,) float32.
@@ -24,21 +21,6 @@ def expert_counts(expert_TK: torch.Tensor, num_experts: int, mask_T: torch.Tenso
     if mask_T is not None:
         slot_TK = slot_TK * mask_T[:, None]
     return slot_TK.new_zeros(num_experts + 1).index_add(0, expert_TK.flatten(), slot_TK.flatten())[:num_experts]
-
-
-def expert_load(expert_TK: torch.Tensor, num_experts: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
-    """Share of the routed slots that each expert receives; sums to 1.
-
-    Args:
-        expert_TK: chosen experts.
-        num_experts: E.
-        mask_T: nonzero where a token counts; None counts all.
-
-    >>> expert_load(torch.tensor([[0, 1], [0, 2]]), num_experts=4)
-    tensor([0.5000, 0.2500, 0.2500, 0.0000])
-    """
-    count_E = expert_counts(expert_TK, num_experts, mask_T)
-    return count_E / count_E.sum().clamp(min=1)
 
 
 def layer_balance_loss(

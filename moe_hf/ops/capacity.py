@@ -10,9 +10,6 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 
-DROP_POLICIES = ("position", "weight")
-"""Who stays when an expert is full: whoever came first in the sequence, or whom the router weighs most."""
-
 
 class Admission(NamedTuple):
     """Which slots stay, (B, S, K) bool, and how many of each sequence's each expert was offered so far, (B, E)."""
@@ -35,8 +32,14 @@ def capacity_per_expert(num_tokens: int, num_experts: int, k: int, factor: float
     return math.ceil(factor * num_tokens * k / num_experts)
 
 
+def capacity_of_rows(num_tokens_B: torch.Tensor, num_experts: int, k: int, factor: float) -> torch.Tensor:
+    """`capacity_per_expert` for each sequence of a batch, (B,), without waiting for the device."""
+    # A little less, lest rounding in float32 lifts a whole number to the next one.
+    return (factor * k / num_experts * num_tokens_B.float() - 1e-4).ceil()
+
+
 def admit_by_position(
-    expert_BSK: torch.Tensor, num_experts: int, capacity: int, offered_BE: torch.Tensor | None = None
+    expert_BSK: torch.Tensor, num_experts: int, capacity: int | torch.Tensor, offered_BE: torch.Tensor | None = None
 ) -> Admission:
     """The first `capacity` slots of each expert in each sequence (Lepikhin et al. 2020, GShard; per sequence here).
 
@@ -46,21 +49,28 @@ def admit_by_position(
     Args:
         expert_BSK: chosen experts; E marks a slot that is empty already.
         num_experts: E.
-        capacity: slots that an expert offers to a sequence.
+        capacity: slots that an expert offers to a sequence; one number, or (B, 1).
         offered_BE: slots of earlier pieces; None for the first.
     """
+    batch, num_bins = len(expert_BSK), num_experts + 1
     flat_BN = expert_BSK.flatten(1)
-    slot_BNE = torch.nn.functional.one_hot(flat_BN, num_experts + 1)[..., :num_experts]
+    # One bin per sequence and expert: after a stable sort a slot's rank is its distance from the first of its bin.
+    row_B1 = torch.arange(batch, device=flat_BN.device)[:, None]
+    bin_M = (flat_BN + num_bins * row_B1).flatten()
+    order_M = bin_M.argsort(stable=True)
+    count_C = bin_M.new_zeros(batch * num_bins).scatter_add(0, bin_M, torch.ones_like(bin_M))
+    first_C = count_C.cumsum(0) - count_C
+    position_M = torch.arange(len(bin_M), device=bin_M.device)
+    rank_M = torch.empty_like(bin_M).scatter(0, order_M, position_M - first_C[bin_M[order_M]])
     if offered_BE is None:
-        offered_BE = slot_BNE.new_zeros(len(expert_BSK), num_experts)
-    rank_BNE = slot_BNE.cumsum(dim=1) + offered_BE[:, None]
-    rank_BN = (rank_BNE * slot_BNE).sum(dim=-1)
-    kept_BN = (rank_BN <= capacity) & (flat_BN < num_experts)
-    return Admission(kept_BN.view_as(expert_BSK), offered_BE + slot_BNE.sum(dim=1))
+        offered_BE = count_C.new_zeros(batch, num_experts)
+    rank_BN = rank_M.view_as(flat_BN) + torch.nn.functional.pad(offered_BE, (0, 1)).gather(1, flat_BN)
+    kept_BN = (rank_BN < capacity) & (flat_BN < num_experts)
+    return Admission(kept_BN.view_as(expert_BSK), offered_BE + count_C.view(batch, num_bins)[:, :num_experts])
 
 
 def admit_by_weight(
-    expert_BSK: torch.Tensor, weight_BSK: torch.Tensor, num_experts: int, capacity: int
+    expert_BSK: torch.Tensor, weight_BSK: torch.Tensor, num_experts: int, capacity: int | torch.Tensor
 ) -> torch.Tensor:
     """The `capacity` slots of each expert in each sequence that weigh most, (B, S, K) bool (Riquelme et al. 2021).
 

@@ -86,28 +86,40 @@ def group_limited_top_k(score_TE: torch.Tensor, k: int, num_groups: int, groups_
     return score_TE.topk(k, dim=-1).indices
 
 
-def best_tokens(score_TE: torch.Tensor, tokens_per_expert: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+def best_tokens(
+    score_TE: torch.Tensor, tokens_per_expert: int | torch.Tensor, mask_T: torch.Tensor | None = None
+) -> torch.Tensor:
     """Expert choice: whether each token is among the best of each expert, (T, E) bool (Zhou et al. 2022).
 
     Args:
         score_TE: scores to choose by.
-        tokens_per_expert: how many tokens each expert takes, if there are so many.
+        tokens_per_expert: how many tokens each expert takes, if there are so many; a tensor is not waited for.
         mask_T: False at padding, which no expert takes.
     """
-    if mask_T is not None:
-        score_TE = score_TE.masked_fill(~mask_T[:, None], float("-inf"))
-    index_CE = score_TE.topk(min(tokens_per_expert, len(score_TE)), dim=0).indices
-    chosen_TE = torch.zeros_like(score_TE, dtype=torch.bool).scatter_(0, index_CE, True)
+    order_TE = _without_padding(score_TE, mask_T).argsort(dim=0, descending=True, stable=True)
+    rank_TE = order_TE.argsort(dim=0)
+    chosen_TE = rank_TE < tokens_per_expert
     return chosen_TE if mask_T is None else chosen_TE & mask_T[:, None]
 
 
-def nth_best_score(score_TE: torch.Tensor, n: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
-    """The n-th largest score of each expert over the tokens, (E,): what a token must reach to be among its n best."""
-    if mask_T is not None:
-        score_TE = score_TE[mask_T]
+def nth_best_score(score_TE: torch.Tensor, n: int | torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+    """The n-th largest score of each expert over the tokens, (E,): what a token must reach to be among its n best.
+
+    Args:
+        score_TE: scores, non-negative.
+        n: at least 1; of fewer tokens the last one counts, of none 0. A tensor is not waited for.
+        mask_T: False at padding, which does not count.
+    """
     if not len(score_TE):
         return score_TE.new_zeros(score_TE.shape[-1])
-    return score_TE.topk(min(n, len(score_TE)), dim=0).values[-1]
+    num_real = len(score_TE) if mask_T is None else mask_T.sum()
+    last = torch.as_tensor(n, device=score_TE.device).clamp(max=num_real).long() - 1
+    sorted_TE = _without_padding(score_TE, mask_T).sort(dim=0, descending=True).values
+    return sorted_TE.index_select(0, last.clamp(min=0).view(1))[0].clamp(min=0)
+
+
+def _without_padding(score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
+    return score_TE if mask_T is None else score_TE.masked_fill(~mask_T[:, None], float("-inf"))
 
 
 def slots_of(chosen_TE: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ class LayerRouting(NamedTuple):
 
 
 class RoutingMeter:
-    """Sums up router logits over a logging window, on the device and without waiting for it.
+    """Sums up router logits over a logging window, on the device and without waiting for it unless there is padding.
 
     It reads what a forward returned. So nothing is counted twice when activation checkpointing runs a layer again,
     and nothing is counted that the caller does not hand in.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 from moe_hf import ConfigError, GPT2WithMoE
 
@@ -215,3 +215,16 @@ def test_a_compiled_static_cache_gives_the_same(tiny_model, padded) -> None:
             ).logits
             tokens.append(out.argmax(-1))
     assert torch.cat(tokens, dim=1).equal(expected[:, 7:])
+
+
+def test_a_filled_cache_of_the_user_is_gone_on_with(tiny_model, token_ids) -> None:
+    model = tiny_model()
+    cache = DynamicCache(config=model.config)
+    model(token_ids[:, :4], past_key_values=cache)
+    mask = torch.ones_like(token_ids)
+    given = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(token_ids, **given)[:, 7:]
+    answer = model.generate(token_ids, past_key_values=cache, **given)
+    assert answer[:, 7:].equal(expected)
+    # All of the text but its last token has gone through the user's own cache.
+    assert cache.get_seq_length() == 12

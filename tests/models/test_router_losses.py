@@ -48,7 +48,7 @@ def test_balance_reads_the_same_whatever_the_sizes(one_sparse_layer, kind, route
     outputs = recorded([logits], [chosen], batch)
     for window in (None, BalanceWindow()):
         for _ in range(2):
-            losses = router_losses(outputs, config, None, window)
+            losses = router_losses(outputs, config, None, window=window)
             assert losses.balance.item() == pytest.approx(LOSSES[kind], abs=1e-6)
 
 
@@ -110,23 +110,22 @@ def test_the_window_lets_micro_batches_of_one_domain_each_be_balanced_together(o
     config = one_sparse_layer(router_balance_loss="global_batch", num_experts=2, num_experts_per_tok=1)
     one, other = torch.tensor([[9.0, 0.0]] * 4), torch.tensor([[0.0, 9.0]] * 4)
     window = BalanceWindow()
-    first = router_losses(recorded([one], [one.argmax(-1, keepdim=True)]), config, None, window).balance
-    second = router_losses(recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window).balance
+    first = router_losses(recorded([one], [one.argmax(-1, keepdim=True)]), config, None, window=window).balance
+    second = router_losses(recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window=window).balance
     assert first.item() == pytest.approx(2.0, abs=1e-3)
     assert second.item() == pytest.approx(1.0, abs=1e-3)
     window.reset()
     assert router_losses(
-        recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window
+        recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window=window
     ).balance.item() == pytest.approx(2.0, abs=1e-3)
 
 
 def test_evaluation_leaves_the_window_alone(one_sparse_layer) -> None:
     config = one_sparse_layer(router_balance_loss="global_batch", num_experts=2, num_experts_per_tok=1)
     one, window = torch.tensor([[9.0, 0.0]] * 4), BalanceWindow()
-    with torch.no_grad():
-        router_losses(recorded([one], [one.argmax(-1, keepdim=True)]), config, None, window)
+    router_losses(recorded([one], [one.argmax(-1, keepdim=True)]), config, None, training=False, window=window)
     other = one.flip(-1)
-    loss = router_losses(recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window).balance
+    loss = router_losses(recorded([other], [other.argmax(-1, keepdim=True)]), config, None, window=window).balance
     assert loss.item() == pytest.approx(2.0, abs=1e-3)
 
 

@@ -104,3 +104,20 @@ def test_fresh_models_begin_with_fresh_states(tiny_config) -> None:
     first, second = routers_of(model)
     assert first.expert_of_id.equal(first.hash_table(61))
     assert (second.state_E == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["sigmoid_bias", "expert_choice"])
+def test_a_loss_of_one_s_own_without_labels_moves_the_state_too(tiny_model, token_ids, kind) -> None:
+    model = tiny_model(router_type=kind).train()
+    before, states = state(model).clone(), RouterStates(model)
+    model(token_ids).logits.square().mean().backward()
+    states.step()
+    assert not state(model).equal(before)
+
+
+def test_a_batch_of_nothing_but_padding_is_not_observed(tiny_model, token_ids) -> None:
+    model = tiny_model(router_type="expert_threshold").train()
+    states = RouterStates(model)
+    model(token_ids, attention_mask=torch.zeros_like(token_ids), labels=token_ids)
+    states.step()
+    assert (state(model) == -1).all()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moe_hf.ops.balance import expert_load, load_balance_loss, router_z_loss
+from moe_hf.ops.balance import expert_counts, load_balance_loss, router_z_loss
 
 SIZES = [(2, 1), (4, 1), (4, 2), (7, 3), (8, 8), (16, 2)]
 
@@ -106,8 +106,8 @@ def test_following_the_z_gradient_shrinks_the_logits() -> None:
     assert (logits.grad > 0).all()
 
 
-def test_load_is_the_share_of_routed_slots() -> None:
-    expert = torch.tensor([[0, 1], [0, 2], [0, 3]])
-    torch.testing.assert_close(expert_load(expert, 5), torch.tensor([3, 1, 1, 1, 0]) / 6)
-    torch.testing.assert_close(expert_load(expert, 5, torch.tensor([1.0, 0.0, 1.0])), torch.tensor([2, 1, 0, 1, 0]) / 4)
-    assert expert_load(expert, 5, torch.zeros(3)).tolist() == [0] * 5
+def test_slots_are_counted_where_they_count_and_empty_ones_nowhere() -> None:
+    expert = torch.tensor([[0, 1], [0, 2], [0, 5]])
+    assert expert_counts(expert, 5).tolist() == [3, 1, 1, 0, 0]
+    assert expert_counts(expert, 5, torch.tensor([1.0, 0.0, 1.0])).tolist() == [2, 1, 0, 0, 0]
+    assert expert_counts(expert, 5, torch.zeros(3)).tolist() == [0] * 5

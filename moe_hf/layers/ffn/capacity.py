@@ -11,7 +11,8 @@ from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.routed_cache import require_routed_cache
-from moe_hf.ops.capacity import admit_by_position, admit_by_weight, capacity_per_expert
+from moe_hf.ops.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
+from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
 
 
 class Admitted(NamedTuple):
@@ -37,7 +38,8 @@ class CapacityLimit(nn.Module):
         self.factor = None if picked else config.router_capacity_factor
         self.eval_factor = None if picked else config.router_eval_capacity_factor
         self.drop_policy = config.router_drop_policy
-        self.num_experts_per_tok = config.num_experts_per_tok
+        k, hashed = config.num_experts_per_tok, config.router_of_layer(layer_idx) == "hash"
+        self.num_experts_per_tok = min(k, MOST_HASHED_EXPERTS) if hashed else k
         self.context_length = config.max_position_embeddings
 
     def forward(
@@ -65,12 +67,11 @@ class CapacityLimit(nn.Module):
         if padding_mask is not None:
             padding_BSK = (padding_mask == 0)[..., None].expand_as(expert_BSK)
             expert_BSK = expert_BSK.masked_fill(padding_BSK, self.num_experts)
-        length = expert_BSK.shape[1] if self.training else self.context_length
-        capacity = capacity_per_expert(length, self.num_experts, self.num_experts_per_tok, factor)
+        capacity_B1 = self._capacity(expert_BSK, padding_mask, factor)
         if self.training and self.drop_policy == "weight":
-            kept_BSK = admit_by_weight(expert_BSK, weight_TK.view_as(expert_BSK), self.num_experts, capacity)
+            kept_BSK = admit_by_weight(expert_BSK, weight_TK.view_as(expert_BSK), self.num_experts, capacity_B1)
         else:
-            kept_BSK = self._admit_in_order(expert_BSK, capacity, past_key_values)
+            kept_BSK = self._admit_in_order(expert_BSK, capacity_B1, past_key_values)
         dropped_BSK = ~kept_BSK & (expert_BSK < self.num_experts)
         filled = (expert_BSK < self.num_experts).sum().clamp(min=1)
         dropped_TK = dropped_BSK.view_as(expert_TK)
@@ -80,7 +81,19 @@ class CapacityLimit(nn.Module):
             dropped_BSK.sum() / filled,
         )
 
-    def _admit_in_order(self, expert_BSK: torch.Tensor, capacity: int, past_key_values: Cache | None) -> torch.Tensor:
+    def _capacity(
+        self, expert_BSK: torch.Tensor, padding_mask: torch.Tensor | None, factor: float
+    ) -> int | torch.Tensor:
+        share = (self.num_experts, self.num_experts_per_tok, factor)
+        if not self.training:
+            return capacity_per_expert(self.context_length, *share)
+        if padding_mask is None:
+            return capacity_per_expert(expert_BSK.shape[1], *share)
+        return capacity_of_rows((padding_mask != 0).sum(dim=1), *share)[:, None]
+
+    def _admit_in_order(
+        self, expert_BSK: torch.Tensor, capacity: int | torch.Tensor, past_key_values: Cache | None
+    ) -> torch.Tensor:
         if self.training or past_key_values is None:
             return admit_by_position(expert_BSK, self.num_experts, capacity).kept_BSK
         cache = require_routed_cache(past_key_values)

@@ -42,6 +42,23 @@ def test_padding_takes_nobody_s_place(tiny_config) -> None:
 
 
 @pytest.mark.parametrize("policy", ["position", "weight"])
+def test_a_sequence_is_dropped_alike_with_and_without_padding(tiny_model, policy: str) -> None:
+    model = tiny_model(router_capacity_factor=0.6, router_drop_policy=policy, position_embedding_type="rotary").train()
+    ids = torch.randint(3, 61, (1, 8), generator=torch.Generator().manual_seed(3))
+    padded, mask = torch.cat([ids, ids[:, :6]], dim=1), torch.tensor([[1] * 8 + [0] * 6])
+    alone = model(ids, output_router_logits=True)
+    beside = model(padded, attention_mask=mask, output_router_logits=True)
+    assert max(alone.router_dropped) > 0.1
+    torch.testing.assert_close(torch.stack(beside.router_dropped), torch.stack(alone.router_dropped))
+    torch.testing.assert_close(beside.logits[:, :8], alone.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_hash_routed_layers_have_the_capacity_of_their_own_k(tiny_config) -> None:
+    config = tiny_config(num_experts_per_tok=4, router_num_hash_layers=1, router_capacity_factor=1.0)
+    assert [SparseFFN(config, layer).capacity.num_experts_per_tok for layer in (0, 2)] == [2, 4]
+
+
+@pytest.mark.parametrize("policy", ["position", "weight"])
 def test_all_backends_compute_the_same_with_dropped_slots(tiny_config, policy: str) -> None:
     x = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(0))
     results = []

@@ -4,11 +4,12 @@ Shapes: T tokens, D width, E experts, K experts per token. The expert id E marks
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
 from moe_hf.ops.routing import balanced_assignment, router_scores, routing_weights
@@ -27,8 +28,11 @@ class Router(nn.Module, ABC):
 
     Args:
         num_experts: E.
-        k: experts per token; on average, for routers that let it vary.
+        k: experts per token, 1 to E; on average, for routers that let it vary.
         normalize: whether the weights of a token's experts are scaled to sum to 1.
+
+    Raises:
+        ConfigError: `k` is out of range.
 
     Attributes:
         score: how logits become scores, one of `moe_hf.ops.routing.SCORES`.
@@ -46,6 +50,8 @@ class Router(nn.Module, ABC):
 
     def __init__(self, num_experts: int, k: int, normalize: bool = True) -> None:
         super().__init__()
+        if not 1 <= k <= num_experts:
+            raise ConfigError(f"k={k} experts per token is not allowed; it must be in [1, num_experts={num_experts}]")
         self.num_experts = num_experts
         self.num_experts_per_tok = k
         self.normalize = normalize
@@ -89,13 +95,22 @@ class Router(nn.Module, ABC):
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             logits_TE = self.logits(x_TD, token_ids)
             if self.fixed_expert_TK is not None:
-                expert_TK = self.fixed_expert_TK
+                expert_TK = self._fixed_experts(len(x_TD))
             elif self.force_balanced:
                 expert_TK = balanced_assignment(len(x_TD), self.num_experts_per_tok, self.num_experts, x_TD.device)
             else:
                 expert_TK = self.choose(logits_TE, mask_T)
             weight_TK = self.weigh(logits_TE, expert_TK)
         return RouterOutput(logits_TE, weight_TK.to(x_TD.dtype), expert_TK)
+
+    def _fixed_experts(self, num_tokens: int) -> torch.Tensor:
+        assert self.fixed_expert_TK is not None
+        if len(self.fixed_expert_TK) != num_tokens:
+            raise ConfigError(
+                f"got routes of {len(self.fixed_expert_TK)} tokens for a forward of {num_tokens}; replay exactly the "
+                "tokens that were recorded, in one forward"
+            )
+        return self.fixed_expert_TK
 
     def load_balance_std(self, assign: torch.Tensor | RouterOutput) -> float:
         """Standard deviation of the experts' loads over their mean, for experts that this router chose."""
@@ -150,12 +165,21 @@ class LoadLearner(LearnedRouter):
     """
 
     learns_from_load: ClassVar[bool] = True
+    state_name: ClassVar[str]
     fresh_state: ClassVar[float] = 0.0
 
     @property
-    @abstractmethod
     def state_E(self) -> torch.Tensor:
         """The state, one float32 number per expert; `fresh_state` before the first `adjust`."""
+        return self.get_buffer(self.state_name)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # The state stays in float32 when the module is cast: in half precision its small steps would be lost.
+        before_E = self.state_E
+        super()._apply(fn, recurse)
+        if self.state_E.dtype != torch.float32:
+            self._buffers[self.state_name] = before_E.to(self.state_E.device)
+        return self
 
     @abstractmethod
     def observe(self, logits_TE: torch.Tensor, expert_TK: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:

@@ -3,7 +3,6 @@
 Shapes: T tokens, E experts. Any number of experts may take a token, so K = E slots, most of them empty.
 """
 
-import math
 from abc import abstractmethod
 from typing import ClassVar, Self
 
@@ -27,6 +26,7 @@ class _ThresholdKeeper(LoadLearner):
 
     balanced_by_loss: ClassVar[bool] = False
     leaves_slots_empty: ClassVar[bool] = True
+    state_name: ClassVar[str] = "score_threshold"
     # No score is negative.
     fresh_state: ClassVar[float] = -1.0
 
@@ -44,7 +44,7 @@ class _ThresholdKeeper(LoadLearner):
         self.capacity_factor = capacity_factor
         self.decay = decay
         self.score_threshold: torch.Tensor
-        self.register_buffer("score_threshold", torch.full((num_experts,), self.fresh_state))
+        self.register_buffer("score_threshold", torch.full((num_experts,), self.fresh_state, dtype=torch.float32))
 
     @classmethod
     def from_config(cls, config: MoEDecoderConfig) -> Self:
@@ -59,15 +59,14 @@ class _ThresholdKeeper(LoadLearner):
             decay=config.router_threshold_decay,
         )
 
-    def tokens_per_expert(self, num_tokens: int) -> int:
-        """How many of `num_tokens` tokens each expert takes."""
+    def tokens_per_expert(self, num_tokens: torch.Tensor) -> torch.Tensor:
+        """How many of `num_tokens` tokens each expert takes, at least 1; whole numbers, as a tensor."""
         share = self.capacity_factor * self.num_experts_per_tok / self.num_experts
-        return min(num_tokens, math.ceil(num_tokens * share))
+        return (num_tokens * share).ceil().clamp(min=1)
 
-    @property
-    def state_E(self) -> torch.Tensor:
-        """The averages, negative while unknown."""
-        return self.score_threshold
+    def best_tokens(self, score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
+        """Whether each token is in the share of each expert, (T, E) bool; padding is in none."""
+        return best_tokens(score_TE.detach(), self.tokens_per_expert(_num_real(score_TE, mask_T)), mask_T)
 
     def above_threshold(self, score_TE: torch.Tensor) -> torch.Tensor:
         """Whether each expert takes each token, (T, E) bool, by that token alone."""
@@ -87,9 +86,9 @@ class _ThresholdKeeper(LoadLearner):
     @torch.no_grad()
     def observe(self, logits_TE: torch.Tensor, expert_TK: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
         """The score of each expert's last token of its share, (E,)."""
-        num_tokens = len(logits_TE) if mask_T is None else int((mask_T != 0).sum())
         score_TE = router_scores(logits_TE.float(), self.score)
-        return nth_best_score(score_TE, self.tokens_per_expert(num_tokens), None if mask_T is None else mask_T != 0)
+        mask_T = None if mask_T is None else mask_T != 0
+        return nth_best_score(score_TE, self.tokens_per_expert(_num_real(score_TE, mask_T)), mask_T)
 
     @torch.no_grad()
     def adjust(self, observed_E: torch.Tensor, num_forwards: int) -> None:
@@ -112,7 +111,7 @@ class ExpertChoiceRouter(_ThresholdKeeper):
         """By rank in training, by threshold in eval."""
         if not self.training:
             return self.above_threshold(score_TE)
-        return best_tokens(score_TE.detach(), self.tokens_per_expert(len(score_TE)), mask_T)
+        return self.best_tokens(score_TE, mask_T)
 
 
 class ExpertThresholdRouter(_ThresholdKeeper):
@@ -128,5 +127,15 @@ class ExpertThresholdRouter(_ThresholdKeeper):
         causal_TE = self.above_threshold(score_TE)
         if not self.training:
             return causal_TE
-        first_TE = best_tokens(score_TE.detach(), self.tokens_per_expert(len(score_TE)), mask_T)
-        return torch.where(self.score_threshold < 0, first_TE, causal_TE)
+        return torch.where(self.score_threshold < 0, self.best_tokens(score_TE, mask_T), causal_TE)
+
+    @classmethod
+    def from_config(cls, config: MoEDecoderConfig) -> Self:
+        """The router of one sparse layer of a model; `router_capacity_factor` limits its experts, not their share."""
+        router = super().from_config(config)
+        router.capacity_factor = 1.0
+        return router
+
+
+def _num_real(score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
+    return score_TE.new_tensor(len(score_TE)) if mask_T is None else mask_T.sum().to(score_TE.dtype)

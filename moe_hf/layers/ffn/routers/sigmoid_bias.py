@@ -6,11 +6,14 @@ Shapes: T tokens, E experts, K experts per token.
 from typing import ClassVar, Self
 
 import torch
+from transformers.utils import logging
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import LoadLearner
 from moe_hf.ops.balance import expert_counts
 from moe_hf.ops.routing import group_limited_top_k, router_scores, routing_weights
+
+logger = logging.get_logger(__name__)
 
 
 class SigmoidBiasRouter(LoadLearner):
@@ -28,6 +31,7 @@ class SigmoidBiasRouter(LoadLearner):
     """
 
     score: ClassVar[str] = "sigmoid"
+    state_name: ClassVar[str] = "e_score_correction_bias"
 
     def __init__(
         self,
@@ -47,11 +51,16 @@ class SigmoidBiasRouter(LoadLearner):
         self.scale = scale
         self.update_speed = update_speed
         self.e_score_correction_bias: torch.Tensor
-        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts))
+        self.register_buffer("e_score_correction_bias", torch.zeros(num_experts, dtype=torch.float32))
 
     @classmethod
     def from_config(cls, config: MoEDecoderConfig) -> Self:
         """The router of one sparse layer of a model."""
+        if config.num_experts_per_tok == 1 and config.num_experts > 1:
+            logger.warning_once(
+                "sigmoid_bias with num_experts_per_tok=1: normalised, the weight is always 1 and teaches the router "
+                "nothing, else it shuts experts off; set num_experts_per_tok to 2 or more, with norm_topk_prob=True"
+            )
         return cls(
             config.hidden_size,
             config.num_experts,
@@ -63,11 +72,6 @@ class SigmoidBiasRouter(LoadLearner):
             scale=config.router_scale,
             update_speed=config.router_bias_update_speed,
         )
-
-    @property
-    def state_E(self) -> torch.Tensor:
-        """The correction bias."""
-        return self.e_score_correction_bias
 
     def choose(self, logits_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
         """The k best experts by score plus bias, within the best groups."""

@@ -3,9 +3,15 @@
 Shapes: T tokens, E experts, K experts per token.
 """
 
-import torch
+from typing import Self
 
+import torch
+from transformers.utils import logging
+
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import LearnedRouter
+
+logger = logging.get_logger(__name__)
 
 
 class TopKRouter(LearnedRouter):
@@ -13,6 +19,17 @@ class TopKRouter(LearnedRouter):
 
     Normalised weights are the same whether softmax comes before top-k or after it, as in Mixtral and GPT-OSS.
     """
+
+    @classmethod
+    def from_config(cls, config: MoEDecoderConfig) -> Self:
+        """The router of one sparse layer of a model."""
+        router = super().from_config(config)
+        if router.normalize and router.num_experts_per_tok == 1 and router.num_experts > 1:
+            logger.warning_once(
+                "num_experts_per_tok=1 with norm_topk_prob=True: the only weight is always 1, so the task teaches the "
+                'router nothing; set norm_topk_prob=False, or router_type="switch"'
+            )
+        return router
 
     def choose(self, logits_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
         """The k experts with the largest logits."""

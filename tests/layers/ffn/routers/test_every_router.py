@@ -6,7 +6,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import ROUTER_TYPES
 from moe_hf.layers.ffn.moe import SparseFFN
-from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router
+from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router, SwitchRouter
 
 T, D, E = 24, 32, 4
 K = {"switch": 1}
@@ -109,13 +109,48 @@ def test_padding_takes_nobody_s_place(make_router, x_TD, ids_T, kind) -> None:
     mask = torch.ones(T, dtype=torch.long)
     mask[::3] = 0
     real = mask == 1
-    router_kind_shares = kind in ("expert_choice", "expert_threshold")
     padded = router(x_TD, ids_T, mask)
     alone = router(x_TD[real], ids_T[real])
-    if not router_kind_shares:
-        assert padded.expert_TK[real].equal(alone.expert_TK)
-    else:
+    assert padded.expert_TK[real].equal(alone.expert_TK)
+    torch.testing.assert_close(padded.weight_TK[real], alone.weight_TK)
+    if router.leaves_slots_empty:
         assert (padded.expert_TK[~real] == E).all()
+
+
+@pytest.mark.parametrize("kind", ROUTER_TYPES)
+def test_nothing_but_padding_is_no_trouble(make_router, x_TD, ids_T, kind) -> None:
+    router = make_router(kind).train()
+    weight = router(x_TD, ids_T, torch.zeros(T)).weight_TK
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["sigmoid_bias", "expert_choice", "expert_threshold"])
+def test_a_state_stays_in_float32_when_its_model_is_cast(make_router, kind) -> None:
+    router = make_router(kind)
+    router.state_E.copy_(torch.tensor([0.1, 0.001, 0.3, 0.4]))
+    for cast in (torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.float):
+        cast(router)
+        assert router.state_E.equal(torch.tensor([0.1, 0.001, 0.3, 0.4]))
+    assert router.weight.dtype == torch.float32
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert make_router(kind).state_E.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ROUTER_TYPES)
+def test_routes_of_another_length_are_refused(make_router, x_TD, ids_T, kind) -> None:
+    router = make_router(kind)
+    router.fixed_expert_TK = torch.zeros(T - 1, 1, dtype=torch.long)
+    with pytest.raises(ConfigError, match=f"routes of {T - 1} tokens for a forward of {T}"):
+        router(x_TD, ids_T)
+
+
+@pytest.mark.parametrize(("experts", "k"), [(4, 5), (4, 0)])
+def test_k_is_at_most_the_number_of_experts(experts: int, k: int) -> None:
+    with pytest.raises(ConfigError, match=r"k=.* must be in \[1, num_experts=4\]"):
+        SwitchRouter(D, experts, k)
 
 
 @pytest.mark.parametrize("kind", ROUTER_TYPES)

@@ -74,3 +74,9 @@ def test_padding_is_neither_taken_nor_observed(kind) -> None:
     assert (expert[mask == 0] == E).all()
     real = mask == 1
     torch.testing.assert_close(router.observe(logits, expert, mask), router.observe(logits[real], expert[real], None))
+
+
+def test_a_capacity_factor_is_a_share_for_expert_choice_and_a_limit_for_thresholds(tiny_config) -> None:
+    fields = {"router_capacity_factor": 2.0, "num_experts_per_tok": 1}
+    shares = [kind.from_config(tiny_config(**fields)).tokens_per_expert(torch.tensor(100.0)).item() for kind in KINDS]
+    assert shares == [50, 25]
