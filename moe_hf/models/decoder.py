@@ -122,6 +122,16 @@ class MoEPreTrainedModel(PreTrainedModel):
             self.config.require_grouped_mm_widths(self.config.dtype if weight is None else weight.dtype)
         return super().get_correct_experts_implementation(requested_experts)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the tables of hash routers follow: new ids get the hash's own experts."""
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        for router in self.modules():
+            if isinstance(router, HashRouter) and router.expert_of_id is not None:
+                table_VK, size = router.expert_of_id, self.config.vocab_size
+                new_VK = router.hash_table(size)[len(table_VK) :].to(table_VK)
+                router.expert_of_id = torch.cat([table_VK[:size], new_VK])
+        return embedding
+
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
     ) -> None:

@@ -8,7 +8,44 @@ from typing import Any
 
 import torch
 
-_SAFETENSORS_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+from moe_hf.base.errors import CheckpointError
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type that safetensors calls `name`.
+
+    Raises:
+        CheckpointError: it is a type that no dense model has.
+
+    >>> dtype_named("BF16")
+    torch.bfloat16
+    """
+    if name not in _DTYPES:
+        raise CheckpointError(
+            f"tensors of type {name!r} can't be read; allowed are {', '.join(_DTYPES)}; save the model in one of these"
+        )
+    return _DTYPES[name]
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    if dtype not in _NAMES:
+        allowed = ", ".join(map(str, _NAMES))
+        raise CheckpointError(f"a tensor of {dtype} can't be stored; allowed are {allowed}; cast it to one of these")
+    return _NAMES[dtype]
 
 
 class LazyTensor(ABC):
@@ -25,6 +62,10 @@ class LazyTensor(ABC):
     def get_dtype(self) -> str:
         """The type by safetensors' name, such as "F32"."""
         return self._dtype_name
+
+    def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """The type in a file whose weights are of `weight_dtype`."""
+        return weight_dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         return self.read() if index is Ellipsis else self.read()[index].contiguous()
@@ -80,16 +121,25 @@ class Drawn(LazyTensor):
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         if self._std == 0:
-            return torch.zeros(self.shape)
-        return torch.randn(self.shape, generator=torch.Generator().manual_seed(self._seed)) * self._std
+            return torch.zeros(self.shape, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(self._seed)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float32) * self._std
 
 
 class Held(LazyTensor):
-    """A small tensor that exists already."""
+    """A small tensor that exists already and is no weight, so that it keeps its type, such as a table of ids.
+
+    Raises:
+        CheckpointError: safetensors has no name for its type.
+    """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__(tuple(tensor.shape), _SAFETENSORS_NAMES[tensor.dtype])
+        super().__init__(tuple(tensor.shape), _name_of(tensor.dtype))
         self._tensor = tensor
+
+    def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """Its own type, whatever that of the weights: half precision would merge ids and lose small steps."""
+        return self._tensor.dtype
 
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""

@@ -3,17 +3,18 @@
 Shapes: B batch, S positions, K experts per token, V vocabulary ids.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.ffn.moe import SparseFFN
-from moe_hf.layers.ffn.routers import HashRouter
+from moe_hf.layers.ffn.routers import HashRouter, Router
+from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.router_states import routers_of
 from moe_hf.ops.hashing import balanced_hash_table
 
@@ -56,75 +57,158 @@ class RecordedRoutes:
     """The experts of every forward so far: per sparse layer (B, S, K), the forwards joined along S.
 
     So the prompt and the single steps of one generation give the routes of the whole text. Empty slots hold E.
+
+    Attributes:
+        num_rows: B, 0 before the first forward.
+        num_positions: S so far.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        self._pieces: list[list[torch.Tensor]] = [[] for _ in range(num_layers)]
+    def __init__(self) -> None:
+        self._pieces: list[list[torch.Tensor]] = []
+        self.num_rows = 0
+        self.num_positions = 0
 
-    def add(self, layer: int, expert_BSK: torch.Tensor) -> None:
-        """Append what one forward of a layer chose."""
-        self._pieces[layer].append(expert_BSK.detach())
+    def add(self, layers: Sequence[torch.Tensor], num_rows: int, num_positions: int) -> None:
+        """Append what one forward of B rows and S positions chose, (B * S, K) per sparse layer."""
+        shape_BS = (num_rows, num_positions)
+        self._pieces.append([expert_TK.detach().unflatten(0, shape_BS) for expert_TK in layers])
+        self.num_rows = num_rows
+        self.num_positions += num_positions
 
     @property
     def layers(self) -> list[torch.Tensor]:
         """(B, S, K) experts per sparse layer.
 
         Raises:
-            ConfigError: nothing was recorded, or the forwards were of different batches.
+            ConfigError: nothing was recorded.
         """
-        if not all(self._pieces):
-            raise ConfigError("no routes were recorded; call the model inside `with record_routes(model)`")
-        sizes = {len(piece) for pieces in self._pieces for piece in pieces}
-        if len(sizes) > 1:
-            raise ConfigError(f"the recorded forwards had batches of {sorted(sizes)} rows; record one batch at a time")
-        return [torch.cat(pieces, dim=1) for pieces in self._pieces]
+        if not self._pieces:
+            raise ConfigError(
+                "no routes were recorded; call the model inside `with record_routes(model)`, and not one that was "
+                "compiled before: compiled code looks for no new hooks"
+            )
+        return [torch.cat(pieces, dim=1) for pieces in zip(*self._pieces, strict=True)]
 
 
 @contextmanager
-def record_routes(model: PreTrainedModel) -> Iterator[RecordedRoutes]:
-    """Take down which experts the routers choose in every forward inside the `with`.
+def record_routes(model: nn.Module) -> Iterator[RecordedRoutes]:
+    """Take down which experts the routers choose in the forwards inside the `with`, which must continue one text.
 
     Rollouts of reinforcement learning record here and train under `replay_routes`, so that both pass through the same
-    experts (Ma et al. 2025, 2510.11370, Rollout Routing Replay).
+    experts (Ma et al. 2025, 2510.11370, Rollout Routing Replay). Beam search and assisted decoding throw away what
+    they computed, so they cannot be recorded: sample, or decode greedily.
+
+    Args:
+        model: with one skeleton of this package.
+
+    Raises:
+        ConfigError: here if the model is of another kind; from a forward, or at the end, if the forwards cannot be
+            joined: another number of rows, a cache that holds more or fewer positions than were recorded (as for a
+            second text, without a cache, or after assisted decoding), or a cache whose rows are reordered.
     """
-    sparse = [module for module in model.modules() if isinstance(module, SparseFFN)]
-    recorded = RecordedRoutes(len(sparse))
-    batch_size = [0]
-
-    def remember_batch(module: nn.Module, args: tuple[Any, ...]) -> None:
-        batch_size[0] = len(args[0])
-
-    def take_down(layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            recorded.add(layer, output.expert_TK.unflatten(0, (batch_size[0], -1)))
-
-        return hook
-
-    handles: list[Any] = []
-    for layer, ffn in enumerate(sparse):
-        handles.append(ffn.register_forward_pre_hook(remember_batch))
-        handles.append(ffn.gate.register_forward_hook(take_down(layer)))
+    skeletons = [module for module in model.modules() if isinstance(module, MoEDecoderModel)]
+    if len(skeletons) != 1:
+        raise ConfigError(
+            f"got a {type(model).__name__} with {len(skeletons)} skeletons of this package; give a model with one"
+        )
+    recorder = _Recorder()
+    handles = [
+        skeletons[0].register_forward_pre_hook(recorder.before, with_kwargs=True),
+        skeletons[0].register_forward_hook(recorder.after),
+    ]
     try:
-        yield recorded
+        yield recorder.recorded
+        recorder.require_whole_cache()
     finally:
         for handle in handles:
             handle.remove()
+        recorder.let_go_of_cache()
+
+
+class _Recorder:
+    """Reads the outputs of the whole skeleton, so that a layer which checkpointing runs twice counts once."""
+
+    def __init__(self) -> None:
+        self.recorded = RecordedRoutes()
+        self._cache: Cache | None = None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        rows, positions = self.recorded.num_rows, self.recorded.num_positions
+        if rows and tokens is not None and len(tokens) != rows:
+            raise ConfigError(
+                f"{rows} rows are recorded, but this forward has {len(tokens)}; record one batch at a time"
+            )
+        cache = given.get("past_key_values")
+        past = _length(cache)
+        if past != positions:
+            raise ConfigError(
+                f"{positions} positions are recorded, but this forward comes after {past}, so their routes cannot be "
+                "joined; record one text from its start, with use_cache=True and without assisted decoding"
+            )
+        if past and cache is not self._cache:
+            raise ConfigError(
+                f"this forward has another cache than the {positions} positions that are recorded; record one text"
+            )
+        return args, {**kwargs, "output_router_experts": True}
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        if not isinstance(outputs, Mapping):
+            raise ConfigError("return_dict=False leaves no room for routes; record with return_dict=True")
+        self.recorded.add(outputs["router_experts"], *outputs["last_hidden_state"].shape[:2])
+        cache = outputs.get("past_key_values")
+        if cache is not None and self._cache is None:
+            self._cache = cache
+            # Which beam a row continues is told to the cache alone.
+            cache.__dict__["reorder_cache"] = _refuse_beams
+
+    def require_whole_cache(self) -> None:
+        # What the last forward of assisted decoding guessed wrong, no later forward can show.
+        positions = self.recorded.num_positions
+        if self._cache is not None and _length(self._cache) != positions:
+            raise ConfigError(
+                f"{positions} positions are recorded, but the cache holds {_length(self._cache)}: it was cut back; "
+                "record without assisted decoding"
+            )
+
+    def let_go_of_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.__dict__.pop("reorder_cache", None)
+        self._cache = None
+
+
+def _length(cache: Cache | None) -> int:
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _refuse_beams(beam_idx: torch.Tensor) -> None:
+    raise ConfigError("beam search reorders its rows and cannot be recorded; sample or decode greedily (num_beams=1)")
 
 
 @contextmanager
-def replay_routes(model: PreTrainedModel, layers: Sequence[torch.Tensor]) -> Iterator[None]:
+def replay_routes(model: nn.Module, layers: Sequence[torch.Tensor]) -> Iterator[None]:
     """Let every forward inside the `with` use these experts; weights still come from the routers' own logits.
 
     Args:
         model: forwards of it take B sequences of S tokens.
-        layers: (B, S, K) experts per sparse layer, such as `RecordedRoutes.layers`.
+        layers: (B, S, K) experts per sparse layer, E for an empty slot, such as `RecordedRoutes.layers`.
 
     Raises:
-        ConfigError: there are not as many entries as sparse layers.
+        ConfigError: there are not as many entries as sparse layers, or one is not of that shape or not of experts; from
+            a forward, if it is of another number of tokens.
     """
     routers = routers_of(model)
     if len(routers) != len(layers):
         raise ConfigError(f"got routes of {len(layers)} layers for {len(routers)} routers; give one entry per router")
+    for index, (router, expert_BSK) in enumerate(zip(routers, layers, strict=True)):
+        _require_routes(index, router, expert_BSK)
+    sizes = list(dict.fromkeys(tuple(expert_BSK.shape[:2]) for expert_BSK in layers))
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"got routes of {' and of '.join(map(str, sizes))} tokens; give the same (B, S) for every router"
+        )
     for router, expert_BSK in zip(routers, layers, strict=True):
         router.fixed_expert_TK = expert_BSK.flatten(0, 1)
     try:
@@ -132,3 +216,16 @@ def replay_routes(model: PreTrainedModel, layers: Sequence[torch.Tensor]) -> Ite
     finally:
         for router in routers:
             router.fixed_expert_TK = None
+
+
+def _require_routes(index: int, router: Router, expert_BSK: torch.Tensor) -> None:
+    if expert_BSK.ndim != 3 or expert_BSK.dtype != torch.long:
+        raise ConfigError(
+            f"got routes of shape {tuple(expert_BSK.shape)} and {expert_BSK.dtype} for router {index}; give (B, S, K) "
+            "in torch.int64, as `RecordedRoutes.layers` does"
+        )
+    if expert_BSK.numel() and not 0 <= expert_BSK.min() <= expert_BSK.max() <= router.num_experts:
+        raise ConfigError(
+            f"got experts from {expert_BSK.min()} to {expert_BSK.max()} for router {index}; they must be in "
+            f"[0, {router.num_experts}], where {router.num_experts} is an empty slot"
+        )

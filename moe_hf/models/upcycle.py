@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter
+from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router, SigmoidBiasRouter, SwitchRouter
 from moe_hf.models.expert_init import ExpertPart, ExpertRecipe, StackedExperts, seed_of
 from moe_hf.models.lazy_tensors import Copied, Drawn, Held, LazyTensor, Sliced
 
@@ -98,12 +98,33 @@ def upcycled_state_dict(
     if "score.weight" in dense:
         state["score.weight"] = source.sliced("score.weight")
     source.raise_if_incomplete()
-    if config.sparse_layers and not config.norm_topk_prob and config.num_experts_per_tok < config.num_experts:
+    reasons = why_logits_change(config)
+    if reasons:
         logger.warning_once(
-            "norm_topk_prob=False scales the experts' sum below 1: the upcycled model will not give the dense model's "
-            "logits at step 0; norm_topk_prob=True does"
+            "the upcycled model will not give the dense model's logits at step 0, since the weights of a token's "
+            f"experts do not sum to 1: {'; '.join(reasons)}"
         )
     return state
+
+
+def why_logits_change(config: MoEDecoderConfig) -> list[str]:
+    """Why the weights of a token's experts do not sum to 1, and what to change; empty where they do.
+
+    Experts that are copies keep the dense model's logits exactly where it is empty.
+    """
+    reasons = []
+    for kind in dict.fromkeys(config.router_of_sparse_layer):
+        router = ROUTERS[kind]
+        # Softmax over all experts sums to 1 by itself.
+        whole = router.score == "softmax" and config.num_experts_per_tok == config.num_experts
+        if issubclass(router, SwitchRouter):
+            if not whole:
+                reasons.append('router_type="switch" weighs its expert by a probability; "top_k" keeps the logits')
+        elif issubclass(router, LearnedRouter) and not config.norm_topk_prob and not whole:
+            reasons.append("norm_topk_prob=False leaves the weights as they are; True keeps the logits")
+        if issubclass(router, SigmoidBiasRouter) and config.router_scale != 1:
+            reasons.append(f"router_scale={config.router_scale} multiplies the weights; 1.0 keeps the logits")
+    return reasons
 
 
 class _DenseSource:
@@ -216,12 +237,11 @@ def _sparse_ffn(
         ours = name.replace(".weight", "").replace(".bias", "_bias")
         part = ExpertPart(layer, name, unit_dim)
         state[f"mlp.experts.{ours}"] = StackedExperts(ffn[name], config.num_experts, part, recipe)
-    router = ROUTERS[config.router_of_layer(layer)].from_config(config)
-    if isinstance(router, LearnedRouter):
+    router = ROUTERS[config.router_of_layer(layer)]
+    if issubclass(router, LearnedRouter):
         router_std = config.initializer_range if config.router_init == "random" else 0.0
         state["mlp.gate.weight"] = Drawn((config.num_experts, width), router_std, seed_of(seed, layer, "gate"))
-    for name, buffer in router.named_buffers():
-        state[f"mlp.gate.{name}"] = Held(buffer)
+    state |= {f"mlp.gate.{name}": Held(buffer) for name, buffer in _fresh_states(router, config).items()}
     shared = config.shared_expert_intermediate_size
     if shared:
         # Its output starts at zero, so that the function is kept.
@@ -233,3 +253,9 @@ def _sparse_ffn(
         if config.shared_expert_gate:
             state["mlp.shared_expert_gate.weight"] = Drawn((1, width), 0.0, 0)
     return state
+
+
+def _fresh_states(router: type[Router], config: MoEDecoderConfig) -> dict[str, torch.Tensor]:
+    # The router's weight is drawn on the way and thrown away: neither that nor a device that holds no values may show.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return dict(router.from_config(config).named_buffers())

@@ -15,15 +15,15 @@ from moe_hf.base.files import whole_folder
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.lazy_tensors import LazyTensor
-from moe_hf.models.upcycle import is_dense_gpt2, is_head_tied, open_slices, upcycled_state_dict
+from moe_hf.models.lazy_tensors import LazyTensor, dtype_named
+from moe_hf.models.upcycle import is_dense_gpt2, is_head_tied, open_slices, upcycled_state_dict, why_logits_change
 
 # What belongs to the model beside its weights and its configuration.
 CARRIED_FILES = (
     "tokenizer.json tokenizer_config.json vocab.json merges.txt special_tokens_map.json added_tokens.json "
     "chat_template.jinja generation_config.json"
 ).split()
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_SAME_LOGITS = "It gives the dense model's logits; train it before you expect more."
 
 
 class UpcycleReport(NamedTuple):
@@ -52,7 +52,7 @@ def upcycle_directory(
     Args:
         source: a folder or a Hub id.
         destination: must not exist, or be empty, unless `overwrite`.
-        dtype: type of the written weights; None keeps the source's.
+        dtype: type of the written weights; None keeps the source's. The states of routers keep their own.
         max_shard_size: largest size of a weights file, such as "2GB"; one tensor is never split.
         overwrite: replace `destination`, which must be a model's folder, once the new one is complete.
         on_shard: called with (shards done, shards in all).
@@ -77,7 +77,7 @@ def upcycle_directory(
             "dense GPT-2; only a dense GPT-2 can be upcycled"
         )
     state = upcycled_state_dict(slices, config, head_was_tied=is_head_tied(files[0]), dtype=dtype)
-    dtype = dtype or _DTYPES[state["model.embed_tokens.weight"].get_dtype()]
+    dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
     config.dtype = dtype
     config.architectures = ["GPT2WithMoE"]
     total = sum(_size(value, dtype) for value in state.values())
@@ -108,7 +108,7 @@ def _write_weights(
         max_shard_size=max_shard_size,
     )
     for done, (name, tensors) in enumerate(split.filename_to_tensors.items(), start=1):
-        shard = {tensor: state[tensor].read().to(dtype) for tensor in tensors}
+        shard = {tensor: state[tensor].read().to(state[tensor].written_dtype(dtype)) for tensor in tensors}
         save_file(shard, folder / name, metadata={"format": "pt"})
         if on_shard is not None:
             on_shard(done, len(split.filename_to_tensors))
@@ -162,7 +162,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _size(value: LazyTensor, dtype: torch.dtype) -> int:
-    return torch.Size(value.shape).numel() * dtype.itemsize
+    return torch.Size(value.shape).numel() * value.written_dtype(dtype).itemsize
 
 
 def _require_space(destination: Path, needed: int) -> None:
@@ -178,6 +178,10 @@ def _require_space(destination: Path, needed: int) -> None:
 def _model_card(source: str, name: str, config: GPT2WithMoEConfig) -> str:
     info = get_moe_model_info(config)
     base_model = "" if Path(source).exists() else f"base_model: {source}\n"
+    reasons = why_logits_change(config)
+    if config.sparse_layers and config.expert_init != "copy":
+        reasons.append(f'expert_init="{config.expert_init}" changes the experts; "copy" keeps the logits')
+    logits = f"It does not give the dense model's logits: {'; '.join(reasons)}." if reasons else _SAME_LOGITS
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -189,7 +193,7 @@ tags:
 # {name}
 
 A Mixture of Experts upcycled from the dense GPT-2 `{Path(source).name if Path(source).exists() else source}`. It has
-not been trained since: with `expert_init: copy` it gives the dense model's logits; train it before you expect more.
+not been trained since. {logits}
 
 | | |
 | --- | --- |

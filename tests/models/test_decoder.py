@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from moe_hf import ConfigError, GPT2WithMoE, GPT2WithMoEModel
+from moe_hf.layers.ffn.routers import HashRouter
 from moe_hf.layers.mixers.base import Mixer
+from moe_hf.models.router_states import routers_of
 
 SHAPES = [
     {"position_embedding_type": position, "mixer_short_conv": taps}
@@ -384,3 +386,36 @@ class TestWhatTransformersGuesses:
 
     def test_the_mixers_are_what_the_recorder_looks_for(self, tiny_model) -> None:
         assert all(isinstance(layer.mixer, Mixer) for layer in tiny_model().model.layers)
+
+
+class TestVocabularySize:
+    @pytest.mark.parametrize("router", [{"router_type": "hash"}, {"router_num_hash_layers": 1}], ids=lambda r: min(r))
+    @pytest.mark.parametrize("size", [70, 50])
+    def test_hash_tables_follow_the_embedding(self, tiny_model, tmp_path, router, size) -> None:
+        model = tiny_model(**router)
+        gates = [gate for gate in routers_of(model) if isinstance(gate, HashRouter)]
+        # Not the hash's own table, as after balancing: the old rows must stay.
+        for gate in gates:
+            gate.expert_of_id.copy_(gate.expert_of_id.roll(1, dims=0))
+        before = [gate.expert_of_id.clone() for gate in gates]
+        model.resize_token_embeddings(size)
+        kept = min(size, 61)
+        for gate, table in zip(gates, before, strict=True):
+            assert gate.expert_of_id.shape == (size, 2)
+            assert gate.expert_of_id.dtype == table.dtype
+            assert gate.expert_of_id[:kept].equal(table[:kept])
+            assert gate.expert_of_id[kept:].equal(gate.hash_table(size)[kept:])
+        ids = torch.tensor([[3, size - 1, 4]])
+        expected = model(ids).logits
+        model.save_pretrained(tmp_path)
+        torch.testing.assert_close(GPT2WithMoE.from_pretrained(tmp_path)(ids).logits, expected)
+
+    def test_padding_to_a_multiple_counts(self, tiny_model) -> None:
+        model = tiny_model(model_class=GPT2WithMoEModel, router_type="hash")
+        model.resize_token_embeddings(62, pad_to_multiple_of=8)
+        assert [len(gate.expert_of_id) for gate in routers_of(model)] == [64, 64]
+
+    def test_asking_for_nothing_changes_nothing(self, tiny_model) -> None:
+        model = tiny_model(router_type="hash")
+        assert model.resize_token_embeddings() is model.get_input_embeddings()
+        assert [len(gate.expert_of_id) for gate in routers_of(model)] == [61, 61]

@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from moe_hf.models.lazy_tensors import Drawn, LazyTensor, Sliced
+from moe_hf import CheckpointError
+from moe_hf.models.lazy_tensors import Drawn, Held, LazyTensor, Sliced, dtype_named
 
 MATRIX = torch.arange(24.0).view(4, 6)
 VECTOR = torch.arange(6.0)
@@ -97,3 +98,38 @@ def test_a_spread_of_zero_is_zero() -> None:
 def test_the_base_does_not_know_its_values() -> None:
     with pytest.raises(TypeError, match="abstract"):
         LazyTensor((1,), "F32")  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool],
+)
+def test_what_exists_already_keeps_its_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    held = Held(torch.ones(3, dtype=dtype))
+    save_file({"a": held.read()}, tmp_path / "file.safetensors")
+    assert held.get_dtype() == safe_open(tmp_path / "file.safetensors", framework="pt").get_slice("a").get_dtype()
+    assert dtype_named(held.get_dtype()) == dtype
+    assert held.written_dtype(torch.float16) == dtype
+
+
+def test_weights_are_written_in_the_asked_type(stored) -> None:
+    assert Sliced(stored("matrix")).written_dtype(torch.bfloat16) == torch.bfloat16
+    assert Drawn((2, 3), 1.0, seed=0).written_dtype(torch.bfloat16) == torch.bfloat16
+
+
+def test_a_type_that_no_file_holds_is_named() -> None:
+    with pytest.raises(CheckpointError, match=r"torch\.complex128 .* allowed are torch\.bool"):
+        Held(torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(CheckpointError, match=r"'F8_E8M0' .* allowed are BOOL"):
+        dtype_named("F8_E8M0")
+
+
+def test_draws_do_not_depend_on_the_default_type() -> None:
+    wanted = Drawn((4, 5), 0.5, seed=3).read()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        drawn, zero = Drawn((4, 5), 0.5, seed=3).read(), Drawn((4, 5), 0.0, seed=3).read()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.dtype == zero.dtype == torch.float32
+    assert drawn.equal(wanted)

@@ -8,6 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moe_hf import CheckpointError, GPT2WithMoE, GPT2WithMoEConfig
+from moe_hf.layers.ffn.routers import ROUTERS
+from moe_hf.models import upcycle
+from moe_hf.models.lazy_tensors import Held, LazyTensor
 from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
 
 
@@ -144,15 +147,65 @@ def test_only_whole_safetensors_files_are_opened(tmp_path) -> None:
         open_slices([str(tmp_path / "model.bin")])
 
 
-def test_a_warning_where_the_function_is_not_kept(slices, make_config, caplog) -> None:
-    from moe_hf.models import upcycle
-
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({}, None),
+        ({"norm_topk_prob": False}, "norm_topk_prob=False"),
+        ({"norm_topk_prob": False, "num_experts": 2}, None),
+        ({"norm_topk_prob": False, "num_experts": 2, "router_type": "sigmoid_bias"}, "norm_topk_prob=False"),
+        ({"norm_topk_prob": False, "router_type": "hash"}, None),
+        ({"router_type": "switch", "num_experts_per_tok": 1}, 'router_type="switch"'),
+        ({"router_type": "switch", "num_experts_per_tok": 1, "router_num_hash_layers": 2}, None),
+        ({"router_type": "sigmoid_bias"}, None),
+        ({"router_type": "sigmoid_bias", "router_scale": 2.5}, "router_scale=2.5"),
+        ({"router_type": "top_k", "router_scale": 2.5}, None),
+        ({"norm_topk_prob": False, "mlp_layer_types": ["dense"] * 3}, None),
+    ],
+    ids=str,
+)
+def test_a_warning_exactly_where_the_function_is_not_kept(
+    dense_gpt2, dense_folder, make_config, caplog, overrides, reason
+) -> None:
     type(upcycle.logger).warning_once.cache_clear()
-    upcycled_state_dict(slices, make_config(norm_topk_prob=True))
-    assert not caplog.records
-    upcycled_state_dict(slices, make_config(norm_topk_prob=False))
-    (record,) = caplog.records
-    assert "norm_topk_prob=False" in record.getMessage()
+    upcycled_state_dict(open_slices([str(dense_folder / "model.safetensors")]), make_config(**overrides))
+    assert [reason in record.getMessage() for record in caplog.records] == ([] if reason is None else [True])
+    caplog.clear()
+    model = GPT2WithMoE.from_pretrained(dense_folder, **overrides)
+    ids = torch.arange(3, 23)[None]
+    kept = torch.allclose(model(ids).logits, dense_gpt2()(ids).logits, atol=1e-4)
+    assert kept == (reason is None)
+
+
+@pytest.mark.parametrize("router_type", list(ROUTERS))
+def test_the_global_generator_is_left_alone(slices, make_config, router_type) -> None:
+    config = make_config(router_type=router_type, num_experts_per_tok=1)
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    upcycled_state_dict(slices, config)
+    assert torch.randn(3).equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("router_type", "dtype"), [("sigmoid_bias", "F32"), ("expert_threshold", "F32"), ("hash", "I64")]
+)
+def test_router_states_do_not_depend_on_the_default_type(slices, make_config, router_type, dtype) -> None:
+    def states() -> dict[str, LazyTensor]:
+        state = upcycled_state_dict(slices, make_config(router_type=router_type))
+        return {name: value for name, value in state.items() if ".gate." in name and isinstance(value, Held)}
+
+    expected = states()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            got = states()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(expected) == 2
+    for name, value in expected.items():
+        assert got[name].get_dtype() == dtype
+        assert got[name].read().equal(value.read())
 
 
 def test_slices_outlive_the_call_that_opened_them(dense_folder) -> None:

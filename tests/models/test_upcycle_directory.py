@@ -64,6 +64,58 @@ def test_written_weights_have_the_asked_type_and_size(dense_folder, tmp_path):
     assert json.loads((tmp_path / "moe" / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("router", "states"),
+    [
+        # Ids above 256 are not all whole numbers that bfloat16 holds.
+        ({"router_type": "hash", "num_experts": 300}, {torch.int64}),
+        ({"router_type": "sigmoid_bias", "num_experts": 3}, {torch.float32}),
+        ({"router_type": "expert_choice", "num_experts": 3}, {torch.float32}),
+        (
+            {"router_type": "sigmoid_bias", "num_experts": 300, "router_num_hash_layers": 1},
+            {torch.int64, torch.float32},
+        ),
+    ],
+    ids=str,
+)
+def test_states_of_routers_keep_their_type(dense_folder, tmp_path, router, states):
+    report = upcycle_directory(
+        str(dense_folder), tmp_path / "moe", dtype=torch.bfloat16, max_shard_size="200KB", **router
+    )
+    files = sorted((tmp_path / "moe").glob("*.safetensors"))
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    held = {name: tensor for name, tensor in tensors.items() if name.endswith(("expert_of_id", "bias", "threshold"))}
+    held = {name: tensor for name, tensor in held.items() if ".gate." in name}
+    assert {tensor.dtype for tensor in held.values()} == states
+    assert {tensor.dtype for name, tensor in tensors.items() if name not in held} == {torch.bfloat16}
+    assert sum(tensor.nbytes for tensor in tensors.values()) == report.weight_bytes
+    if len(files) > 1:
+        index = json.loads((tmp_path / "moe" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        assert index["metadata"]["total_size"] == report.weight_bytes
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "moe")
+    fresh = type(model)(report.config)
+    assert {name for name, _ in fresh.named_buffers() if ".gate." in name} == set(held)
+    for name, buffer in fresh.named_buffers():
+        if name in held:
+            assert model.get_buffer(name).equal(buffer)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({}, "It gives the dense model's logits"),
+        ({"expert_init": "noise"}, 'expert_init="noise" changes the experts'),
+        ({"router_type": "switch", "num_experts_per_tok": 1}, 'router_type="switch" weighs'),
+    ],
+    ids=str,
+)
+def test_the_card_says_whether_the_logits_are_kept(dense_folder, tmp_path, overrides, said):
+    upcycle_directory(str(dense_folder), tmp_path / "moe", num_experts=3, **overrides)
+    card = " ".join((tmp_path / "moe" / "README.md").read_text(encoding="utf-8").split())
+    assert said in card
+    assert ("It gives the dense model's logits" in card) == (not overrides)
+
+
 def test_taken_destination_is_refused_and_untouched(dense_folder, tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(CheckpointError, match="already exists"):
@@ -148,3 +200,13 @@ def test_the_source_is_never_overwritten(dense_folder, tmp_path, above):
     with pytest.raises(CheckpointError, match=r"holds the source .* would be lost"):
         upcycle_directory(str(source), source.parent if above else source, overwrite=True)
     assert load_file(source / "model.safetensors").keys() == load_file(dense_folder / "model.safetensors").keys()
+
+
+def test_weights_of_an_unknown_type_are_named(dense_folder, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(dense_folder, source)
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: tensor.to(torch.complex64) for name, tensor in tensors.items()}, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match="'C64'"):
+        upcycle_directory(str(source), tmp_path / "moe")
+    assert not (tmp_path / "moe").exists()
