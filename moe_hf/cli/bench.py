@@ -1,6 +1,7 @@
 """`moe-hf bench`: measures the experts against transformers, the dense layer and the machine, and writes reports."""
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from moe_hf.bench.speed.goals import Goal, judge
 from moe_hf.bench.speed.model_case import GENERATE
 from moe_hf.bench.speed.moe_vs_dense import VS_DENSE_ROUTERS, compare_with_dense
 from moe_hf.bench.speed.opponents import backend_names
-from moe_hf.bench.speed.report import GOAL_COLUMNS, write_report
+from moe_hf.bench.speed.report import GOAL_COLUMNS, write_json, write_report
 from moe_hf.bench.speed.results import GroupResult, Report
 from moe_hf.bench.speed.runner import Job, run_jobs
 from moe_hf.bench.speed.sizes import DTYPES, Size, sweep
@@ -35,6 +36,13 @@ from moe_hf.layers.ffn.routers import ROUTERS
 
 VS_DENSE = "moe_vs_dense"
 INTERRUPTED = 130
+WRONG = 1
+"""The exit code where a backend computed something else than the reference, or nothing could be measured."""
+
+_PIPED_WIDTH = 120
+_MEMORY_LIMIT = 0.5
+# What the comparison with a dense layer looks at, of all the flags.
+_VS_DENSE_FLAGS = ("--threads", "--clock", "--seed", "--budget", "--samples", "--router", "--quick")
 
 # What the terminal shows of a table's columns, so that it fits into 100.
 _SHOWN = ("arm", "ms", "quartiles", "x best", "x grouped", "/ roof", "of GEMM", "saved B/tok", "peak MiB")
@@ -60,13 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    console = Console(highlight=False)
+    console = wide_console()
     if VS_DENSE in args.cases:
         return _vs_dense(args, console)
+    if args.router is not None:
+        raise ConfigError(f"--router belongs to {VS_DENSE}; the router of other cases is --router_type")
     device = chosen_device(args.device)
     jobs, goals, name = _jobs(args, device)
-    options = Options(device, args.seed, _backends(args.backends), int(args.memory_limit * 2**30))
-    machine = describe_machine()
+    options = Options(device, args.seed, _backends(args.backends), _memory_limit(args.memory_limit))
+    plan = _plan(args)
+    folder = report_folder(args.report)
+    report = Report(f"moe-hf bench: {name}", shlex.join(["moe-hf", "bench", *words]), args.seed, describe_machine(), [])
     told: set[Skipped] = set()
     with _progress(console) as progress:
         task = progress.add_task("", total=len(jobs))
@@ -74,31 +86,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         def on_group(group: GroupResult) -> None:
             progress.advance(task)
             _show(progress.console, group, told)
+            report.groups.append(group)
+            if folder is not None:
+                write_json(report._replace(interrupted=True), folder)
 
         def on_progress(job: Job, what: str) -> None:
             progress.update(task, description=f"{job.size.label} {job.size.setting} {job.mode}: {what}")
 
-        measured = run_jobs(jobs, options, _plan(args), args.clock, on_group, on_progress)
+        measured = run_jobs(jobs, options, plan, args.clock, on_group, on_progress)
     if measured.interrupted and not measured.groups:
         raise KeyboardInterrupt
-    report = Report(
-        f"moe-hf bench: {name}",
-        shlex.join(["moe-hf", "bench", *words]),
-        args.seed,
-        machine,
-        measured.groups,
-        measured.interrupted,
-    )
+    report = report._replace(groups=measured.groups, interrupted=measured.interrupted)
     if goals:
         _show_goals(console, goals, measured.groups)
-    if args.report:
+    if folder is not None:
         sizes = utilization_sizes(args.suite, [job.size for job in jobs])
-        written = write_report(report, Path(args.report), goals, measure_utilization(sizes, options))
+        written = write_report(report, folder, goals, measure_utilization(sizes, options))
         console.print("wrote " + ", ".join(str(path) for path in written), markup=False, soft_wrap=True)
-    if measured.interrupted:
+    return _exit_code(console, report)
+
+
+def _exit_code(console: Console, report: Report) -> int:
+    wrong = list(dict.fromkeys(one.name for group in report.groups for one in group.skipped if one.wrong))
+    if wrong:
+        console.print(f"computed something else than the reference: {', '.join(wrong)}", style="red", soft_wrap=True)
+    if report.interrupted:
         console.print("interrupted: the tables hold what was measured by then", style="yellow")
         return INTERRUPTED
-    return 0
+    return WRONG if wrong or not any(group.arms for group in report.groups) else 0
+
+
+def wide_console() -> Console:
+    """Where tables are printed: as wide as the terminal, or wide enough for any table where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def report_folder(word: str | None) -> Path | None:
+    """The folder of that name, made if it is missing; None for None.
+
+    Raises:
+        ConfigError: there is something else of that name.
+    """
+    if word is None:
+        return None
+    folder = Path(word)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"report={word!r} is not allowed; it must be a folder, and a file is in its place") from None
+    return folder
 
 
 def chosen_device(word: str | None) -> torch.device:
@@ -141,19 +178,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of weights, tokens, routes and order (default: 0)")
     parser.add_argument("--budget", type=float, help="seconds of sampling per table (default: 3; quick: 0.3)")
     parser.add_argument("--samples", type=int, help="samples per arm at least (default: 5; quick: 3)")
-    parser.add_argument("--memory_limit", type=float, default=0.5, help="GiB a backend may gather (default: 0.5)")
+    parser.add_argument("--memory_limit", type=float, help="GiB a backend may gather (default: 0.5)")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out, which saves a call per arm")
-    parser.add_argument("--router", default="hash", help=f"of {VS_DENSE}: {' or '.join(VS_DENSE_ROUTERS)}")
+    parser.add_argument("--router", help=f"of {VS_DENSE}: {' or '.join(VS_DENSE_ROUTERS)} (default: hash)")
     return parser
 
 
 def _vs_dense(args: argparse.Namespace, console: Console) -> int:
     if args.cases != [VS_DENSE]:
         raise ConfigError(f"{VS_DENSE} prints lines instead of tables; give it alone, not with other cases")
+    ignored = [flag for flag in _given(args) if flag not in _VS_DENSE_FLAGS]
+    if ignored:
+        allowed = ", ".join(_VS_DENSE_FLAGS)
+        raise ConfigError(f"{VS_DENSE} has one size and no report; leave out {' '.join(ignored)} (allowed: {allowed})")
+    chosen = args.threads or [1]
+    if len(chosen) > 1 or chosen[0] < 1:
+        raise ConfigError(f"threads={chosen} is not allowed with {VS_DENSE}; it must be one integer >= 1")
     threads = torch.get_num_threads()
-    torch.set_num_threads((args.threads or [1])[0])
+    torch.set_num_threads(chosen[0])
     try:
-        found = compare_with_dense(args.router, _clock(args.clock), args.seed, _plan(args))
+        found = compare_with_dense(args.router or "hash", _clock(args.clock), args.seed, _plan(args))
     finally:
         torch.set_num_threads(threads)
     for line in found.quoted_lines:
@@ -164,15 +208,25 @@ def _vs_dense(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _given(args: argparse.Namespace) -> list[str]:
+    """The flags that were given, as they were written; those with a default of their own only where they differ."""
+    single = ("suite", "report", "modes", "backends", "device", "memory_limit", "router")
+    given = [f"--{flag}" for flag in (*_SWEEPS, *single) if getattr(args, flag) is not None]
+    return given + (["--no-memory"] if args.no_memory else [])
+
+
 def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Sequence[Goal], str]:
     """What to measure, what it has to reach, and its name."""
     _clock(args.clock)
     given = {flag: getattr(args, flag) for flag in _SWEEPS if getattr(args, flag) is not None}
     if args.suite is not None:
         suite = SUITES[args.suite]
-        extra = [f"--{flag}" for flag in given] + (["--modes"] if args.modes else []) + args.cases
+        extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
+        extra += args.cases
         if extra:
-            raise ConfigError(f"suite={args.suite!r} measures its own cases and sizes; leave out {' '.join(extra)}")
+            raise ConfigError(
+                f"suite={args.suite!r} measures its own cases, sizes and backends; leave out {' '.join(extra)}"
+            )
         if suite.device != device.type:
             raise ConfigError(f"suite={args.suite!r} needs device {suite.device!r}, got {device.type!r}")
         name = f"suite {args.suite}" + (", quick: smaller sizes, a first look" if args.quick else "")
@@ -191,7 +245,7 @@ def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Se
         case = CASES[name]
         for mode in case.modes:
             if args.modes is None or mode in args.modes:
-                jobs += [Job(case.build, size, mode, not args.no_memory) for size in _for_mode(sizes, mode)]
+                jobs += [Job(case.build, size, mode, not args.no_memory, case=name) for size in _for_mode(sizes, mode)]
     if not jobs:
         raise ConfigError(f"none of {', '.join(names)} has a mode {' or '.join(args.modes)}; leave --modes out")
     return jobs, (), ", ".join(names)
@@ -250,9 +304,17 @@ def _clock(clock: str) -> str:
 def _plan(args: argparse.Namespace) -> SamplingPlan:
     budget = args.budget if args.budget is not None else (0.3 if args.quick else 3.0)
     rounds = args.samples if args.samples is not None else (3 if args.quick else 5)
-    if budget < 0 or rounds < 1:
-        raise ConfigError(f"budget={budget} and samples={rounds} are not allowed; they must be >= 0 and >= 1")
+    if not 0 <= budget < math.inf or rounds < 1:
+        raise ConfigError(f"budget={budget} and samples={rounds} are not allowed; they must be >= 0 and >= 1, finite")
     return SamplingPlan(budget=budget, min_rounds=rounds, max_rounds=max(31, rounds))
+
+
+def _memory_limit(gibibytes: float | None) -> int:
+    if gibibytes is None:
+        gibibytes = _MEMORY_LIMIT
+    if not 0 <= gibibytes < math.inf:
+        raise ConfigError(f"memory_limit={gibibytes} is not allowed; it must be a number of GiB >= 0, and finite")
+    return int(gibibytes * 2**30)
 
 
 def _progress(console: Console) -> Progress:
@@ -271,7 +333,8 @@ def _show(console: Console, group: GroupResult, told: set[Skipped]) -> None:
             table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*[cell for column, cell in zip(columns, row, strict=True) if column in _SHOWN])
-    console.print(table)
+    if rows:
+        console.print(table)
     for skipped in group.skipped:
         # Once per run is enough; the report says it for each table.
         if skipped not in told:

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -19,7 +18,7 @@ from moe_hf.bench.speed.opponents import PACKED, backend_names
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
 from moe_hf.bench.speed.profiling import PARTS, Profile, default_profiles
 from moe_hf.bench.speed.sizes import DTYPES, Size
-from moe_hf.cli.bench import chosen_device
+from moe_hf.cli.bench import chosen_device, report_folder, wide_console
 from moe_hf.layers.ffn.routers import ROUTERS
 
 
@@ -52,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.steps < 1:
         raise ConfigError(f"steps={args.steps} is not allowed; it must be an integer >= 1")
     device = chosen_device(args.device)
-    folder = Path(args.report) if args.report else None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    console, machine = Console(highlight=False), describe_machine()
+    folder = report_folder(args.report)
+    console, machine = wide_console(), describe_machine()
     with console.status("profiling") as status:
         profiles = default_profiles(
             size,

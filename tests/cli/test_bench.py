@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf.__main__ import main
+from moe_hf.bench.speed.report import write_json
 
 TINY = "--tokens 8 --hidden_size 8 --expert_width 16 --num_experts 4 --clock cpu --budget 0 --samples 1".split()
 
@@ -47,6 +49,57 @@ def test_profile_prints_hot_spots_and_writes_reports(tmp_path, capsys):
     }
 
 
+def test_size_that_a_layer_refuses_is_skipped_and_the_rest_measured(tmp_path, capsys):
+    sizes = ["--modes", "forward", "--backends", "sorted", *TINY, "--router_type", "switch", "--top_k", "2", "1"]
+    assert main(["bench", "layer", *sizes, "--report", str(tmp_path)]) == 0
+    assert "not measured: the whole group: " in capsys.readouterr().out
+    groups = json.loads((tmp_path / "report.json").read_text())["groups"]
+    assert [(one["case"], one["size"]["k"], bool(one["arms"])) for one in groups] == [
+        ("layer", 2, False),
+        ("layer", 1, True),
+    ]
+    assert "the whole group" in (tmp_path / "report.md").read_text()
+
+
+def test_nothing_measured_is_no_success(capsys):
+    sizes = ["--modes", "forward", *TINY, "--router_type", "switch", "--top_k", "2"]
+    assert main(["bench", "layer", *sizes]) == 1
+
+
+def test_wrong_backend_is_named_and_fails_the_command(monkeypatch, capsys):
+    sorted_backend = ALL_EXPERTS_FUNCTIONS["sorted"]
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "sorted", lambda *given: sorted_backend(*given) * 1.01)
+    assert main(["bench", "experts", "--modes", "forward", "--backends", "eager", "sorted", *TINY]) == 1
+    out = capsys.readouterr().out
+    assert "not measured: sorted: WRONG" in out
+    assert "computed something else than the reference: sorted" in out
+
+
+def test_report_json_grows_with_every_group(tmp_path, monkeypatch, capsys):
+    lengths = []
+
+    def noted(report, folder, *rest):
+        file = write_json(report, folder, *rest)
+        lengths.append((len(json.loads(file.read_text())["groups"]), report.interrupted))
+        return file
+
+    monkeypatch.setattr("moe_hf.cli.bench.write_json", noted)
+    words = ["experts", "--modes", "forward", "--backends", "sorted", *TINY, "--top_k", "1", "2"]
+    assert main(["bench", *words, "--report", str(tmp_path)]) == 0
+    assert lengths == [(1, True), (2, True)]
+    assert not json.loads((tmp_path / "report.json").read_text())["interrupted"]
+
+
+def test_piped_tables_are_not_cut_to_eighty_columns(capsys):
+    words = ["experts", "--modes", "training", "--activation", "gelu_new", *TINY]
+    assert main(["bench", *words]) == 0
+    out = capsys.readouterr().out
+    header = next(line for line in out.splitlines() if line.split()[:1] == ["arm"])
+    assert "peak MiB" in header
+    assert "grouped_mm, one kernel" in out
+    assert "…" not in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -72,6 +125,19 @@ def test_profile_prints_hot_spots_and_writes_reports(tmp_path, capsys):
         (["bench", "experts", "--samples", "0"], "samples=0"),
         (["bench", "moe_vs_dense", "experts"], "give it alone"),
         (["bench", "moe_vs_dense", "--router", "top_k"], "unknown router 'top_k'"),
+        (["bench", "--suite", "cpu", "--backends", "auto", "--no-memory"], "leave out --backends --no-memory"),
+        (["bench", "moe_vs_dense", "--report", "x", "--tokens", "5"], "leave out --tokens --report"),
+        (["bench", "moe_vs_dense", "--suite", "cpu"], "leave out --suite"),
+        (["bench", "moe_vs_dense", "--threads", "0"], "threads=[0] is not allowed"),
+        (["bench", "moe_vs_dense", "--threads", "1", "2"], "threads=[1, 2] is not allowed"),
+        (["bench", "experts", "--router", "hash"], "--router belongs to moe_vs_dense"),
+        (["bench", "experts", "--memory_limit", "nan"], "memory_limit=nan is not allowed"),
+        (["bench", "experts", "--memory_limit", "inf"], "memory_limit=inf is not allowed"),
+        (["bench", "experts", "--budget", "nan"], "budget=nan"),
+        (["bench", "experts", "--budget", "inf"], "budget=inf"),
+        (["bench", "experts", "--report", __file__], "it must be a folder"),
+        (["bench", "experts", "--report", __file__ + "/below"], "it must be a folder"),
+        (["profile", "--report", __file__], "it must be a folder"),
         (["profile", "layer"], "unknown part 'layer'"),
         (["profile", "--backend", "eagre"], "unknown backend 'eagre'"),
         (["profile", "--steps", "0"], "steps=0 is not allowed"),

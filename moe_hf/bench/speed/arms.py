@@ -24,34 +24,48 @@ FORWARD, TRAINING = "forward", "training"
 NOT_COMPARED = frozenset({ROOF, GEMM})
 
 
+Output = Callable[[], list[torch.Tensor]]
+"""Gives what one call computes: the result and, in training, the gradient of every leaf, always in the same order."""
+
+
+class Check(NamedTuple):
+    """What an arm computes, and what it must equal; arms may share one `reference`, which then runs once."""
+
+    output: Output
+    reference: Output
+
+
 class Arm(NamedTuple):
     """One way of doing the work.
 
-    `step` is one call, the thing that is timed. `output` is the result of the forward pass, to be compared with the
-    other arms' before anything is timed; None where there is nothing to compare. `saved` is a forward pass with
-    gradients whose kept tensors are counted, `known` the tensors that live anyway. `flops` is what one call is worth.
+    `step` is one call, the thing that is timed. `check` is looked at before anything is timed; None where there is
+    nothing to compare with. `saved` is a forward pass with gradients whose kept tensors are counted, `known` the
+    tensors that live anyway. `flops` is what one call is worth. `further` makes another arm of this one, once its
+    result is known to be right.
     """
 
     name: str
     family: str
     step: Step
-    output: Callable[[], torch.Tensor] | None = None
+    check: Check | None = None
     saved: Step | None = None
     known: Callable[[], Iterable[torch.Tensor]] = tuple
     flops: float = 0.0
+    further: "Callable[[], Arm | Skipped] | None" = None
 
 
 class Skipped(NamedTuple):
-    """An arm that is not measured, and why."""
+    """An arm that is not measured, and why; `wrong` where it computed something else than the reference."""
 
     name: str
     reason: str
+    wrong: bool = False
 
 
 class Group(NamedTuple):
     """Arms that are measured in turns, since only they may be compared.
 
-    `gradient_bytes` is what a training step returns; `reference` what the arms' outputs are compared with.
+    `gradient_bytes` is what a training step returns.
     """
 
     case: str
@@ -60,7 +74,6 @@ class Group(NamedTuple):
     arms: list[Arm]
     skipped: list[Skipped]
     gradient_bytes: int = 0
-    reference: Callable[[], torch.Tensor] | None = None
 
 
 class Options(NamedTuple):
@@ -102,6 +115,36 @@ def training_step(forward: Callable[[], torch.Tensor], leaves: list[torch.Tensor
             leaf.grad = None
 
     return step
+
+
+def training_output(forward: Callable[[], torch.Tensor], leaves: list[torch.Tensor], grad: torch.Tensor) -> Output:
+    """What the step of `training_step` computes: the result, then the gradient of each leaf, 0 where it gets none."""
+
+    def output() -> list[torch.Tensor]:
+        result = forward()
+        result.backward(grad)
+        return [result.detach(), *released_gradients(leaves)]
+
+    return output
+
+
+def released_gradients(leaves: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradient of each leaf, 0 where it has none; the leaves are left without."""
+    found = []
+    for leaf in leaves:
+        found.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        leaf.grad = None
+    return found
+
+
+def inference_output(forward: Callable[[], torch.Tensor]) -> Output:
+    """What the step of `inference_step` computes: the result alone."""
+
+    def output() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [forward()]
+
+    return output
 
 
 def inference_step(forward: Callable[[], torch.Tensor]) -> Step:

@@ -3,10 +3,11 @@
 Shapes: T tokens, D width, E experts, K experts per token, F width of one expert, N = T * K rows.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from transformers.activations import ACT2FN
+from torch import nn
 
 from moe_hf.bench.speed.arms import (
     GEMM,
@@ -14,19 +15,22 @@ from moe_hf.bench.speed.arms import (
     ROOF,
     TRAINING,
     Arm,
+    Check,
     Group,
     Options,
+    Output,
     Skipped,
+    inference_output,
     inference_step,
+    training_output,
     training_step,
 )
-from moe_hf.bench.speed.opponents import DenseRoof, Weights, draw_weights, opponents
+from moe_hf.bench.speed.comparison import CANNOT_RUN, reason_text
+from moe_hf.bench.speed.opponents import GPU_SUBJECT, DenseRoof, Weights, draw_weights, opponents
+from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.routes import draw_routes
 from moe_hf.bench.speed.sizes import Size, expert_flops, expert_gradient_bytes
-from moe_hf.bench.speed.timing import Step
-from moe_hf.layers.activations import activation, activation_name
-from moe_hf.ops.activations import Activation
-from moe_hf.ops.experts import ExpertStack, reference_experts
+from moe_hf.layers.activations import activation
 
 # Decoding is where launching the kernels one by one costs more than running them.
 _MOST_CAPTURED_TOKENS = 16
@@ -45,7 +49,14 @@ def build_experts(size: Size, mode: str, options: Options) -> Group:
     for leaf in leaves:
         leaf.requires_grad_()
 
+    def output_of(module: nn.Module) -> Output:
+        forward = partial(module, x_TD, expert_TK, weight_TK)
+        return training_output(forward, leaves, grad_TD) if training else inference_output(forward)
+
     found, skipped = opponents(size, weights, options, training)
+    reference = output_of(ReferenceExperts(weights, size.activation))
+    flops = expert_flops(size, training)
+    capturing = options.device.type == "cuda" and not training and size.tokens <= _MOST_CAPTURED_TOKENS
     arms = []
     for name, family, module in found:
         forward = partial(module, x_TD, expert_TK, weight_TK)
@@ -54,24 +65,17 @@ def build_experts(size: Size, mode: str, options: Options) -> Group:
                 name,
                 family,
                 training_step(forward, leaves, grad_TD) if training else inference_step(forward),
-                output=inference_step(forward),
+                check=Check(output_of(module), reference),
                 saved=forward if training else None,
                 known=lambda: [x_TD, *weights],
-                flops=expert_flops(size, training),
+                flops=flops,
+                further=partial(captured_arm, name, forward, flops, reference)
+                if capturing and name == GPU_SUBJECT
+                else None,
             )
         )
-        if options.device.type == "cuda" and family == OWN and not training and size.tokens <= _MOST_CAPTURED_TOKENS:
-            try:
-                captured = _captured(inference_step(forward))
-            except RuntimeError as error:
-                skipped.append(Skipped(captured_name(name), f"cannot be captured: {error}"))
-            else:
-                arms.append(Arm(captured_name(name), OWN, captured, flops=expert_flops(size, False)))
     arms += yardsticks(size, weights, training, options)
-    # An activation that the reference does not know is compared with transformers' eager experts instead.
-    known = activation_name(ACT2FN[size.activation])
-    reference = None if known is None else partial(_reference, x_TD, expert_TK, weight_TK, weights, Activation(known))
-    return Group("experts", mode, size, arms, skipped, expert_gradient_bytes(size) if training else 0, reference)
+    return Group("experts", mode, size, arms, skipped, expert_gradient_bytes(size) if training else 0)
 
 
 def yardsticks(size: Size, weights: Weights, training: bool, options: Options) -> list[Arm]:
@@ -112,26 +116,25 @@ def captured_name(backend: str) -> str:
     return f"{backend}, CUDA graph"
 
 
-def _captured(step: Step) -> Step:
-    """`step` as a CUDA graph, which only work that never waits for the device can become."""
+def captured_arm(name: str, forward: Callable[[], torch.Tensor], flops: float, reference: Output) -> Arm | Skipped:
+    """The arm that replays a CUDA graph of `forward`, which only work that never waits for the device can become."""
+    step = inference_step(forward)
     warm_up = torch.cuda.Stream()
-    warm_up.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm_up):
-        # The first calls compile and tune, which a capture does not allow.
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
+    try:
+        warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up):
+            # The first calls compile and tune, which a capture does not allow.
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(warm_up)
+        with torch.cuda.graph(graph):
+            result = step()
+    except CANNOT_RUN as error:
+        return Skipped(captured_name(name), f"cannot be captured: {reason_text(error)}")
 
+    def output() -> list[torch.Tensor]:
+        graph.replay()
+        return [result.clone()]
 
-@torch.no_grad()
-def _reference(
-    x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor, weights: Weights, act: Activation
-) -> torch.Tensor:
-    """The readable reference in float32, whatever the dtype of the weights."""
-    up, up_bias, down, down_bias = (parameter.float() for parameter in weights)
-    stack = ExpertStack(up, down, up_bias, down_bias)
-    return reference_experts(x_TD.float(), expert_TK, weight_TK.float(), stack, act)
+    return Arm(captured_name(name), OWN, graph.replay, check=Check(output, reference), flops=flops)

@@ -8,14 +8,13 @@ from moe_hf.bench.speed.cases import DECODE
 from moe_hf.bench.speed.experts_case import captured_name
 from moe_hf.bench.speed.growth_case import FEW, GROWTH, MANY, at
 from moe_hf.bench.speed.model_case import DENSE_TWIN, STOCK_GPT2
-from moe_hf.bench.speed.opponents import PACKED
+from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT
 from moe_hf.bench.speed.results import ArmResult, GroupResult
-from moe_hf.bench.speed.sizes import expert_gradient_bytes
+from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
 from moe_hf.bench.speed.spread import Ratio, ratio
 
-SUBJECT = "auto"
-"""The arm that the CPU goals are about: what a user gets without choosing."""
-GPU_SUBJECT = "triton"
+SMALL_WIDTHS = (Size(1536, 128, 128, 8, 1, activation="gelu_new"), Size(512, 128, 256, 8, 2))
+"""Experts so small that the work around the GEMMs decides, the tiny preset's first; they have rows of their own."""
 
 
 class Value(NamedTuple):
@@ -58,8 +57,8 @@ class Verdict(NamedTuple):
         return choose(self.values, key=lambda value: value.number) if self.values else None
 
     def reached(self, limit: float) -> int:
-        """How many of the values reach `limit`, to the two decimals that limits are given with."""
-        numbers = [round(value.number, 2) for value in self.values]
+        """How many of the values reach `limit`, unrounded."""
+        numbers = [value.number for value in self.values]
         return sum(number >= limit if self.goal.higher else number <= limit for number in numbers)
 
     @property
@@ -90,15 +89,20 @@ def _experts(
     groups: Sequence[GroupResult],
     mode: str,
     dtype: str = "float32",
-    activation: str = "gelu",
+    activation: str | None = "gelu",
     least_rows: int = 0,
     tokens: int | None = None,
+    small: bool = False,
 ) -> list[GroupResult]:
+    """The experts groups of that kind; `small` are those of `SMALL_WIDTHS`, which no other row counts."""
+    shapes = {size.label for size in SMALL_WIDTHS}
     return [
         group
         for group in groups
         if (group.case, group.mode) == ("experts", mode)
-        and (group.size.dtype, group.size.activation) == (dtype, activation)
+        and group.size.dtype == dtype
+        and activation in (None, group.size.activation)
+        and (group.size.label in shapes) == small
         and group.size.rows_per_expert >= least_rows
         and tokens in (None, group.size.tokens)
     ]
@@ -207,6 +211,7 @@ def _growing(groups: Sequence[GroupResult], name: str, mode: str) -> list[tuple[
 
 _NEW = {"activation": "gelu_new"}
 _BF16 = {"dtype": "bfloat16"}
+_SMALL = {"activation": None, "small": True}
 _CAPTURED = captured_name(GPU_SUBJECT)
 
 CPU_GOALS: tuple[Goal, ...] = (
@@ -227,6 +232,8 @@ CPU_GOALS: tuple[Goal, ...] = (
         False,
         _to_roof(SUBJECT, TRAINING, least_rows=256),
     ),
+    Goal("small widths, forward, vs the best", 1.0, None, True, _over_best(SUBJECT, FORWARD, **_SMALL)),
+    Goal("small widths, forward+backward, vs the best", 1.0, None, True, _over_best(SUBJECT, TRAINING, **_SMALL)),
     Goal("decode, T=1, vs the best", 1.3, 1.6, True, _over_best(SUBJECT, DECODE, tokens=1)),
     Goal("decode, T=8, vs the best", 1.7, 2.2, True, _over_best(SUBJECT, DECODE, tokens=8)),
     Goal("bf16 forward vs the best", 0.98, 1.05, True, _over_best(SUBJECT, FORWARD, **_BF16)),

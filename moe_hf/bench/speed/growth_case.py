@@ -1,6 +1,6 @@
 """How cost grows with the number of experts: the same experts case with few and with many, measured together."""
 
-from moe_hf.bench.speed.arms import GEMM, ROOF, TRAINING, Group, Options, Skipped
+from moe_hf.bench.speed.arms import GEMM, ROOF, TRAINING, Group, Options
 from moe_hf.bench.speed.experts_case import build_experts
 from moe_hf.bench.speed.results import GroupResult
 from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
@@ -24,11 +24,11 @@ def build_growth(size: Size, mode: str, options: Options) -> Group:
     for num_experts in (FEW, MANY):
         group = build_experts(size._replace(num_experts=num_experts), mode, options)
         arms += [
-            arm._replace(name=at(arm.name, num_experts), output=None)
+            arm._replace(name=at(arm.name, num_experts), further=None)
             for arm in group.arms
             if arm.family not in (GEMM, ROOF)
         ]
-        skipped += [Skipped(at(name, num_experts), reason) for name, reason in group.skipped]
+        skipped += [one._replace(name=at(one.name, num_experts)) for one in group.skipped]
     return Group(GROWTH, mode, size._replace(num_experts=MANY), arms, skipped)
 
 

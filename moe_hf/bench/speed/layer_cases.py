@@ -1,11 +1,12 @@
 """One sparse layer, and one block around it, with every experts backend, beside the dense one of as many FLOPs.
 
-transformers' backends run inside this package's modules here, so with this package's one-kernel activations.
+transformers' backends run here as its users have them: with its activation and, "eager", its loop.
 
 Shapes: B sequences, S positions, T = B * S tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,14 +18,19 @@ from moe_hf.bench.speed.arms import (
     ROOF,
     TRAINING,
     Arm,
+    Check,
     Group,
     Options,
+    Output,
     Skipped,
+    inference_output,
     inference_step,
+    training_output,
     training_step,
 )
 from moe_hf.bench.speed.configs import batch_shape, moe_config
-from moe_hf.bench.speed.opponents import TRANSFORMERS_BACKENDS, batched_obstacle, family_of
+from moe_hf.bench.speed.opponents import TRANSFORMERS_BACKENDS, Weights, batched_obstacle, family_of, stock_experts
+from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.router_case import draw_tokens
 from moe_hf.bench.speed.sizes import Size, expert_flops
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
@@ -62,6 +68,35 @@ def layer_backends(size: Size, options: Options, training: bool) -> tuple[list[s
     return names, skipped
 
 
+def exchange_experts(module: nn.Module, config: GPT2WithMoEConfig, reference: bool = False) -> None:
+    """Put transformers' experts, or the reference, in the place of this package's, with the same weights.
+
+    Args:
+        module: whatever holds sparse layers.
+        config: says in `experts_implementation` which of transformers' backends is meant.
+        reference: take `ReferenceExperts` instead.
+    """
+    for ffn in list(module.modules()):
+        if isinstance(ffn, SparseFFN):
+            own = ffn.experts
+            weights = Weights(*(getattr(own, field) for field in Weights._fields))
+            if reference:
+                ffn.experts = ReferenceExperts(weights, config.hidden_act)
+            else:
+                ffn.experts = stock_experts(config, weights, own._is_expert_parallel)
+
+
+@contextmanager
+def in_dtype(module: Any, dtype: torch.dtype) -> Iterator[None]:
+    """The module in a dtype, no narrower than its own, for a while; its weights come back as they were."""
+    own = next(module.parameters()).dtype
+    module.to(dtype)
+    try:
+        yield
+    finally:
+        module.to(own)
+
+
 def drawn(make: Callable[[], nn.Module], size: Size, options: Options) -> nn.Module:
     """A module with weights from the seed that keep the variance of what passes through."""
     module = make()
@@ -93,7 +128,21 @@ def _build(
     x_BSD, token_ids_BS = x_TD.view(*shape, -1).requires_grad_(), token_ids_T.view(shape)
     grad_BSD = torch.randn(x_BSD.shape, generator=options.generator()).to(x_BSD)
 
-    def arm(name: str, family: str, module: nn.Module) -> Arm:
+    def output_of(module: nn.Module) -> Output:
+        # Attention's smallest gradients are nothing but rounding in less than float32.
+        dtype = torch.float32 if case == "block" else x_BSD.dtype
+        leaf_BSD = x_BSD.detach().to(dtype).requires_grad_()
+        forward = partial(call, module.train(training), leaf_BSD, token_ids_BS)
+
+        def output() -> list[torch.Tensor]:
+            with in_dtype(module, dtype):
+                if training:
+                    return training_output(forward, [leaf_BSD, *module.parameters()], grad_BSD.to(dtype))()
+                return inference_output(forward)()
+
+        return output
+
+    def arm(name: str, family: str, module: nn.Module, reference: Output | None = None) -> Arm:
         module.train(training)
         forward = partial(call, module, x_BSD, token_ids_BS)
         leaves = [x_BSD, *module.parameters()]
@@ -101,24 +150,35 @@ def _build(
             name,
             family,
             training_step(forward, leaves, grad_BSD) if training else inference_step(forward),
-            output=None if family == ROOF else inference_step(forward),
+            check=None if reference is None else Check(output_of(module), reference),
             saved=forward if training else None,
             known=lambda: [x_BSD, *module.parameters(), *module.buffers()],
             flops=expert_flops(size, training) if case == "layer" else 0.0,
         )
 
+    sparse = partial(_sparse, make, size, options)
     names, skipped = layer_backends(size, options, training)
+    reference = output_of(sparse("eager", reference=True))
     arms = []
     for name in names:
         try:
-            config = moe_config(size, experts_implementation=name)
-            arms.append(arm(name, family_of(name), drawn(partial(make, config), size, options)))
+            arms.append(arm(name, family_of(name), sparse(name), reference))
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
     roof = drawn(make_dense, size, options)
     arms.append(arm(DENSE, ROOF, roof))
     gradient_bytes = sum(p.numel() * p.element_size() for p in arms[0].known()) if training else 0
     return Group(case, mode, size, arms, skipped, gradient_bytes)
+
+
+def _sparse(
+    make: Callable[[GPT2WithMoEConfig], nn.Module], size: Size, options: Options, backend: str, reference: bool = False
+) -> nn.Module:
+    config = moe_config(size, experts_implementation=backend)
+    module = drawn(partial(make, config), size, options)
+    if reference or backend in TRANSFORMERS_BACKENDS:
+        exchange_experts(module, config, reference)
+    return module
 
 
 def _dense_ffn(config: GPT2WithMoEConfig) -> nn.Module:

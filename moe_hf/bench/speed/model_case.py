@@ -9,18 +9,27 @@ from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
-from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.speed.arms import ROOF, TRAINING, TRANSFORMERS, Arm, Group, Options, Skipped
+from moe_hf.bench.speed.arms import (
+    ROOF,
+    TRAINING,
+    TRANSFORMERS,
+    Arm,
+    Check,
+    Group,
+    Options,
+    Output,
+    Skipped,
+    released_gradients,
+)
 from moe_hf.bench.speed.configs import batch_shape, moe_config
-from moe_hf.bench.speed.layer_cases import layer_backends
+from moe_hf.bench.speed.layer_cases import exchange_experts, in_dtype, layer_backends
 from moe_hf.bench.speed.opponents import family_of
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.bench.speed.timing import Step
 from moe_hf.bench.timed_training import train_step
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.layers.ffn.experts import Experts
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
 GENERATE = "generate"
@@ -36,15 +45,18 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
     """`GPT2WithMoE` of 4 layers, every other one sparse, with every backend, beside two dense models.
 
     The dense twin is this package's model without experts; "transformers' GPT-2" is `GPT2LMHeadModel` of the same
-    shape, with the activation as transformers composes it. With transformers' backends the experts have that
-    activation too. A step is forward, backward, gradient clipping and fused AdamW on T tokens in contexts of 256;
-    generation is 16 new tokens after a prompt of 16, greedy, for as many sequences as `size.tokens` says.
+    shape, with the activation as transformers composes it. With transformers' backends the experts are those of
+    `StockExperts`, which have that activation too. A step is forward, backward, gradient clipping and fused AdamW on T
+    tokens in contexts of 256; generation is 16 new tokens after a prompt of 16, greedy, for as many sequences as
+    `size.tokens` says.
     """
     training = mode == TRAINING
     shape = batch_shape(size) if training else (size.tokens, PROMPT)
     ids_BS = torch.randint(4096, shape, generator=options.generator()).to(options.device)
     run = _training if training else _generation
     names, skipped = layer_backends(size, options, training)
+    output_of = _training_output if training else _logits
+    reference = output_of(_moe(size, "eager", options, reference=True), ids_BS)
     arms = []
     for name in names:
         try:
@@ -52,19 +64,18 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
             continue
-        arms.append(Arm(name, family_of(name), run(model, ids_BS), output=partial(_logits, model, ids_BS)))
+        arms.append(Arm(name, family_of(name), run(model, ids_BS), Check(output_of(model, ids_BS), reference)))
     twin = _seeded(GPT2WithMoE, _config(size, mlp_layer_types=["dense"] * NUM_LAYERS), size, options)
     arms.append(Arm(DENSE_TWIN, ROOF, run(twin, ids_BS)))
     arms.append(Arm(STOCK_GPT2, ROOF, run(_stock_gpt2(size, options), ids_BS)))
     return Group("model", mode, size, arms, skipped)
 
 
-def _moe(size: Size, backend: str, options: Options) -> PreTrainedModel:
-    model = _seeded(GPT2WithMoE, _config(size, experts_implementation=backend), size, options)
-    if family_of(backend) == TRANSFORMERS:
-        for module in model.modules():
-            if isinstance(module, Experts):
-                module.act_fn = ACT2FN[size.activation]
+def _moe(size: Size, backend: str, options: Options, reference: bool = False) -> PreTrainedModel:
+    config = _config(size, experts_implementation=backend)
+    model = _seeded(GPT2WithMoE, config, size, options)
+    if reference or family_of(backend) == TRANSFORMERS:
+        exchange_experts(model, config, reference)
     return model
 
 
@@ -119,9 +130,20 @@ def _generation(model: Any, ids_BS: torch.Tensor) -> Step:
     return step
 
 
-@torch.no_grad()
-def _logits(model: PreTrainedModel, ids_BS: torch.Tensor) -> torch.Tensor:
-    training = model.training
-    logits = model.eval()(input_ids=ids_BS, use_cache=False).logits
-    model.train(training)
-    return logits
+def _logits(model: PreTrainedModel, ids_BS: torch.Tensor) -> Output:
+    def output() -> list[torch.Tensor]:
+        with torch.no_grad(), in_dtype(model.eval(), torch.float32):
+            return [model(input_ids=ids_BS, use_cache=False).logits]
+
+    return output
+
+
+def _training_output(model: PreTrainedModel, ids_BS: torch.Tensor) -> Output:
+    def output() -> list[torch.Tensor]:
+        # In less, rounding sends some tokens to other experts in the later layers.
+        with in_dtype(model.train(), torch.float32):
+            found = model(input_ids=ids_BS, labels=ids_BS, use_cache=False)
+            found.loss.backward()
+            return [found.logits.detach(), *released_gradients(model.parameters())]
+
+    return output

@@ -22,6 +22,9 @@ from moe_hf.layers.ffn.experts import Experts
 
 TRANSFORMERS_BACKENDS = ("eager", "grouped_mm", "batched_mm")
 PACKED = "sorted packed"
+SUBJECT = "auto"
+"""The arm that the CPU goals are about: what a user gets without choosing."""
+GPU_SUBJECT = "triton"
 # Adapters to packages of other people, among our own backends.
 _PACKAGES = ("scattermoe",)
 _ONE_KERNEL = ", one kernel"
@@ -91,6 +94,23 @@ def draw_weights(size: Size, options: Options) -> Weights:
     )
 
 
+def stock_experts(config: GPT2WithMoEConfig, weights: Weights, slots_left_empty: bool) -> StockExperts:
+    """transformers' experts with these weights.
+
+    Args:
+        config: says which backend in `experts_implementation`.
+        weights: shared, not copied.
+        slots_left_empty: whether the routes hold ids E, which mean that a slot is skipped.
+    """
+    with torch.device("meta"):
+        module: Any = StockExperts(config)
+    for field, parameter in weights._asdict().items():
+        setattr(module, field, parameter)
+    # transformers' backends look for skipped slots only where experts are spread over machines.
+    module._is_expert_parallel = slots_left_empty
+    return module
+
+
 class Opponent(NamedTuple):
     """One experts module, ready to be called."""
 
@@ -138,15 +158,16 @@ def _obstacle(name: str, size: Size, options: Options, training: bool) -> str | 
 
 
 def _opponent(name: str, size: Size, weights: Weights) -> Opponent:
-    stock = name in TRANSFORMERS_BACKENDS
+    limited = size.capacity_factor is not None
     backend = "sorted" if name == PACKED else name.removesuffix(_ONE_KERNEL)
     config = moe_config(size, experts_implementation=backend)
+    if name in TRANSFORMERS_BACKENDS:
+        return Opponent(name, family_of(name), stock_experts(config, weights, limited))
     with torch.device("meta"):
-        module: Any = StockExperts(config) if stock else Experts(config)
+        module: Any = Experts(config)
     for field, parameter in weights._asdict().items():
         setattr(module, field, parameter)
-    # transformers' backends look for skipped slots only where experts are spread over machines.
-    module._is_expert_parallel = size.capacity_factor is not None
+    module._is_expert_parallel = limited
     if name == PACKED:
         module.pack_for_inference()
     return Opponent(name, family_of(name), module)

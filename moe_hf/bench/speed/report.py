@@ -2,10 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from moe_hf.base.files import whole_file
+from moe_hf.bench.speed.comparison import MOST_ERROR, MOST_GRADIENT_ERROR
 from moe_hf.bench.speed.goals import Goal, judge
 from moe_hf.bench.speed.plots import draw_plots
 from moe_hf.bench.speed.results import GroupResult, Report, from_json, to_json
@@ -35,6 +38,16 @@ def write_report(
     """Write report.md, report.json and the pictures into `folder`; returns their paths, report.md first."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_plots(report, utilization, folder)
+    data = write_json(report, folder, goals, utilization)
+    with whole_file(folder / "report.md") as aside:
+        aside.write_text(report_text(report, goals, [picture.name for picture in pictures]))
+    return [folder / "report.md", data, *pictures]
+
+
+def write_json(
+    report: Report, folder: Path, goals: Sequence[Goal] = (), utilization: Sequence[Utilization] = ()
+) -> Path:
+    """Write report.json alone, which is cheap enough to be done after every group; returns its path."""
     data = {
         **to_json(report),
         "utilization": [one._asdict() for one in utilization],
@@ -52,9 +65,7 @@ def write_report(
     }
     with whole_file(folder / "report.json") as aside:
         aside.write_text(json.dumps(data, indent=1) + "\n")
-    with whole_file(folder / "report.md") as aside:
-        aside.write_text(report_text(report, goals, [picture.name for picture in pictures]))
-    return [folder / "report.md", folder / "report.json", *pictures]
+    return folder / "report.json"
 
 
 def read_report(folder: Path) -> Report:
@@ -86,9 +97,16 @@ def _head(report: Report) -> str:
     lines = [
         f"Repeat it with `{report.command}`; seed {report.seed}.",
         "Arms of one table ran in turns, in random order within each round, after warming up; medians [quartiles] of n "
-        "samples. Opponents more than 4 times slower than the fastest were sampled twice only. Every arm's result "
-        "was compared with the reference before it was timed. "
+        "samples. Opponents more than 4 times slower than the fastest were sampled twice only. "
         + " / ".join(f"Clock: {_CLOCKS[clock]}." for clock in clocks if clock in _CLOCKS),
+        "Before anything was timed, every backend's result was compared with that of a loop over the experts in "
+        "float32 which no backend has a part in, and in training also every gradient: of the tokens, the parameters "
+        "and, where routing is given, the routing weights. A result's relative error had to be at most "
+        f"{_allowed(MOST_ERROR)}, that of each gradient {_allowed(MOST_GRADIENT_ERROR)}; a gradient that all but "
+        "vanishes beside the others is held against a hundredth of their root mean square. An arm beyond that is not "
+        "in the tables and is marked WRONG. Blocks and whole models were compared in float32; of a model the logits "
+        "(for generation those of the prompt) and, in training, the gradients of all parameters. Routers, roofs and "
+        "plain GEMMs compute other things and were not compared.",
         "The roof is the dense computation of as many FLOPs: T*k rows through one expert-sized MLP; for a layer a "
         "dense FFN k times as wide; for routers the bare projection; for a whole model the dense model whose FFNs have "
         "one expert's width. `plain GEMM` is the up projection of T*k rows by one expert, alone. Peak memory counts "
@@ -98,6 +116,10 @@ def _head(report: Report) -> str:
     if report.interrupted:
         lines.insert(0, "**Interrupted: this is what had been measured by then.**")
     return "\n\n".join(lines)
+
+
+def _allowed(errors: Mapping[torch.dtype, float]) -> str:
+    return ", ".join(f"{most:g} in {str(dtype).removeprefix('torch.')}" for dtype, most in errors.items())
 
 
 def _machine(report: Report) -> str:
@@ -123,7 +145,7 @@ def _mode(mode: str, groups: Sequence[GroupResult]) -> list[str]:
     for group in groups:
         details += [
             f"**{group.size.label}, {group.size.setting}**: {group.size.rows_per_expert:g} rows per expert",
-            markdown_table(*filled(ARM_COLUMNS, arm_rows(group))),
+            *([markdown_table(*filled(ARM_COLUMNS, arm_rows(group)))] if group.arms else []),
         ]
-        details += [f"- not measured: {name}: {reason}" for name, reason in group.skipped]
+        details += [f"- not measured: {skipped.name}: {skipped.reason}" for skipped in group.skipped]
     return [*parts, *details, "</details>"]

@@ -5,25 +5,26 @@ from typing import NamedTuple
 
 import torch
 
-from moe_hf.base.errors import BackendUnavailableError, ConfigError
-from moe_hf.bench.speed.arms import FUSED, GEMM, NOT_COMPARED, TRANSFORMERS, Arm, Group, Options, Skipped
+from moe_hf.bench.speed.arms import FUSED, GEMM, NOT_COMPARED, TRANSFORMERS, Group, Options, Skipped
+from moe_hf.bench.speed.comparison import CANNOT_RUN, compare, further_arms, reason_text
 from moe_hf.bench.speed.memory import saved_bytes, step_memory
 from moe_hf.bench.speed.results import ArmResult, GroupResult
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.bench.speed.timing import Samples, SamplingPlan, in_turns, require_clock
 
-# What rounding explains: backends add the same products up in different orders.
-_MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-
 
 class Job(NamedTuple):
-    """One group to be built and measured; `memory` False leaves the memory out, which saves a call per arm."""
+    """One group to be built and measured; `memory` False leaves the memory out, which saves a call per arm.
+
+    `case` names the group where it cannot even be built.
+    """
 
     build: Callable[[Size, str, Options], Group]
     size: Size
     mode: str
     memory: bool = True
     backends: tuple[str, ...] | None = None
+    case: str = ""
 
 
 class Measured(NamedTuple):
@@ -41,7 +42,7 @@ def run_jobs(
     on_group: Callable[[GroupResult], None] = lambda group: None,
     on_progress: Callable[[Job, str], None] = lambda job, what: None,
 ) -> Measured:
-    """The groups that were measured, all of them or those before Ctrl-C.
+    """The groups that were measured, all of them or those before Ctrl-C; one that cannot run has no arms.
 
     Args:
         jobs: what to measure, in this order.
@@ -71,6 +72,9 @@ def run_jobs(
                 # A round that was cut short left some arms one sample behind, which the ratios do not mind.
                 groups += [group for group in partial if group.arms]
                 return Measured(groups, interrupted=True)
+            except CANNOT_RUN as error:
+                nothing = Skipped("the whole group", reason_text(error))
+                partial = [GroupResult(job.case, job.mode, job.size, clock, [], [nothing])]
             groups += partial
             on_group(groups[-1])
     except KeyboardInterrupt:
@@ -87,8 +91,11 @@ def _measure(
     on_progress(job, "building")
     group = job.build(job.size, job.mode, options)
     on_progress(job, "comparing results")
-    arms, errors, wrong = _compared(group)
-    skipped = group.skipped + wrong
+    compared = compare(group)
+    further, not_made = further_arms(compared.arms)
+    others = compare(group._replace(arms=further))
+    arms, errors = compared.arms + others.arms, compared.errors | others.errors
+    skipped = group.skipped + compared.skipped + not_made + others.skipped
     saved: dict[str, int] = {}
     peak: dict[str, int] = {}
     if job.memory:
@@ -126,32 +133,3 @@ def _measure(
     for number, samples in enumerate(rounds):
         on_progress(job, f"round {number + 1}")
         yield result(samples)
-
-
-def _compared(group: Group) -> tuple[list[Arm], dict[str, float], list[Skipped]]:
-    """The arms that can run here and whose output is right, all relative errors, and the other arms."""
-    expected = None if group.reference is None else group.reference().float()
-    allowed = _MOST_ERROR[group.size.torch_dtype]
-    right: list[Arm] = []
-    errors: dict[str, float] = {}
-    out: list[Skipped] = []
-    for arm in group.arms:
-        if arm.output is None:
-            right.append(arm)
-            continue
-        try:
-            found = arm.output().float()
-        except (BackendUnavailableError, ConfigError) as error:
-            # A backend whose package or device is absent says so at its first call.
-            out.append(Skipped(arm.name, str(error)))
-            continue
-        # Without a reference of its own, a group is compared with its first arm.
-        expected = found if expected is None else expected
-        error_size = ((found - expected).norm() / expected.norm()).item()
-        # Written so that a NaN is wrong.
-        if error_size <= allowed:
-            right.append(arm)
-            errors[arm.name] = error_size
-        else:
-            out.append(Skipped(arm.name, f"WRONG: output off by {error_size:.1e}, rounding explains {allowed:.0e}"))
-    return right, errors, out

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from moe_hf.base.registry import Registry
 from moe_hf.bench.speed.arms import FORWARD, TRAINING
 from moe_hf.bench.speed.cases import CASES, DECODE
-from moe_hf.bench.speed.goals import CPU_GOALS, GPU_GOALS, GPU_SUBJECT, SUBJECT, Goal
-from moe_hf.bench.speed.growth_case import build_growth
-from moe_hf.bench.speed.opponents import PACKED, TRANSFORMERS_BACKENDS
+from moe_hf.bench.speed.goals import CPU_GOALS, GPU_GOALS, SMALL_WIDTHS, Goal
+from moe_hf.bench.speed.growth_case import GROWTH, build_growth
+from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT, TRANSFORMERS_BACKENDS
 from moe_hf.bench.speed.runner import Job
 from moe_hf.bench.speed.sizes import Size
 
@@ -29,7 +29,7 @@ _CPU_ARMS = (*TRANSFORMERS_BACKENDS, SUBJECT, PACKED)
 
 
 def _jobs(case: str, mode: str, sizes: Iterable[Size], arms: tuple[str, ...], memory: bool = False) -> list[Job]:
-    return [Job(CASES[case].build, size, mode, memory, arms) for size in sizes]
+    return [Job(CASES[case].build, size, mode, memory, arms, case) for size in sizes]
 
 
 def _vary(sizes: Iterable[Size], threads: Iterable[int], **fields: Any) -> list[Size]:
@@ -37,7 +37,7 @@ def _vary(sizes: Iterable[Size], threads: Iterable[int], **fields: Any) -> list[
 
 
 def cpu_jobs(quick: bool) -> list[Job]:
-    """The groups behind every row of the CPU table; `quick` takes one small size instead of four, and one thread."""
+    """The groups behind every row of the CPU table; `quick` takes one cheap size instead of four, and one thread."""
     both = (1,) if quick else (1, 2)
     all_sizes = [SMALL] if quick else [NARROW, WIDE, WIDEST, FEW_ROWS]
     # With one thread a training step of the widest takes 7 s in transformers' eager loop; two threads show the same.
@@ -49,16 +49,19 @@ def cpu_jobs(quick: bool) -> list[Job]:
     training = _vary(train_1, (1,)) + _vary(train_2, (2,))
     training_new = _vary(new_sizes[:1], both, activation="gelu_new")
     training_new += _vary(new_sizes[1:], both[1:], activation="gelu_new")
+    small = _vary(SMALL_WIDTHS, both)
     compared = (*TRANSFORMERS_BACKENDS, SUBJECT)
     return [
         *_jobs("experts", FORWARD, _vary(all_sizes, both), _CPU_ARMS),
         *_jobs("experts", FORWARD, _vary(new_sizes, both, activation="gelu_new"), _CPU_ARMS),
+        *_jobs("experts", FORWARD, small, _CPU_ARMS),
+        *_jobs("experts", TRAINING, small, compared),
         *_jobs("experts", DECODE, decode, _CPU_ARMS),
         *_jobs("experts", TRAINING, training[:1] + training_new[:1], compared, memory=True),
         *_jobs("experts", TRAINING, training[1:] + training_new[1:], compared),
         *_jobs("experts", FORWARD, [size._replace(dtype="bfloat16") for size in training], _CPU_ARMS),
         *_jobs("experts", TRAINING, [size._replace(dtype="bfloat16") for size in training], compared),
-        *[Job(build_growth, GROWING, mode, True, ("grouped_mm", SUBJECT)) for mode in _MODES],
+        *[Job(build_growth, GROWING, mode, True, ("grouped_mm", SUBJECT), GROWTH) for mode in _MODES],
         *_jobs("model", TRAINING, _vary([model], both), ("eager", "grouped_mm", SUBJECT)),
     ]
 
@@ -79,7 +82,7 @@ def gpu_jobs(quick: bool) -> list[Job]:
     return [
         *_jobs("experts", FORWARD, sizes, arms, memory=True),
         *_jobs("experts", TRAINING, sizes, arms, memory=True),
-        *[Job(build_growth, growing, mode, True, ("grouped_mm", GPU_SUBJECT)) for mode in _MODES],
+        *[Job(build_growth, growing, mode, True, ("grouped_mm", GPU_SUBJECT), GROWTH) for mode in _MODES],
         *_jobs("experts", DECODE, decode, arms),
         *_jobs("router", FORWARD, [Size(tokens, 1024, 1024, 128, 8, dtype="bfloat16") for tokens in (1, 16384)], ()),
     ]

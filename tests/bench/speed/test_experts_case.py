@@ -1,11 +1,16 @@
 import pytest
 import torch
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.speed.arms import FUSED, OWN, ROOF, TRAINING, TRANSFORMERS, Arm, Group, Options
+from moe_hf.bench.speed.arms import FUSED, OWN, ROOF, TRAINING, TRANSFORMERS, Arm, Check, Group, Options, Skipped
 from moe_hf.bench.speed.cases import CASES
+from moe_hf.bench.speed.comparison import relative_errors
 from moe_hf.bench.speed.experts_case import build_experts
 from moe_hf.bench.speed.growth_case import FEW, MANY, at, build_growth
+from moe_hf.bench.speed.layer_cases import build_block, build_layer
+from moe_hf.bench.speed.opponents import StockExperts, draw_weights
+from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.routes import draw_routes
 from moe_hf.bench.speed.runner import Job, run_jobs
 from moe_hf.bench.speed.sizes import Size, expert_flops, expert_gradient_bytes, sweep
@@ -19,6 +24,10 @@ def measure(build, size, mode, **options):
     measured = run_jobs([Job(build, size, mode)], Options(**options), PLAN, "cpu")
     assert not measured.interrupted
     return measured.groups[0]
+
+
+def reasons(group):
+    return {skipped.name: skipped.reason for skipped in group.skipped}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +49,9 @@ def test_every_backend_that_runs_here_is_right_and_measured(forward):
 
 
 def test_backends_that_cannot_run_here_say_why(forward):
-    reasons = dict(forward.skipped)
-    assert "scattermoe" in reasons["scattermoe"]
-    assert "triton" in reasons["triton"]
+    found = reasons(forward)
+    assert "scattermoe" in found["scattermoe"]
+    assert "triton" in found["triton"]
 
 
 def test_composed_activation_of_transformers_has_an_arm_with_one_kernel_beside_it(forward, training):
@@ -75,13 +84,13 @@ def test_saved_bytes_are_what_each_backend_keeps(training):
 
 def test_batched_mm_is_skipped_where_it_would_gather_too_much():
     group = build_experts(SIZE, "forward", Options(memory_limit=1000))
-    assert "gathers" in dict(group.skipped)["batched_mm"]
+    assert "gathers" in reasons(group)["batched_mm"]
     assert "batched_mm" not in [arm.name for arm in group.arms]
 
 
 def test_grouped_mm_is_skipped_for_widths_that_it_cannot_read():
     group = measure(build_experts, SIZE._replace(hidden_size=18), "forward")
-    assert "multiple of" in dict(group.skipped)["grouped_mm"] or "strides" in dict(group.skipped)["grouped_mm"]
+    assert "multiple of" in reasons(group)["grouped_mm"] or "strides" in reasons(group)["grouped_mm"]
     assert group.arm("sorted") is not None
 
 
@@ -124,14 +133,132 @@ def test_growth_measures_few_and_many_experts_in_one_group():
 
 def test_arm_with_a_wrong_result_is_not_timed():
     def build(size, mode, options):
-        right = Arm("right", OWN, lambda: None, output=lambda: torch.ones(3))
-        wrong = Arm("wrong", OWN, lambda: None, output=lambda: torch.tensor([1.0, 1.0, 1.1]))
-        undefined = Arm("undefined", OWN, lambda: None, output=lambda: torch.tensor([1.0, 1.0, float("nan")]))
-        return Group("experts", mode, size, [right, wrong, undefined], [])
+        def arm(name, *values):
+            return Arm(name, OWN, lambda: None, Check(lambda: [torch.tensor(values)], lambda: [torch.ones(3)]))
+
+        arms = [arm("right", 1.0, 1.0, 1.0), arm("wrong", 1.0, 1.0, 1.1), arm("undefined", 1.0, 1.0, float("nan"))]
+        return Group("experts", mode, size, arms, [])
 
     group = measure(build, SIZE, "forward")
     assert [arm.name for arm in group.arms] == ["right"]
-    assert [name for name, reason in group.skipped if reason.startswith("WRONG")] == ["wrong", "undefined"]
+    assert [skipped.name for skipped in group.skipped if skipped.wrong] == ["wrong", "undefined"]
+
+
+class _Halved(torch.autograd.Function):
+    """Right forward, half the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+@pytest.mark.parametrize("position", [0, 2], ids=["tokens", "routing weights"])
+def test_backend_with_a_wrong_gradient_is_not_timed_in_training(monkeypatch, position):
+    def broken(module, *given):
+        given = [_Halved.apply(one) if index == position else one for index, one in enumerate(given)]
+        return sorted_backend(module, *given)
+
+    sorted_backend = ALL_EXPERTS_FUNCTIONS["sorted"]
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "sorted", broken)
+    for build in (build_experts, build_growth, build_layer):
+        assert build is build_layer or measure(build, SIZE, "forward", backends=("sorted",)).skipped == []
+        group = measure(build, SIZE._replace(tokens=9), TRAINING, backends=("grouped_mm", "sorted"))
+        wrong = [skipped.name for skipped in group.skipped if skipped.wrong]
+        assert wrong == ([at("sorted", FEW), at("sorted", MANY)] if build is build_growth else ["sorted"])
+        assert any(arm.name.startswith("grouped_mm") and arm.error < 1e-5 for arm in group.arms)
+
+
+def test_wrong_gradient_of_a_bias_shows_beside_the_large_gradients_of_the_weights():
+    expected = [torch.ones(2), torch.full((100, 100), 3.0), torch.ones(4)]
+    found = [*expected[:2], torch.full((4,), 1.5)]
+    assert relative_errors(found, expected) == pytest.approx([0.0, 0.0, 0.5])
+
+
+def test_gradient_that_is_rounding_noise_alone_is_no_error():
+    expected = [torch.ones(2), torch.ones(100), torch.tensor([1e-9, -1e-9])]
+    found = [*expected[:2], torch.tensor([-1e-9, 2e-9])]
+    assert max(relative_errors(found, expected)) < 1e-6
+
+
+def test_reference_has_no_backend_in_it_and_skips_slots():
+    weights = draw_weights(SIZE, Options())
+    x_TD, weight_TK = torch.randn(3, 16), torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]])
+    expert_TK = torch.tensor([[0, 3], [4, 2], [4, 4]])
+    found_TD = ReferenceExperts(weights, "gelu")(x_TD, expert_TK, weight_TK)
+
+    def expert(token, index):
+        hidden = torch.nn.functional.gelu(weights.up_proj[index] @ x_TD[token] + weights.up_proj_bias[index])
+        return weights.down_proj[index] @ hidden + weights.down_proj_bias[index]
+
+    torch.testing.assert_close(found_TD[0], 0.25 * expert(0, 0) + 0.75 * expert(0, 3))
+    torch.testing.assert_close(found_TD[1], 0.5 * expert(1, 2))
+    assert not found_TD[2].any()
+
+
+@pytest.mark.parametrize("case", ["experts", "layer", "block", "model"])
+def test_backends_are_right_in_bfloat16_too(case):
+    size = SIZE._replace(tokens=40, dtype="bfloat16", activation="gelu_new")
+    group = measure(CASES[case].build, size, TRAINING, backends=("eager", "grouped_mm", "sorted"))
+    assert {"eager", "grouped_mm", "sorted"} <= {arm.name for arm in group.arms}
+
+
+def test_further_arm_is_made_after_its_own_was_found_right_and_is_compared_too():
+    def build(size, mode, options):
+        def arm(name, value, **fields):
+            check = Check(lambda: [torch.tensor([value])], lambda: [torch.ones(1)])
+            return Arm(name, OWN, lambda: None, check, **fields)
+
+        arms = [
+            arm("right", 1.0, further=lambda: arm("captured", 1.0)),
+            arm("other", 1.0, further=lambda: arm("broken", 2.0)),
+            arm("third", 1.0, further=lambda: Skipped("fourth", "cannot be captured")),
+            arm("wrong", 2.0, further=lambda: pytest.fail("made of a wrong arm")),
+        ]
+        return Group("experts", mode, size, arms, [])
+
+    group = measure(build, SIZE, "forward")
+    assert [arm.name for arm in group.arms] == ["right", "other", "third", "captured"]
+    assert [skipped.name for skipped in group.skipped] == ["wrong", "fourth", "broken"]
+
+
+def test_group_that_cannot_run_is_skipped_with_its_reason_and_the_rest_goes_on():
+    def build(size, mode, options):
+        def out_of_memory():
+            raise torch.OutOfMemoryError("too much\nmore lines")
+
+        if size.tokens == 1:
+            raise ConfigError("tokens=1 is not allowed")
+        return Group("experts", mode, size, [Arm("arm", OWN, out_of_memory if size.tokens == 2 else lambda: None)], [])
+
+    jobs = [Job(build, SIZE._replace(tokens=tokens), "forward", False, None, "experts") for tokens in (1, 2, 3)]
+    groups = run_jobs(jobs, Options(), PLAN, "cpu").groups
+    assert [(group.case, group.size.tokens, len(group.arms)) for group in groups] == [
+        ("experts", 1, 0),
+        ("experts", 2, 0),
+        ("experts", 3, 1),
+    ]
+    assert [group.skipped[0].reason for group in groups[:2]] == ["tokens=1 is not allowed", "too much"]
+
+
+@pytest.mark.parametrize("build", [build_layer, build_block])
+def test_layers_measure_transformers_own_loop_under_its_name(build, monkeypatch):
+    called = []
+    monkeypatch.setattr(StockExperts, "forward", _noting(StockExperts.forward, called))
+    measure(build, SIZE, "forward", backends=("eager",))
+    assert called
+
+
+def _noting(forward, called):
+    def noted(self, *given):
+        called.append(type(self))
+        # What the decorator of transformers wraps, which picks the backend.
+        return forward(self, *given)
+
+    return noted
 
 
 def test_ctrl_c_keeps_what_was_measured():

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moe_hf.bench.speed.arms import GEMM, OWN, ROOF, TRANSFORMERS, Skipped
-from moe_hf.bench.speed.goals import CPU_GOALS, GPU_GOALS, Goal, Value, Verdict, judge
+from moe_hf.bench.speed.goals import CPU_GOALS, GPU_GOALS, SMALL_WIDTHS, Goal, Value, Verdict, judge
 from moe_hf.bench.speed.growth_case import FEW, MANY, at, split_by_experts
 from moe_hf.bench.speed.report import read_report, report_text, write_report
 from moe_hf.bench.speed.results import ArmResult, GroupResult, Report, from_json, to_json
@@ -80,6 +80,12 @@ def test_goals_read_the_groups_that_they_are_about():
     assert numbers("decode, T=1, vs the best", *groups) == []
 
 
+def test_small_widths_count_in_their_own_rows_only():
+    groups = [group(mode=mode, size=size) for mode in ("forward", "training") for size in SMALL_WIDTHS]
+    filled = {verdict.goal.quantity: len(verdict.values) for verdict in judge(CPU_GOALS, groups) if verdict.values}
+    assert filled == {"small widths, forward, vs the best": 2, "small widths, forward+backward, vs the best": 2}
+
+
 def test_memory_goals_compare_bytes_kept_for_backward():
     allowed_per_token = 2 * 16 * 4 * 1.05 + 128
     one = group(mode="training", saved=6400)
@@ -123,6 +129,8 @@ def test_growth_group_is_drawn_as_one_group_per_number_of_experts(tmp_path):
         (False, [1.0, 1.05], "met, goal met"),
         (False, [1.15], "met, goal met in 0 of 1"),
         (False, [1.3, 1.0], "MISSED in 1 of 2"),
+        (True, [1.045], "MISSED in 1 of 1"),
+        (False, [1.2049], "MISSED in 1 of 1"),
     ],
 )
 def test_verdict_is_decided_by_the_worst_value(higher, values, text):
