@@ -54,12 +54,9 @@ def triton_backend(
         BackendUnavailableError: Triton is absent, or the tensors are not on a GPU.
         ConfigError: the activation is none of `ACTIVATIONS`.
     """
-    require("triton", "experts_implementation='triton'")
-    if x_TD.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BackendUnavailableError(
-            f"experts_implementation='triton' needs tensors on a GPU, got {x_TD.device.type!r}; use 'sorted', or "
-            "'auto', which picks by device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests)"
-        )
+    # The compiler cannot trace looking for a package, and the kernels themselves refuse what they cannot do.
+    if not torch.compiler.is_compiling():
+        _check_triton_runs(x_TD)
     # The kernels import Triton at their top, which only those may pay for who have it and use it.
     from moe_hf.ops.kernels.experts import triton_experts
 
@@ -80,7 +77,9 @@ def scattermoe_backend(
     stack, known = stack_of(module)
     activation = _known(known, "scattermoe", module)
     num_experts, k = len(stack.up_EFD), expert_TK.shape[1]
-    expert_TK, weight_TK = _without_skips(expert_TK, weight_TK, num_experts)
+    # transformers 5.17 does not say whether a module's routes may have skipped slots.
+    if getattr(module, "_is_expert_parallel", True):
+        expert_TK, weight_TK = _without_skips(expert_TK, weight_TK, num_experts)
     order = package.flatten_sort_count(expert_TK, num_experts=num_experts)
     up_EDF, down_EFD = stack.up_EFD.transpose(1, 2), stack.down_EDF.transpose(1, 2)
     z_NF = package.parallel_linear(x_TD, up_EDF, k, *order, expert_biases=stack.up_bias_EF, grouped_out=True)
@@ -101,18 +100,20 @@ def auto_backend(
     """The backend for these tensors.
 
     Off CUDA "sorted". On CUDA transformers' "batched_mm" for few tokens without gradients and its "grouped_mm" for
-    many, or "sorted" where these refuse the width or dtype. "triton" is taken only by name, as long as its kernels
-    have not been run and measured on a GPU.
+    many, or "sorted" where the latter refuses the width or dtype, or knows nothing of autocast. "triton" is taken only
+    by name, as long as its kernels have not been run and measured on a GPU.
     """
     if not x_TD.is_cuda:
         return sorted_backend(module, x_TD, expert_TK, weight_TK)
     stack, _ = stack_of(module)
-    if not module._is_expert_parallel:
+    # (transformers 5.17 does not say it.)
+    if not getattr(module, "_is_expert_parallel", False):
         # Both would read beyond the stacks at a skipped slot.
         expert_TK, weight_TK = _without_skips(expert_TK, weight_TK, len(stack.up_EFD))
     if expert_TK.numel() <= FEW_SLOTS and not torch.is_grad_enabled():
         return batched_mm_experts_forward(module, x_TD, expert_TK, weight_TK)
-    if grouped_mm_runs(stack):
+    # The grouped GEMM multiplies in the dtype of the weights, whatever autocast says.
+    if grouped_mm_runs(stack) and compute_dtype(x_TD, stack) == stack.up_EFD.dtype:
         return grouped_mm_experts_forward(module, x_TD, expert_TK, weight_TK)
     return sorted_backend(module, x_TD, expert_TK, weight_TK)
 
@@ -138,6 +139,15 @@ def grouped_mm_runs(stack: ExpertStack) -> bool:
         for part in (stack.up_EFD, stack.down_EDF)
         for stride in part.stride()
     )
+
+
+def _check_triton_runs(x_TD: torch.Tensor) -> None:
+    require("triton", "experts_implementation='triton'")
+    if x_TD.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendUnavailableError(
+            f"experts_implementation='triton' needs tensors on a GPU, got {x_TD.device.type!r}; use 'sorted', or "
+            "'auto', which picks by device (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly, for tests)"
+        )
 
 
 def _known(activation: Activation | None, backend: str, module: nn.Module) -> Activation:

@@ -4,7 +4,8 @@ Shapes: T tokens, D width, E experts, F width of one expert.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +13,10 @@ from moe_hf.ops.experts import ExpertStack
 
 # Temporaries above 32 MiB are handed back to the system by glibc and faulted in anew at each call.
 CHUNK_BYTES = 16 * 2**20
+# Experts of fewer weights, with rows of together up to so many bytes, share the steps in which they do not differ:
+# their products are so short that some 10 microseconds for each step and expert would count.
+GROUP_WEIGHTS = 2**18
+GROUP_BYTES = 2**20
 
 
 def compute_dtype(x_TD: torch.Tensor, stack: ExpertStack) -> torch.dtype:
@@ -23,15 +28,24 @@ def compute_dtype(x_TD: torch.Tensor, stack: ExpertStack) -> torch.dtype:
     return dtype
 
 
-def without_autocast(x_TD: torch.Tensor) -> torch.amp.autocast:
+def without_autocast(x_TD: torch.Tensor) -> AbstractContextManager[Any]:
     """A context in which products keep the dtype that `compute_dtype` chose."""
-    return torch.amp.autocast(x_TD.device.type, enabled=False)
+    device = x_TD.device.type
+    # Entering autocast costs microseconds, of which a decoding step has few.
+    return torch.amp.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def rows_per_chunk(stack: ExpertStack, dtype: torch.dtype) -> int:
     """So many rows that the widest temporary has at most `CHUNK_BYTES`."""
     widest = max(stack.up_EFD.shape[1:])
     return max(1, CHUNK_BYTES // (widest * dtype.itemsize))
+
+
+def rows_per_group(stack: ExpertStack, dtype: torch.dtype) -> int:
+    """So many rows of different experts may go together; 0 where each expert goes alone."""
+    if stack.up_EFD[0].numel() >= GROUP_WEIGHTS:
+        return 0
+    return GROUP_BYTES // (max(stack.up_EFD.shape[1:]) * dtype.itemsize)
 
 
 def expert_of(stack: ExpertStack, expert: int, dtype: torch.dtype) -> ExpertStack:

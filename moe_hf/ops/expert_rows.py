@@ -4,6 +4,7 @@ Shapes: T tokens, D width, E experts, K experts per token, N rows: the slots of 
 sorted by expert.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,17 @@ def sort_rows(expert_TK: torch.Tensor, num_experts: int, rows_per_chunk: int) ->
             chunks.append(Chunk(expert, start + first, start + min(first + rows_per_chunk, count), first == 0))
         start += count
     return ExpertRows(slot_S[:start], chunks, unused)
+
+
+def group_chunks(chunks: Sequence[Chunk], rows_per_group: int) -> list[list[Chunk]]:
+    """Runs of neighbouring chunks, as long as they have at most `rows_per_group` rows together or are one chunk."""
+    groups: list[list[Chunk]] = []
+    for chunk in chunks:
+        if groups and chunk.stop - groups[-1][0].start <= rows_per_group:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return groups
 
 
 def room_for_rows(slot_N: torch.Tensor, weight_TK: torch.Tensor, like_TD: torch.Tensor) -> torch.Tensor:

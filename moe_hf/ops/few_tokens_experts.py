@@ -7,7 +7,7 @@ import torch
 
 from moe_hf.ops.activations import Activation, activate
 from moe_hf.ops.cpu_gemm import linear, linear_activated
-from moe_hf.ops.expert_parts import bias_of, expert_of, without_autocast
+from moe_hf.ops.expert_parts import bias_of, expert_of, rows_per_group, without_autocast
 from moe_hf.ops.expert_rows import combine_rows, room_for_rows, sort_rows
 from moe_hf.ops.experts import ExpertStack
 
@@ -35,7 +35,7 @@ def few_tokens_experts(
             return _gathered(x_TD, expert_TK, weight_TK, stack, activation, dtype)
     if len(x_TD) == 1:
         return _one_token(x_TD, expert_TK, weight_TK, stack, activation, dtype)
-    if num_slots * stack.up_EFD.shape[1] * dtype.itemsize <= HIDDEN_BYTES:
+    if rows_per_group(stack, dtype) == 0 and num_slots * stack.up_EFD.shape[1] * dtype.itemsize <= HIDDEN_BYTES:
         return _all_up_then_all_down(x_TD, expert_TK, weight_TK, stack, activation, dtype)
     return None
 
@@ -48,12 +48,13 @@ def _gathered(
     activation: Activation,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    expert_S = expert_TK.reshape(-1)
-    x_SD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
-    z_SF = _product(stack.up_EFD, expert_S, x_SD1, stack.up_bias_EF)
-    y_SD = _product(stack.down_EDF, expert_S, activate(z_SF, activation)[..., None], stack.down_bias_ED)
-    y_TKD = y_SD.to(x_TD.dtype).view(*expert_TK.shape, -1)
-    return torch.bmm(weight_TK[:, None].to(y_TKD.dtype), y_TKD)[:, 0]
+    with without_autocast(x_TD):
+        expert_S = expert_TK.reshape(-1)
+        x_SD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
+        z_SF = _product(stack.up_EFD, expert_S, x_SD1, stack.up_bias_EF)
+        y_SD = _product(stack.down_EDF, expert_S, activate(z_SF, activation)[..., None], stack.down_bias_ED)
+        y_TKD = y_SD.to(x_TD.dtype).view(*expert_TK.shape, -1)
+        return torch.bmm(weight_TK[:, None].to(y_TKD.dtype), y_TKD)[:, 0]
 
 
 def _product(

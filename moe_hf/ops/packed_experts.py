@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.activations import Activation, activate
-from moe_hf.ops.cpu_gemm import FUSED_ACTIVATIONS, onednn_available
-from moe_hf.ops.expert_parts import rows_per_chunk
+from moe_hf.ops.activations import Activation
+from moe_hf.ops.cpu_gemm import onednn_available, pointwise
+from moe_hf.ops.expert_parts import bias_of, rows_per_chunk
 from moe_hf.ops.expert_rows import combine_rows, room_for_rows, sort_rows
 from moe_hf.ops.experts import ExpertStack
 
@@ -29,13 +29,17 @@ def pack_stack(stack: ExpertStack) -> PackedStack:
     """A second copy of the weights in oneDNN's order, which spares each call the reordering.
 
     Raises:
-        ConfigError: the weights are not on a CPU, not float32 or bfloat16, or PyTorch has no oneDNN.
+        ConfigError: the weights are not on a CPU, not float32 or bfloat16, or oneDNN is absent, turned off or without
+            their dtype on this CPU.
     """
     device, dtype = stack.up_EFD.device.type, stack.up_EFD.dtype
     if device != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"only float32 and bfloat16 weights on a CPU can be packed, got {dtype} on {device!r}")
-    if not onednn_available():
-        raise ConfigError("packing needs a PyTorch with oneDNN, and torch.backends.mkldnn.enabled; use plain weights")
+    if not onednn_available(dtype):
+        raise ConfigError(
+            f"packing needs a PyTorch that multiplies {dtype} with oneDNN on this CPU, and "
+            "torch.backends.mkldnn.enabled; use plain weights"
+        )
     with torch.no_grad():
         up_E, down_E = ([_packed(part) for part in stacked] for stacked in (stack.up_EFD, stack.down_EDF))
     return PackedStack(up_E, down_E, stack.up_bias_EF, stack.down_bias_ED, rows_per_chunk(stack, dtype))
@@ -54,17 +58,8 @@ def packed_experts(
     token_N = rows.slot_N // expert_TK.shape[1]
     y_ND = room_for_rows(rows.slot_N, weight_TK, x_TD)
     for expert, start, stop, _ in rows.chunks:
-        up_bias_F, down_bias_D = (
-            None if bias is None else bias[expert] for bias in (stack.up_bias_EF, stack.down_bias_ED)
-        )
         x_nD = x_TD.index_select(0, token_N[start:stop])
-        if activation.gate == "none" and activation.name in FUSED_ACTIVATIONS:
-            h_nF = torch.ops.mkldnn._linear_pointwise(
-                x_nD, stack.up_E[expert], up_bias_F, *FUSED_ACTIVATIONS[activation.name]
-            )
-        else:
-            h_nF = activate(
-                torch.ops.mkldnn._linear_pointwise(x_nD, stack.up_E[expert], up_bias_F, "none", [], ""), activation
-            )
-        y_ND[start:stop] = torch.ops.mkldnn._linear_pointwise(h_nF, stack.down_E[expert], down_bias_D, "none", [], "")
+        up_bias_F, down_bias_D = (bias_of(bias, expert, x_TD.dtype) for bias in (stack.up_bias_EF, stack.down_bias_ED))
+        h_nF = pointwise(x_nD, stack.up_E[expert], up_bias_F, activation)
+        y_ND[start:stop] = pointwise(h_nF, stack.down_E[expert], down_bias_D)
     return combine_rows(y_ND, rows.slot_N, weight_TK)

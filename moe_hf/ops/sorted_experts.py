@@ -1,4 +1,4 @@
-"""Experts in pure PyTorch, one after another over the tokens sorted by expert: the form for CPUs.
+"""Experts in pure PyTorch, group after group over the tokens sorted by expert: the form for CPUs.
 
 Shapes: T tokens, D width, E experts, K experts per token, N rows (visited slots, sorted by expert), F width of one
 expert; z has F columns, or 2F where the activation is gated.
@@ -11,8 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from moe_hf.ops.activations import Activation
-from moe_hf.ops.expert_parts import compute_dtype, rows_per_chunk
-from moe_hf.ops.expert_rows import ExpertRows, sort_rows
+from moe_hf.ops.expert_parts import compute_dtype, rows_per_chunk, rows_per_group
+from moe_hf.ops.expert_rows import ExpertRows, group_chunks, sort_rows
 from moe_hf.ops.experts import ExpertStack
 from moe_hf.ops.few_tokens_experts import few_tokens_experts
 from moe_hf.ops.sorted_passes import Needs, backward_pass, forward_pass
@@ -77,23 +77,23 @@ class _SortedExperts(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> torch.Tensor:
         stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
-        z_chunks: list[torch.Tensor] = []
-        out_TD, rows = forward_pass(x_TD, expert_TK, weight_TK, stack, activation, dtype, z_chunks)
+        z_groups: list[torch.Tensor] = []
+        out_TD, rows = forward_pass(x_TD, expert_TK, weight_TK, stack, activation, dtype, z_groups.append)
         ctx.activation, ctx.dtype = activation, dtype
         ctx.chunks, ctx.unused = rows.chunks, rows.unused
-        ctx.save_for_backward(x_TD, weight_TK, *stack, rows.slot_N, *z_chunks)
+        ctx.save_for_backward(x_TD, weight_TK, *stack, rows.slot_N, *z_groups)
         return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: torch.Tensor) -> tuple[Any, ...]:
-        x_TD, weight_TK, up_EFD, down_EDF, up_bias_EF, down_bias_ED, slot_N, *z_chunks = ctx.saved_tensors
+        x_TD, weight_TK, up_EFD, down_EDF, up_bias_EF, down_bias_ED, slot_N, *z_groups = ctx.saved_tensors
         stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
         rows = ExpertRows(slot_N, ctx.chunks, ctx.unused)
         needs_x, _, needs_weight, *needs_stack = ctx.needs_input_grad[:7]
         needs = Needs(needs_x, needs_weight, tuple(needs_stack))
         dx_TD, dweight_TK, dstack = backward_pass(
-            dout_TD, x_TD, weight_TK, stack, rows, z_chunks, ctx.activation, ctx.dtype, needs
+            dout_TD, x_TD, weight_TK, stack, rows, z_groups, ctx.activation, ctx.dtype, needs
         )
         return dx_TD, None, dweight_TK, *dstack, None, None
 
@@ -118,11 +118,15 @@ def _compiled(
     z_SF = x_TD.new_empty(expert_TK.numel() if trains else 0, up_EFD.shape[1], dtype=dtype)
     if not trains:
         return _without_gradients(x_TD, expert_TK, weight_TK, stack, activation, dtype), z_SF
-    z_chunks: list[torch.Tensor] = []
-    out_TD, rows = forward_pass(x_TD, expert_TK, weight_TK, stack, activation, dtype, z_chunks)
-    for chunk, z_nF in zip(rows.chunks, z_chunks, strict=True):
-        z_SF[chunk.start : chunk.stop] = z_nF
-    z_SF[len(rows.slot_N) :].zero_()
+    num_kept = 0
+
+    def keep(z_nF: torch.Tensor) -> None:
+        nonlocal num_kept
+        z_SF[num_kept : num_kept + len(z_nF)] = z_nF
+        num_kept += len(z_nF)
+
+    out_TD, _ = forward_pass(x_TD, expert_TK, weight_TK, stack, activation, dtype, keep)
+    z_SF[num_kept:].zero_()
     return out_TD, z_SF
 
 
@@ -161,14 +165,15 @@ def _compiled_backward(
     """The gradients of x, the routing weights and the stack; an empty tensor where one is not needed."""
     stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
     rows = sort_rows(expert_TK, len(up_EFD), rows_per_chunk(stack, z_SF.dtype))
-    z_chunks = [z_SF[chunk.start : chunk.stop] for chunk in rows.chunks]
+    groups = group_chunks(rows.chunks, rows_per_group(stack, z_SF.dtype))
+    z_groups = [z_SF[chunks[0].start : chunks[-1].stop] for chunks in groups]
     dx_TD, dweight_TK, dstack = backward_pass(
         dout_TD,
         x_TD,
         weight_TK,
         stack,
         rows,
-        z_chunks,
+        z_groups,
         Activation(name, gate),
         z_SF.dtype,
         Needs(needs[0], needs[1], tuple(needs[2:])),
@@ -201,11 +206,15 @@ def _compiled_backward_fake(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     *tensors, name, gate, _, _ = inputs
+    # Without this the absent gradient of z would be made, as zeros of its size.
+    ctx.set_materialize_grads(False)
     ctx.name, ctx.gate = name, gate
     ctx.save_for_backward(*tensors, output[1])
 
 
-def _differentiate(ctx: Any, dout_TD: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Any, dout_TD: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
+    if dout_TD is None:
+        return (None,) * 11
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:7]]
     gradients = _compiled_backward(dout_TD.contiguous(), *ctx.saved_tensors, ctx.name, ctx.gate, needs)
     dx_TD, *others = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))

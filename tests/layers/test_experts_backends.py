@@ -211,6 +211,16 @@ def test_triton_wants_a_gpu() -> None:
         experts(tokens_for(), *routes(skips=False))
 
 
+@pytest.mark.parametrize("backend", ["sorted", *(["triton"] if INTERPRETED else [])])
+def test_they_compile_into_one_graph(backend: str) -> None:
+    experts = make(backend, "gelu_new", torch.float32, gated=False, transposed=False, biased=True)
+    expected = value_and_gradients(experts, tokens_for(), *routes(skips=False))
+    experts.zero_grad()
+    compiled = torch.compile(experts, backend="aot_eager", fullgraph=True)
+    compiled.named_parameters = experts.named_parameters
+    assert_equal_within(value_and_gradients(compiled, tokens_for(), *routes(skips=False)), expected, 1e-6)
+
+
 @pytest.mark.skipif(is_available("scattermoe"), reason="scattermoe is installed")
 def test_scattermoe_says_how_to_get_it() -> None:
     experts = make("scattermoe", "gelu", torch.float32, gated=False, transposed=False, biased=True)
@@ -292,8 +302,8 @@ class TestPacked:
             pack_for_inference(make("sorted", "tanh", torch.float32, **layout))
         with torch.inference_mode(), pytest.raises(ConfigError, match="inference_mode"):
             pack_for_inference(make("sorted", "gelu", torch.float32, **layout))
-        monkeypatch.setattr("moe_hf.ops.packed_experts.onednn_available", lambda: False)
-        with pytest.raises(ConfigError, match="PyTorch with oneDNN"):
+        monkeypatch.setattr("moe_hf.ops.packed_experts.onednn_available", lambda dtype: False)
+        with pytest.raises(ConfigError, match=r"multiplies torch.float32 with oneDNN on this CPU"):
             pack_for_inference(make("sorted", "gelu", torch.float32, **layout))
 
 

@@ -76,10 +76,20 @@ def assert_equal_within(found: dict[str, torch.Tensor], expected: dict[str, torc
         )
 
 
-@pytest.fixture(params=["whole", "chunks of three rows"])
+# The bytes that a chunk and a group may have; a row has 10 float32 numbers.
+CHUNKING = {
+    "whole": (2**20, 2**20),
+    "one by one": (2**20, 0),
+    "groups of nine rows": (2**20, 9 * 40),
+    "chunks of three rows": (3 * 40, 0),
+    "groups of chunks": (3 * 40, 9 * 40),
+}
+
+
+@pytest.fixture(params=CHUNKING)
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "whole":
-        monkeypatch.setattr(expert_parts, "CHUNK_BYTES", 3 * 10 * 4)
+    for name, limit in zip(("CHUNK_BYTES", "GROUP_BYTES"), CHUNKING[request.param], strict=True):
+        monkeypatch.setattr(expert_parts, name, limit)
 
 
 @pytest.mark.parametrize("kind", ["random", "one expert", "skips", "one skip", "nothing"])
@@ -193,7 +203,12 @@ def test_decoding_forms_equal_the_reference(tokens: int, monkeypatch: pytest.Mon
             monkeypatch.setattr(few_tokens_experts, "GATHERED_BYTES", limit)
             arguments = (tokens_for(tokens), *routes(kind, tokens), stack_for(activation), activation)
             with torch.no_grad():
-                torch.testing.assert_close(sorted_experts(*arguments), reference_experts(*arguments))
+                expected = reference_experts(*arguments)
+                torch.testing.assert_close(sorted_experts(*arguments), expected)
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    found = sorted_experts(*arguments)
+            assert found.dtype == torch.float32
+            assert_equal_within({"out": found}, {"out": expected}, TOLERANCE[torch.bfloat16])
 
 
 def test_autocast_multiplies_in_its_dtype_and_keeps_master_gradients() -> None:
@@ -314,6 +329,26 @@ def test_compiles_into_one_graph(kind: str) -> None:
     assert_equal_within(value_and_gradients(compiled, *arguments), expected, 0)
     with torch.no_grad():
         torch.testing.assert_close(compiled(*arguments), expected["out"])
+
+
+def test_no_gradient_of_the_pre_activations_is_made_up() -> None:
+    class Zeros(TorchDispatchMode):
+        shapes: ClassVar[list[tuple[int, ...]]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if "zeros" in function.overloadpacket.__name__:
+                self.shapes.append(tuple(result.shape))
+            return result
+
+    x, (expert, weight), stack = tokens_for().requires_grad_(), routes(), stack_for(Activation("gelu"))
+    # What torch.compile calls.
+    out, z = torch.ops.moe_hf.sorted_experts(x, expert, weight, *stack, "gelu", "none", torch.float32, True)
+    assert z.shape == (T * K, F)
+    with Zeros() as zeros:
+        out.sum().backward()
+    assert (T * K, F) not in zeros.shapes
+    assert x.grad.abs().max() > 0
 
 
 class Sharp(torch.nn.Module):

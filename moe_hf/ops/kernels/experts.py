@@ -33,9 +33,9 @@ def triton_experts(
 ) -> torch.Tensor:
     """For each expert, its tokens through its FFN, weighted and added up: `reference_experts` on an NVIDIA GPU.
 
-    Sums are in float32 and always in the same order, so runs repeat bit by bit. float32 is multiplied exactly unless
-    torch may use TF32. Under autocast x and the stack are cast as a linear layer's would be. The first call of each
-    coarse shape times tile sizes (`moe_hf.ops.kernels.tiles`). No second derivative.
+    Sums are in float32 and always in the same order, so runs with the same tiles repeat bit by bit. float32 is
+    multiplied exactly unless torch may use TF32. Under autocast x and the stack are cast as a linear layer's would be.
+    The first call of each coarse shape times tile sizes (`moe_hf.ops.kernels.tiles`). No second derivative.
 
     Args:
         x_TD: tokens; float32, bfloat16 or float16.

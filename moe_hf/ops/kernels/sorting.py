@@ -37,7 +37,8 @@ def sort_by_expert(expert_TK: torch.Tensor, num_experts: int) -> SortedSlots:
         expert_TK: experts of each token, in [0, E]; E marks a slot to skip.
         num_experts: E.
     """
-    expert_N = expert_TK.reshape(-1)
+    # The kernels take the ids for contiguous; flattening K = 1 may leave a stride.
+    expert_N = expert_TK.reshape(-1).contiguous()
     if expert_N.numel() == 0:
         zero_G = torch.zeros(num_experts + 1, dtype=torch.int32, device=expert_N.device)
         return SortedSlots(zero_G[:0].clone(), zero_G[1:].clone(), zero_G)

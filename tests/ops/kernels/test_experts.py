@@ -149,6 +149,14 @@ def test_inputs_need_not_be_contiguous(device, poisoned_memory):
     assert_equal_to_reference(strided, expert_TK[::2], Activation("gelu"))
 
 
+@pytest.mark.parametrize("kind", ["sliced", "expanded"])
+def test_one_expert_of_several_per_token(kind, device, poisoned_memory):
+    leaves, expert_TK = problem(device)
+    leaves[1] = leaves[1][:, :1]
+    expert_TK = expert_TK[:, 1:] if kind == "sliced" else expert_TK[:1, :1].expand(len(expert_TK), 1)
+    assert_equal_to_reference(leaves, expert_TK, Activation("gelu"))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gate", ["none", "interleaved"])
 def test_half_precision_is_as_near_to_float32_as_the_reference(gate, dtype, device, poisoned_memory):

@@ -47,6 +47,18 @@ def test_tiles_cover_each_experts_rows_once(shape, block_m, device, poisoned_mem
     assert all(expert == num_experts for expert, _, _ in tiles[len(wanted) :])
 
 
+@pytest.mark.parametrize("num_tokens", [40, 300])
+@pytest.mark.parametrize("kind", ["sliced", "expanded"])
+def test_ids_need_not_be_contiguous(kind, num_tokens, device, poisoned_memory):
+    torch.manual_seed(0)
+    top_2 = routes(num_tokens, 2, 7, device)
+    expert_TK = top_2[:, 1:] if kind == "sliced" else top_2[:1, :1].expand(num_tokens, 1)
+    assert not expert_TK.reshape(-1).is_contiguous()
+    slots = sort_by_expert(expert_TK, 7)
+    assert torch.equal(slots.order_N, expert_TK.flatten().argsort(stable=True).int())
+    assert torch.equal(slots.count_E, torch.bincount(expert_TK.flatten(), minlength=8)[:-1].int())
+
+
 def test_no_slots_give_empty_experts(device):
     slots = sort_by_expert(torch.empty(0, 3, dtype=torch.int64, device=device), num_experts=4)
     assert slots.order_N.shape == (0,)
