@@ -296,7 +296,6 @@ def _run_row(folder: Path) -> dict[str, Any]:
         "heldout_score": float(score[1]) / 100 if score else None,
         "heldout_loss": _last(records, "eval_loss"),
         "tokens_per_second": _last(records, "tokens_per_second"),
-        "seconds": _last(records, "train_runtime"),
     }
 
 

@@ -86,8 +86,8 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = [
         "| run | router | balance loss | largest load / mean, per layer | dead experts | dropped | router entropy | "
-        "held-out answers | held-out loss | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "held-out answers | held-out loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         capacity = row["capacity_factor"]
@@ -102,7 +102,6 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> str:
             _listed(row["entropy"], "{:.2f}"),
             "" if row["heldout_score"] is None else f"{row['heldout_score']:.1%}",
             "" if row["heldout_loss"] is None else f"{row['heldout_loss']:.3f}",
-            "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

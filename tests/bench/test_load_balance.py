@@ -239,7 +239,7 @@ def test_a_run_without_balance_loss_or_score_leaves_its_cells_empty(tmp_path: Pa
     (tmp_path / "metrics.jsonl").write_text(RUN["metrics.jsonl"].splitlines()[0])
     (row,) = load_balance.compare_runs([tmp_path])
     assert row["balance_loss"] is None
-    assert (row["heldout_score"], row["heldout_loss"], row["seconds"], row["dropped"]) == (None, None, None, None)
+    assert (row["heldout_score"], row["heldout_loss"], row["dropped"]) == (None, None, None)
     assert "| none | 3.00, 4.00 | 5 |" in load_balance.runs_table([row])
 
 
