@@ -1,6 +1,7 @@
 """What all tests share: no network, quiet progress bars, tiny configurations, models and dense checkpoints."""
 
 import os
+import signal
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -31,6 +32,14 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """Ctrl-C does what it does in a terminal, also where a shell started the tests in the background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True, scope="session")
