@@ -33,7 +33,7 @@ def capacity_per_expert(num_tokens: int, num_experts: int, k: int, factor: float
 
 
 def capacity_of_rows(num_tokens_B: torch.Tensor, num_experts: int, k: int, factor: float) -> torch.Tensor:
-    """`capacity_per_expert` for each sequence of a batch, (B,), without waiting for the device."""
+    """`capacity_per_expert` for numbers of tokens of any shape, as float32, without waiting for the device."""
     # A little less, lest rounding in float32 lifts a whole number to the next one.
     return (factor * k / num_experts * num_tokens_B.float() - 1e-4).ceil()
 

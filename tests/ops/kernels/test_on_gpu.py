@@ -116,6 +116,8 @@ def test_nothing_waits_for_the_device(shape, device, no_host_synchronisation):
     logits_TE = torch.randn(shape["tokens"], shape["experts"], device=device, requires_grad=True)
     triton_top_k_routing(logits_TE, shape["k"]).weight_TK.sum().backward()
     torch.cuda.set_sync_debug_mode("error")
+    # From here on whatever waits for the device raises.
+    assert torch.cuda.get_sync_debug_mode() == 2
     run(triton_experts, leaves, expert_TK, Activation("gelu"))
     triton_top_k_routing(logits_TE, shape["k"]).weight_TK.sum().backward()
 

@@ -95,22 +95,13 @@ class Router(nn.Module, ABC):
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             logits_TE = self.logits(x_TD, token_ids)
             if self.fixed_expert_TK is not None:
-                expert_TK = self._fixed_experts(len(x_TD))
+                expert_TK = _routes_for(len(x_TD), self.fixed_expert_TK)
             elif self.force_balanced:
                 expert_TK = balanced_assignment(len(x_TD), self.num_experts_per_tok, self.num_experts, x_TD.device)
             else:
                 expert_TK = self.choose(logits_TE, mask_T)
             weight_TK = self.weigh(logits_TE, expert_TK)
         return RouterOutput(logits_TE, weight_TK.to(x_TD.dtype), expert_TK)
-
-    def _fixed_experts(self, num_tokens: int) -> torch.Tensor:
-        assert self.fixed_expert_TK is not None
-        if len(self.fixed_expert_TK) != num_tokens:
-            raise ConfigError(
-                f"got routes of {len(self.fixed_expert_TK)} tokens for a forward of {num_tokens}; replay exactly the "
-                "tokens that were recorded, in one forward"
-            )
-        return self.fixed_expert_TK
 
     def load_balance_std(self, assign: torch.Tensor | RouterOutput) -> float:
         """Standard deviation of the experts' loads over their mean, for experts that this router chose."""
@@ -188,6 +179,15 @@ class LoadLearner(LearnedRouter):
     @abstractmethod
     def adjust(self, observed_E: torch.Tensor, num_forwards: int) -> None:
         """Move the state by the sum of `num_forwards` observations."""
+
+
+def _routes_for(num_tokens: int, expert_TK: torch.Tensor) -> torch.Tensor:
+    if len(expert_TK) != num_tokens:
+        raise ConfigError(
+            f"got routes of {len(expert_TK)} tokens for a forward of {num_tokens}; replay exactly the tokens that were "
+            "recorded, in one forward"
+        )
+    return expert_TK
 
 
 def _experts_of(assign: torch.Tensor | RouterOutput) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import LoadLearner
+from moe_hf.ops.capacity import capacity_of_rows
 from moe_hf.ops.routing import best_tokens, nth_best_score, router_scores, slots_of
 
 
@@ -61,8 +62,8 @@ class _ThresholdKeeper(LoadLearner):
 
     def tokens_per_expert(self, num_tokens: torch.Tensor) -> torch.Tensor:
         """How many of `num_tokens` tokens each expert takes, at least 1; whole numbers, as a tensor."""
-        share = self.capacity_factor * self.num_experts_per_tok / self.num_experts
-        return (num_tokens * share).ceil().clamp(min=1)
+        share = capacity_of_rows(num_tokens, self.num_experts, self.num_experts_per_tok, self.capacity_factor)
+        return share.clamp(min=1)
 
     def best_tokens(self, score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
         """Whether each token is in the share of each expert, (T, E) bool; padding is in none."""
