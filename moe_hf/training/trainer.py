@@ -1,6 +1,5 @@
 """The Trainer: transformers' own, with what it lacks to train experts and to survive any interruption."""
 
-import io
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -33,10 +32,8 @@ from moe_hf.training.metrics import (
     training_flops,
 )
 from moe_hf.training.optim import moe_muon
+from moe_hf.training.run_state import load_run_state, save_run_state
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
-
-RUN_STATE_NAME = "run_state.pt"
-"""File in a checkpoint with the place in a streamed data set and the unfinished logging window."""
 
 
 class MoETrainer(Trainer):
@@ -131,7 +128,7 @@ class MoETrainer(Trainer):
         epoch, batches = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        self._run_state = _load_run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
+        self._run_state = load_run_state(resume_from_checkpoint) if resume_from_checkpoint else {}
         if self._stream is None or not resume_from_checkpoint:
             return epoch, batches
         if "stream" in self._run_state:
@@ -265,7 +262,7 @@ class MoETrainer(Trainer):
                 if self.args.should_save:
                     self.state.save_to_json(os.path.join(staged, "trainer_state.json"))
                     if not self.args.save_only_model:
-                        _save_run_state(run_state, staged)
+                        save_run_state(run_state, staged)
                 self.accelerator.wait_for_everyone()
             self.accelerator.wait_for_everyone()
             self._saved_step = step
@@ -385,23 +382,3 @@ class _TrainerHooks(TrainerCallback):
         if self.trainer.interrupted:
             # The epoch was cut off: what is due at its end is not due now.
             control.should_evaluate = control.should_save = False
-
-
-def _save_run_state(state: dict[str, Any], folder: str) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"the place in the training stream cannot be saved safely: its state_dict() must hold only plain Python "
-            f"values and tensors ({error})"
-        ) from error
-    with open(os.path.join(folder, RUN_STATE_NAME), "wb") as file:
-        file.write(buffer.getbuffer())
-
-
-def _load_run_state(folder: str) -> dict[str, Any]:
-    path = os.path.join(folder, RUN_STATE_NAME)
-    return torch.load(path, weights_only=True) if os.path.isfile(path) else {}

@@ -1,0 +1,38 @@
+"""The part of a checkpoint that transformers' Trainer does not keep: the place in a stream, the open logging window."""
+
+import io
+import os
+from typing import Any
+
+import torch
+
+from moe_hf.base.errors import CheckpointError
+
+RUN_STATE_NAME = "run_state.pt"
+"""File in a checkpoint with the place in a streamed data set and the unfinished logging window."""
+
+
+def save_run_state(state: dict[str, Any], folder: str) -> None:
+    """Write the state into a checkpoint folder.
+
+    Raises:
+        CheckpointError: it holds more than plain Python values and tensors, which could not be read back safely.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the place in the training stream cannot be saved safely: its state_dict() must hold only plain Python "
+            f"values and tensors ({error})"
+        ) from error
+    with open(os.path.join(folder, RUN_STATE_NAME), "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def load_run_state(folder: str) -> dict[str, Any]:
+    """The state in a checkpoint folder; empty where none was written."""
+    path = os.path.join(folder, RUN_STATE_NAME)
+    return torch.load(path, weights_only=True) if os.path.isfile(path) else {}
