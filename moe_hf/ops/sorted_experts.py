@@ -132,18 +132,9 @@ def _compiled(
 
 @_compiled.register_fake
 def _compiled_fake(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EFD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EF: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
-    name: str,
-    gate: str,
-    dtype: torch.dtype,
-    trains: bool,
+    x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor, up_EFD: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype, trains = others[-2:]
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(expert_TK.numel() if trains else 0, up_EFD.shape[1], dtype=dtype)
 
 
@@ -183,24 +174,13 @@ def _compiled_backward(
 
 @_compiled_backward.register_fake
 def _compiled_backward_fake(
-    dout_TD: torch.Tensor,
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EFD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EF: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
-    z_SF: torch.Tensor,
-    name: str,
-    gate: str,
-    needs: Sequence[bool],
+    dout_TD: torch.Tensor, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor, *others: Any
 ) -> list[torch.Tensor]:
     rows = [tensor.new_empty(tensor.shape) for tensor in (x_TD, weight_TK)]
-    stack = [None if part is None else torch.empty_like(part) for part in (up_EFD, down_EDF, up_bias_EF, down_bias_ED)]
+    stack = [None if part is None else torch.empty_like(part) for part in others[:4]]
     return [
         like if like is not None and need else x_TD.new_empty(0)
-        for like, need in zip([*rows, *stack], needs, strict=True)
+        for like, need in zip([*rows, *stack], others[-1], strict=True)
     ]
 
 

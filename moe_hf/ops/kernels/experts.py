@@ -121,18 +121,9 @@ def _experts(
 
 @_experts.register_fake
 def _experts_fake(
-    x_TD: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EUD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EU: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
-    expert_TK: torch.Tensor,
-    name: str,
-    gate: str,
-    keep_z: bool,
-    tiles: Sequence[int],
+    x_TD: torch.Tensor, weight_TK: torch.Tensor, up_EUD: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    expert_TK, keep_z = others[3], others[-2]
     order_N = expert_TK.new_empty(expert_TK.numel(), dtype=torch.int32)
     z_NU = x_TD.new_empty(expert_TK.numel() if keep_z else 0, up_EUD.shape[1])
     return x_TD.new_empty(x_TD.shape), z_NU, order_N, order_N.new_empty(len(up_EUD) + 1)
@@ -184,24 +175,8 @@ def _experts_backward(
 
 
 @_experts_backward.register_fake
-def _experts_backward_fake(
-    dout_TD: torch.Tensor,
-    x_TD: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EUD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EU: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
-    expert_TK: torch.Tensor,
-    z_NU: torch.Tensor,
-    order_N: torch.Tensor,
-    offset_G: torch.Tensor,
-    name: str,
-    gate: str,
-    needed: Sequence[bool],
-    tiles: Sequence[int],
-) -> list[torch.Tensor]:
-    return _gradients_like((x_TD, weight_TK, up_EUD, down_EDF, up_bias_EU, down_bias_ED), needed)
+def _experts_backward_fake(dout_TD: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+    return _gradients_like(others[:6], others[-2])
 
 
 def _gradients_like(inputs: Sequence[torch.Tensor | None], needed: Sequence[bool]) -> list[torch.Tensor]:
