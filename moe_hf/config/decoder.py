@@ -2,27 +2,44 @@
 
 import difflib
 import math
+import os
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.registry import did_you_mean
+from moe_hf.config.mixers.hyena import HyenaFields
+from moe_hf.config.mixers.mamba import MambaFields
+from moe_hf.config.mixers.retention import RetentionFields
+from moe_hf.config.mixers.rwkv import RWKVFields
+from moe_hf.config.pattern import mixers_of_layers
 from moe_hf.config.strict import strict_config
 
-MIXER_NAMES = ("attention",)
+MIXER_BACKENDS = ("auto", "torch", "fla", "mamba_ssm")
 ROUTER_TYPES = ("top_k", "switch", "sigmoid_bias", "hash", "expert_choice", "expert_threshold")
 ROUTER_BALANCE_LOSSES = ("batch", "global_batch", "sequence", "cv_squared")
 ROUTER_DROP_POLICIES = ("position", "weight")
-POSITION_EMBEDDING_TYPES = ("learned", "rotary")
+POSITION_EMBEDDING_TYPES = ("learned", "rotary", "none")
+NORM_TYPES = ("layer", "rms")
+TOKEN_SHIFTS = ("none", "rwkv4", "rwkv7")
+MLP_PLACEMENTS = ("each", "interleaved")
 EXPERT_INITS = ("copy", "noise", "drop")
 ROUTER_INITS = ("random", "zero")
-FFN_LAYER_TYPES = ("sparse", "dense")
+FFN_LAYER_TYPES = ("sparse", "dense", "none")
+# What a layer keeps between calls, by its mixer; "attention_with_state" keeps more than keys and values.
+_CACHE_OF_MIXER = {
+    "attention": "full_attention",
+    "retention": "recurrent",
+    "mamba": "recurrent",
+    "rwkv": "recurrent",
+    "hyena": "history",
+    "none": "recurrent",
+}
 
 
 @strict_config
-class MoEDecoderConfig(PreTrainedConfig):
+class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
     """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
 
     Args:
@@ -33,14 +50,26 @@ class MoEDecoderConfig(PreTrainedConfig):
         intermediate_size: width of a dense FFN; None means 4 x `hidden_size`.
         max_position_embeddings: longest sequence, in tokens.
         hidden_act: activation between the two projections of an FFN, a key of transformers' `ACT2FN`.
-        position_embedding_type: "learned" (GPT-2's table, added to the embedding) or "rotary" (Su et al. 2021,
-            RoFormer; turns queries and keys).
+        norm_type: "layer" (LayerNorm) or "rms" (RMSNorm), before each sublayer and at the end.
+        embedding_norm: whether the embedding is normalised too, as RWKV's is.
+        mlp_gated: whether FFNs and experts gate their activation (Shazeer 2020, SwiGLU).
+        mlp_bias: whether the projections of FFNs and experts have biases.
+        mlp_token_shift: "rwkv4" and "rwkv7" mix each token with the one before it ahead of the router, as RWKV's
+            channel mixing does; "rwkv4" also gates the output with its receptance. "none" does neither.
+        mlp_placement: "each" puts an FFN behind every mixer (Jamba, Granite); "interleaved" lets layers with a mixer
+            alone and layers with an FFN alone alternate, each counted (as MoE-Mamba and BlackMamba number them).
+        attention_bias: whether attention's projections have biases.
+        position_embedding_type: "learned" (GPT-2's table, added to the embedding), "rotary" (Su et al. 2021, RoFormer;
+            turns attention's queries and keys) or "none" (the mixers know the order by themselves).
         rope_theta: base of the rotary frequencies.
-        mixer: what moves information between tokens: one name for all layers, or one name per layer.
+        mixer: what moves information between tokens: one name for all layers ("attention", "retention", "mamba",
+            "hyena", "rwkv"), one name per layer, or a pattern such as "mamba*3,attention" that is repeated.
+        mixer_backend: "auto", "torch", "fla" or "mamba_ssm": who computes the recurrences; packages run on CUDA only.
         mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
             2021, Primer); 0 turns it off.
         layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
-        mlp_layer_types: "sparse" (experts) or "dense" per layer; None means alternating, sparse first.
+        mlp_layer_types: "sparse" (experts), "dense" or "none" per layer; None means alternating, sparse first, or all
+            sparse where FFNs are interleaved.
         num_experts: experts E of a sparse layer.
         num_experts_per_tok: experts K that each token visits, at most `num_experts`.
         moe_intermediate_size: width of one expert; None means `intermediate_size`.
@@ -94,6 +123,7 @@ class MoEDecoderConfig(PreTrainedConfig):
 
     model_type = "moe_decoder"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    dense_model_types: ClassVar[tuple[str, ...]] = ()
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", "activation_function": "hidden_act"}
 
     base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
@@ -112,9 +142,17 @@ class MoEDecoderConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 1024
     hidden_act: str = "gelu_new"
+    norm_type: str = "layer"
+    embedding_norm: bool = False
+    mlp_gated: bool = False
+    mlp_bias: bool = True
+    mlp_token_shift: str = "none"
+    mlp_placement: str = "each"
+    attention_bias: bool = True
     position_embedding_type: str = "learned"
     rope_theta: float | int = 10000.0
     mixer: str | list[str] = "attention"
+    mixer_backend: str = "auto"
     mixer_short_conv: int = 0
     layer_types: list[str] | None = None
     mlp_layer_types: list[str] | None = None
@@ -173,11 +211,10 @@ class MoEDecoderConfig(PreTrainedConfig):
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = _default_aux_loss_coef(self.router_type)
         if self.mlp_layer_types is None:
-            self.mlp_layer_types = ["dense" if i % 2 else "sparse" for i in range(self.num_hidden_layers)]
+            kinds = ("none", "sparse") if self.mlp_placement == "interleaved" else ("sparse", "dense")
+            self.mlp_layer_types = [kinds[i % 2] for i in range(self.num_hidden_layers)]
         if self.layer_types is None:
-            # A convolution in front of attention needs a cache with both states; transformers calls that "hybrid".
-            kind = "hybrid" if self.mixer_short_conv else "full_attention"
-            self.layer_types = [kind] * self.num_hidden_layers
+            self.layer_types = self.caches_of_layers()
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -192,7 +229,13 @@ class MoEDecoderConfig(PreTrainedConfig):
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
         overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
         config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
-        if not {"mixer", "mixer_short_conv", "num_hidden_layers"}.isdisjoint(overrides):
+        if not {
+            "mixer",
+            "mixer_short_conv",
+            "mlp_placement",
+            "mlp_token_shift",
+            "num_hidden_layers",
+        }.isdisjoint(overrides):
             # What was derived from the old values must be derived again.
             config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
         if "router_type" in overrides:
@@ -200,6 +243,39 @@ class MoEDecoderConfig(PreTrainedConfig):
             if config_dict.get("router_aux_loss_coef") == derived:
                 config_dict = {key: value for key, value in config_dict.items() if key != "router_aux_loss_coef"}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of `config.json` and the unused keyword arguments; a dense model's is translated.
+
+        Raises:
+            CheckpointError: there is no such file, or it describes another kind of model.
+        """
+        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not found:
+            # transformers takes the defaults, the shape of some other model.
+            raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")
+        model_type = found.get("model_type", cls.model_type)
+        if model_type in cls.dense_model_types:
+            return cls.dict_from_dense(found), unused
+        if model_type != cls.model_type:
+            dense = f" and dense {', '.join(map(repr, cls.dense_model_types))} checkpoints"
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; this family reads "
+                f"{cls.model_type!r}{dense if cls.dense_model_types else ''}"
+            )
+        return found, unused
+
+    @classmethod
+    def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:
+        """This family's `config.json` for the content of a dense model's, one of `dense_model_types`.
+
+        Raises:
+            CheckpointError: the dense model uses a feature that would change its logits here.
+        """
+        raise NotImplementedError(f"{cls.__name__} reads no dense checkpoints")
 
     def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
         # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
@@ -228,8 +304,24 @@ class MoEDecoderConfig(PreTrainedConfig):
 
     @property
     def mixer_of_layer(self) -> list[str]:
-        """The mixer's name for each layer."""
-        return [self.mixer] * self.num_hidden_layers if isinstance(self.mixer, str) else list(self.mixer)
+        """The mixer's name for each layer; "none" where there is only an FFN.
+
+        Raises:
+            ConfigError: `mixer` names no mixer, or does not fit the number of layers.
+        """
+        if self.mlp_placement == "interleaved":
+            mixers = mixers_of_layers(self.mixer, (self.num_hidden_layers + 1) // 2)
+            return [name for mixer in mixers for name in (mixer, "none")][: self.num_hidden_layers]
+        return mixers_of_layers(self.mixer, self.num_hidden_layers)
+
+    def caches_of_layers(self) -> list[str]:
+        """What each layer keeps between calls, in the words of `layer_types`."""
+        stateful = self.mlp_token_shift != "none"
+        caches = []
+        for mixer, mlp in zip(self.mixer_of_layer, self.mlp_layer_types or [], strict=False):
+            more = (stateful and mlp != "none") or self.mixer_short_conv
+            caches.append("attention_with_state" if mixer == "attention" and more else _CACHE_OF_MIXER[mixer])
+        return caches
 
     @property
     def sparse_layers(self) -> list[int]:
@@ -275,6 +367,10 @@ class MoEDecoderConfig(PreTrainedConfig):
             ConfigError: one does not.
         """
         for name, allowed in {
+            "norm_type": NORM_TYPES,
+            "mlp_token_shift": TOKEN_SHIFTS,
+            "mlp_placement": MLP_PLACEMENTS,
+            "mixer_backend": MIXER_BACKENDS,
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "router_type": ROUTER_TYPES,
             "router_balance_loss": ROUTER_BALANCE_LOSSES,
@@ -284,12 +380,14 @@ class MoEDecoderConfig(PreTrainedConfig):
             "hidden_act": tuple(sorted(ACT2FN)),
         }.items():
             self._require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
-        for name, allowed in {"mixer": MIXER_NAMES, "mlp_layer_types": FFN_LAYER_TYPES}.items():
-            words = getattr(self, name)
-            if not isinstance(words, str):
-                self._require(len(words) == self.num_hidden_layers, name, f"{self.num_hidden_layers} entries")
-            for word in [words] if isinstance(words, str) else words:
-                self._require(word in allowed, name, f"made of {', '.join(allowed)}")
+        kinds = self.mlp_layer_types or []
+        self._require(len(kinds) == self.num_hidden_layers, "mlp_layer_types", f"{self.num_hidden_layers} entries")
+        for kind in kinds:
+            self._require(kind in FFN_LAYER_TYPES, "mlp_layer_types", f"made of {', '.join(FFN_LAYER_TYPES)}")
+        for layer, (mixer, kind) in enumerate(zip(self.mixer_of_layer, kinds, strict=True)):
+            self._require(
+                (mixer, kind) != ("none", "none"), "mlp_layer_types", f"an FFN in layer {layer} without mixer"
+            )
 
     def validate_layer_type(self) -> None:
         """Check that the cache of each layer fits its mixer (the name is transformers' own hook).
@@ -297,12 +395,8 @@ class MoEDecoderConfig(PreTrainedConfig):
         Raises:
             ConfigError: the list is too short, too long or names another cache.
         """
-        needed = "hybrid" if self.mixer_short_conv else "full_attention"
-        self._require(
-            self.layer_types == [needed] * self.num_hidden_layers,
-            "layer_types",
-            f"{self.num_hidden_layers} x {needed!r} with mixer_short_conv={self.mixer_short_conv}; leave it out",
-        )
+        needed = self.caches_of_layers()
+        self._require(self.layer_types == needed, "layer_types", f"{needed} with these mixers; leave it out")
 
     def validate_routing(self) -> None:
         """Check the numbers that routing, its losses and the dropouts use.

@@ -1,6 +1,5 @@
 """The configuration of the GPT-2 family, which also reads the `config.json` of a dense GPT-2."""
 
-import os
 from typing import Any, ClassVar
 
 from moe_hf.base.errors import CheckpointError
@@ -38,33 +37,11 @@ class GPT2WithMoEConfig(MoEDecoderConfig):
     """
 
     model_type = "gpt2_moe"
+    dense_model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", **_GPT2_NAMES}
 
     bos_token_id: int | None = 50256
     eos_token_id: int | list[int] | None = 50256
-
-    @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The content of `config.json` and the unused keyword arguments; a dense GPT-2's is translated.
-
-        Raises:
-            CheckpointError: there is no such file, or it describes another kind of model.
-        """
-        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not found:
-            # transformers takes the defaults, the shape of some other model.
-            raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")
-        model_type = found.get("model_type", cls.model_type)
-        if model_type == "gpt2":
-            return cls.dict_from_dense(found), unused
-        if model_type != cls.model_type:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; this family reads "
-                f"{cls.model_type!r} and dense 'gpt2' checkpoints"
-            )
-        return found, unused
 
     @classmethod
     def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tells flash kernels, which take no mask, where the documents of packed rows begin.
+"""Finds out where the documents of packed rows begin, and whether a mask hides anything.
 
 Shapes: B batch, S positions.
 """
@@ -19,10 +19,38 @@ def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
     >>> document_bounds(torch.tensor([[0, 1, 0], [0, 1, 2]]))["cu_seq_lens_q"].tolist()
     [0, 2, 3, 6]
     """
-    follows_BS = torch.zeros_like(position_ids, dtype=torch.bool)
-    follows_BS[:, 1:] = position_ids.diff(dim=-1) == 1
-    starts = (~follows_BS).flatten().nonzero().flatten()
+    starts = _starts(position_ids).flatten().nonzero().flatten()
     bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
     # The longest document would have to be read back from the device; any bound on it will do.
     longest = position_ids.shape[-1]
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def document_starts(position_ids: torch.Tensor, batch: int) -> torch.Tensor | None:
+    """(B, S), True where a document begins behind another one; None where that is seen to be nowhere.
+
+    Args:
+        position_ids: (B or 1, S); a document begins wherever a position does not follow the one before.
+        batch: B.
+    """
+    starts_BS = _starts(position_ids)
+    starts_BS[:, 0] = False
+    if _can_look(starts_BS) and not starts_BS.any():
+        return None
+    return starts_BS.expand(batch, -1)
+
+
+def none_if_all(mask_BS: torch.Tensor) -> torch.Tensor | None:
+    """The mask, or None where it is seen to hide nothing, which takes the faster ways."""
+    return None if _can_look(mask_BS) and bool(mask_BS.all()) else mask_BS
+
+
+def _starts(position_ids: torch.Tensor) -> torch.Tensor:
+    follows_BS = torch.zeros_like(position_ids, dtype=torch.bool)
+    follows_BS[:, 1:] = position_ids.diff(dim=-1) == 1
+    return ~follows_BS
+
+
+def _can_look(tensor: torch.Tensor) -> bool:
+    # Elsewhere the value would have to be waited for.
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

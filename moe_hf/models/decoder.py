@@ -21,28 +21,33 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention_backends import resolve_attn_implementation
-from moe_hf.layers.ffn import FFNS
+from moe_hf.layers.cache import advance
+from moe_hf.layers.ffn import make_ffn
+from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
-from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
+from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
-from moe_hf.layers.packed_rows import document_bounds
+from moe_hf.layers.norms import make_norm
+from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
-from moe_hf.layers.short_conv import ShortConv
+
+# What these kinds of layers keep can be cut back to an earlier token.
+_CUT_BACK = ("full_attention", "history")
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """A mixer, then a feed-forward network, each behind a LayerNorm and added to the residual stream."""
+    """A mixer, then a feed-forward network, each behind a norm and added to the residual stream, or one of the two."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__()
-        width, epsilon = config.hidden_size, config.layer_norm_epsilon
-        self.input_layernorm = nn.LayerNorm(width, eps=epsilon)
-        self.mixer = MIXERS[config.mixer_of_layer[layer_idx]](config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(width, eps=epsilon)
-        self.mlp = FFNS[(config.mlp_layer_types or [])[layer_idx]](config, layer_idx)
+        mixer, ffn = config.mixer_of_layer[layer_idx], (config.mlp_layer_types or [])[layer_idx]
+        self.input_layernorm = None if mixer == "none" else make_norm(config)
+        self.mixer = None if mixer == "none" else MIXERS[mixer](config, layer_idx)
+        self.post_attention_layernorm = None if ffn == "none" else make_norm(config)
+        self.mlp = None if ffn == "none" else make_ffn(config, layer_idx)
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(
@@ -51,13 +56,21 @@ class DecoderLayer(GradientCheckpointingLayer):
         token_ids: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        document_starts: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`."""
-        shared = {"padding_mask": padding_mask, "past_key_values": past_key_values}
-        mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, **kwargs)
-        x_BSD = x_BSD + self.dropout(mixed_BSD)
-        return x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
+        shared = {
+            "padding_mask": padding_mask,
+            "past_key_values": past_key_values,
+            "document_starts": document_starts,
+        }
+        if self.mixer is not None:
+            mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, **kwargs)
+            x_BSD = x_BSD + self.dropout(mixed_BSD)
+        if self.mlp is not None:
+            x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
+        return x_BSD
 
 
 class MoEPreTrainedModel(PreTrainedModel):
@@ -102,7 +115,7 @@ class MoEPreTrainedModel(PreTrainedModel):
     def _is_stateful(self) -> bool:
         # A state that cannot be cut back rules out assisted decoding, which generate then refuses by name.
         counts = self.config.router_eval_capacity_factor is not None
-        return counts or any(kind != "full_attention" for kind in self.config.layer_types or [])
+        return counts or any(kind not in _CUT_BACK for kind in self.config.layer_types or [])
 
     def _check_and_adjust_attn_implementation(
         self, attn_implementation: str | None, is_init_check: bool = False, allow_all_kernels: bool = False
@@ -154,31 +167,26 @@ class MoEPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         # GPT-2 shrinks what is added to the residual stream, so that its variance does not grow with depth.
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
-        if isinstance(module, Experts):
-            init.normal_(module.up_proj, mean=0.0, std=std)
-            init.normal_(module.down_proj, mean=0.0, std=residual_std)
-            init.zeros_(module.up_proj_bias)
-            init.zeros_(module.down_proj_bias)
+        if isinstance(module, DrawsOwnWeights):
+            module.draw_weights(std, residual_std)
         elif isinstance(module, LearnedRouter):
             init.normal_(module.weight, mean=0.0, std=std)
             if isinstance(module, LoadLearner):
                 init.constant_(module.state_E, module.fresh_state)
         elif isinstance(module, HashRouter) and module.expert_of_id is not None:
             init.copy_(module.expert_of_id, module.hash_table(len(module.expert_of_id)))
-        elif isinstance(module, ShortConv):
-            # Away from 0: with keys that see the token before from the start, copying is learnt several times sooner.
-            init.uniform_(module.weight, -0.5, 0.5)
-        elif isinstance(module, DecoderLayer):
+        elif isinstance(module, Mixer | FFN):
             for name, child in module.named_modules():
-                if isinstance(child, nn.Linear) and name.endswith(("o_proj", "down_proj")):
+                if isinstance(child, nn.Linear) and name.rpartition(".")[2] in module.output_projections:
                     init.normal_(child.weight, mean=0.0, std=residual_std)
 
 
 class Masks(NamedTuple):
-    """What the layers need to know about absent tokens, in the two forms they need it."""
+    """What the layers need to know about absent tokens and documents, in the forms they need it."""
 
     attention: Any
     padding_BS: torch.Tensor | None
+    starts_BS: torch.Tensor | None
 
 
 class MoEDecoderModel(MoEPreTrainedModel):
@@ -187,12 +195,15 @@ class MoEDecoderModel(MoEPreTrainedModel):
     def __init__(self, config: MoEDecoderConfig) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        learned = config.position_embedding_type == "learned"
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.rotary = None if learned else RotaryEmbedding(config.head_dim, config.rope_theta)
+        kind = config.position_embedding_type
+        longest = config.max_position_embeddings
+        self.embed_positions = nn.Embedding(longest, config.hidden_size) if kind == "learned" else None
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta) if kind == "rotary" else None
+        self.embed_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.embd_dropout)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.norm = make_norm(config)
+        self._attends = "attention" in config.mixer_of_layer
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -213,8 +224,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
         Args:
             input_ids: (B, S) vocabulary ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, past + S), nonzero at real tokens; or a ready (B, 1, S, keys) mask.
-            position_ids: (B, S). Without a mask and a cache, each restart begins a new document: attention and short
-                convolution do not look across (packed sequences).
+            position_ids: (B, S). Without a mask and a cache, each restart begins a new document that sees none of the
+                others (packed sequences).
             past_key_values: state of earlier calls.
             inputs_embeds: (B, S, D) in place of ids.
             use_cache: whether to return the state for the next call.
@@ -224,11 +235,12 @@ class MoEDecoderModel(MoEPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        packed = position_ids is not None and attention_mask is None and not _has_seen(past_key_values)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
         # Before a cache is made: transformers looks for packed sequences only while there is none.
-        masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values, packed)
         if past_key_values is None and attention_mask is None and is_flash_attention_requested(self.config):
             if len(position_ids) == len(inputs_embeds) > 1:
                 kwargs = {**document_bounds(position_ids), **kwargs}
@@ -236,18 +248,22 @@ class MoEDecoderModel(MoEPreTrainedModel):
             past_key_values = self.new_cache()
 
         x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
-        x_BSD = self.dropout(x_BSD)
+        x_BSD = self.dropout(x_BSD if self.embed_norm is None else self.embed_norm(x_BSD))
+        shared_values: dict[str, torch.Tensor] = {}
         for layer in self.layers:
             x_BSD = layer(
                 x_BSD,
                 token_ids=input_ids,
                 attention_mask=masks.attention,
                 padding_mask=masks.padding_BS,
+                document_starts=masks.starts_BS,
                 position_ids=position_ids,
                 rotation=rotation,
                 past_key_values=past_key_values,
+                shared_values=shared_values,
                 **kwargs,
             )
+        advance(past_key_values, inputs_embeds.shape[1])
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), past_key_values=past_key_values)
 
     def new_cache(self) -> DynamicCache:
@@ -261,21 +277,30 @@ class MoEDecoderModel(MoEPreTrainedModel):
         attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
         position_ids: torch.Tensor,
         past_key_values: Cache | None,
+        packed: bool,
     ) -> Masks:
         if isinstance(attention_mask, dict):
             # generate prepares masks itself for caches that can be compiled.
-            return Masks(attention_mask["full_attention"], attention_mask.get("linear_attention"))
+            return Masks(attention_mask["full_attention"], None, None)
+        if not self._attends:
+            if attention_mask is not None and attention_mask.ndim != 2:
+                raise ConfigError(
+                    f"attention_mask of shape {tuple(attention_mask.shape)} is not allowed; without attention layers "
+                    "it must be (batch, positions), nonzero at real tokens"
+                )
+            causal = None
+        else:
+            causal = create_causal_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
         padding = None
         if attention_mask is not None and attention_mask.ndim == 2:
-            padding = attention_mask[:, -inputs_embeds.shape[1] :]
-        causal = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        return Masks(causal, padding)
+            padding = none_if_all(attention_mask[:, -inputs_embeds.shape[1] :])
+        return Masks(causal, padding, document_starts(position_ids, len(inputs_embeds)) if packed else None)
 
     def _with_positions(self, x_BSD: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         if self.rotary is not None:
@@ -288,3 +313,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 'train with a larger value or with position_embedding_type="rotary"'
             )
         return x_BSD + self.embed_positions(position_ids), None
+
+
+def _has_seen(cache: Cache | None) -> bool:
+    return cache is not None and bool(cache.get_seq_length() > 0)

@@ -91,11 +91,17 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        given = model_kwargs.get("past_key_values") is not None
+        # transformers calls the cache "cache_params" where the name of the class contains "mamba".
+        given = model_kwargs.pop("past_key_values", None)
+        name = "cache_params" if "mamba" in type(self).__name__.lower() else "past_key_values"
+        if given is not None:
+            model_kwargs[name] = given
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        made = model_kwargs.get("past_key_values")
-        if self.config.router_eval_capacity_factor is not None and not given and type(made) is DynamicCache:
-            model_kwargs["past_key_values"] = self.model.new_cache()
+        cache = model_kwargs.pop(name, None)
+        if cache is not None:
+            counts = self.config.router_eval_capacity_factor is not None
+            fresh = given is None and type(cache) is DynamicCache
+            model_kwargs["past_key_values"] = self.model.new_cache() if counts and fresh else cache
 
     @can_return_tuple
     def forward(

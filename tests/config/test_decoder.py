@@ -55,12 +55,14 @@ WRONG = [
     ("hidden_act", "gelu_newer", "gelu_new"),
     ("mixer", "attn", "attention"),
     ("mixer", ["attention"], "4 entries"),
-    ("mixer", ["attention"] * 3 + ["mamba"], "attention"),
+    ("mixer", ["attention"] * 3 + ["mambo"], "did you mean 'mamba'"),
+    ("mixer", "mamba*3,attention,mamba", "whole number of times"),
+    ("mixer", "mamba*x", "a number"),
     ("mlp_layer_types", ["sparse"] * 3, "4 entries"),
     ("mlp_layer_types", [], "4 entries"),
     ("mlp_layer_types", ["sparse", "dense", "moe", "dense"], "sparse, dense"),
-    ("layer_types", ["full_attention"] * 3, "4 x 'full_attention'"),
-    ("layer_types", ["hybrid"] * 4, "4 x 'full_attention'"),
+    ("layer_types", ["full_attention"] * 3, "full_attention"),
+    ("layer_types", ["recurrent"] * 4, "full_attention"),
     *[
         (name, value, "a finite number >= 0")
         for name in ("router_aux_loss_coef", "router_z_loss_coef", "expert_init_noise")
@@ -176,8 +178,8 @@ def test_lists_are_derived_from_the_number_of_layers(tiny_config: MakeConfig) ->
     assert config.mixer_of_layer == ["attention"] * 5
 
 
-def test_a_short_convolution_makes_the_cache_hybrid(tiny_config: MakeConfig) -> None:
-    assert tiny_config(mixer_short_conv=3).layer_types == ["hybrid"] * 4
+def test_a_short_convolution_gives_the_cache_a_state(tiny_config: MakeConfig) -> None:
+    assert tiny_config(mixer_short_conv=3).layer_types == ["attention_with_state"] * 4
 
 
 def test_widths_are_derived(tiny_config: MakeConfig) -> None:
@@ -245,7 +247,7 @@ def test_half_precision_by_name_or_by_type_needs_the_same_widths(tiny_config: Ma
 
 def test_overriding_what_a_list_was_derived_from_derives_it_again(tiny_config: MakeConfig, tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
-    assert GPT2WithMoEConfig.from_pretrained(tmp_path, mixer_short_conv=2).layer_types == ["hybrid"] * 4
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, mixer_short_conv=2).layer_types == ["attention_with_state"] * 4
     deeper = GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2, mlp_layer_types=["sparse"] * 2)
     assert deeper.layer_types == ["full_attention"] * 2
 

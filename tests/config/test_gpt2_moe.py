@@ -105,7 +105,7 @@ def test_overrides_go_in_before_anything_is_derived(dense_config: Path) -> None:
         dense_config, n_layer=2, num_experts=3, intermediate_size=48, mixer_short_conv=2
     )
     assert (config.num_experts, config.mlp_layer_types) == (3, ["sparse", "dense"])
-    assert (config.moe_intermediate_size, config.layer_types) == (48, ["hybrid"] * 2)
+    assert (config.moe_intermediate_size, config.layer_types) == (48, ["attention_with_state"] * 2)
 
 
 def test_a_trimmed_dense_configuration_gets_gpt2_s_defaults(tmp_path: Path) -> None:

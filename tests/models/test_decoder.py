@@ -257,8 +257,8 @@ class TestRecordings:
 
 def _plain_call() -> dict:
     mask = torch.full((7, 7), torch.finfo(torch.float32).min).triu(1)[None, None]
-    nothing = dict.fromkeys(("padding_mask", "rotation", "past_key_values"))
-    return {"attention_mask": mask, "position_ids": torch.arange(7)[None], **nothing}
+    nothing = dict.fromkeys(("padding_mask", "rotation", "past_key_values", "document_starts"))
+    return {"attention_mask": mask, "position_ids": torch.arange(7)[None], "shared_values": {}, **nothing}
 
 
 class TestGradientCheckpointing:

@@ -78,7 +78,7 @@ def exchange_experts(module: nn.Module, config: GPT2WithMoEConfig, reference: bo
     """
     for ffn in list(module.modules()):
         if isinstance(ffn, SparseFFN):
-            own = ffn.experts
+            own: Any = ffn.experts
             weights = Weights(*(getattr(own, field) for field in Weights._fields))
             if reference:
                 ffn.experts = ReferenceExperts(weights, config.hidden_act)

@@ -1,8 +1,14 @@
 """The table of feed-forward networks: what works within a token."""
 
 from moe_hf.base.registry import Registry
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
 
 FFNS: Registry[type[FFN]] = Registry("mlp_layer_types", {"dense": DenseFFN, "sparse": SparseFFN})
+
+
+def make_ffn(config: MoEDecoderConfig, layer_idx: int) -> FFN:
+    """The feed-forward network of a layer that has one."""
+    return FFNS[(config.mlp_layer_types or [])[layer_idx]](config, layer_idx)

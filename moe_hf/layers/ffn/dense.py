@@ -1,4 +1,4 @@
-"""GPT-2's feed-forward network: up, activation, down."""
+"""The dense feed-forward network: up, activation, down; gated or not, with biases or without."""
 
 import torch
 from torch import nn
@@ -10,13 +10,14 @@ from moe_hf.layers.ffn.base import FFN
 
 
 class DenseFFN(FFN):
-    """Two biased projections with an activation between them."""
+    """Two projections with an activation between them; gated, a third one's output is activated and multiplied in."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int = 0, width: int | None = None) -> None:
         super().__init__()
-        width = width or config.ffn_width
-        self.up_proj = nn.Linear(config.hidden_size, width)
-        self.down_proj = nn.Linear(width, config.hidden_size)
+        width, bias = width or config.ffn_width, config.mlp_bias
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias=bias) if config.mlp_gated else None
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.act_fn = activation(config.hidden_act)
 
     def forward(
@@ -25,6 +26,9 @@ class DenseFFN(FFN):
         token_ids: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        document_starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The transformed tokens, same shape; nothing else is looked at."""
-        return self.down_proj(self.act_fn(self.up_proj(x_BSD)))
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(x_BSD)))
+        return self.down_proj(self.act_fn(self.gate_proj(x_BSD)) * self.up_proj(x_BSD))

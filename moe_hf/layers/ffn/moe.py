@@ -3,8 +3,6 @@
 Shapes: B batch, S positions, T = B * S tokens, D width, K experts per token.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import Cache
@@ -25,10 +23,8 @@ class SparseFFN(FFN):
         self.gate = ROUTERS[config.router_of_layer(layer_idx)].from_config(config)
         limited = bool(config.router_capacity_factor or config.router_eval_capacity_factor)
         self.capacity = CapacityLimit(config, layer_idx) if limited else None
-        experts: Any = Experts(config)
-        # transformers' backends skip empty slots only where told to expect some.
-        experts._is_expert_parallel = limited or self.gate.leaves_slots_empty
-        self.experts = experts
+        # Benchmarks put other experts here.
+        self.experts: nn.Module = Experts.from_config(config, limited or self.gate.leaves_slots_empty)
         shared = config.shared_expert_intermediate_size
         self.shared_expert = DenseFFN(config, width=shared) if shared else None
         gated = shared and config.shared_expert_gate
@@ -40,6 +36,7 @@ class SparseFFN(FFN):
         token_ids: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        document_starts: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The transformed tokens, same shape."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])

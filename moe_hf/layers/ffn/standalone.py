@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.layers.activations import activation
-from moe_hf.layers.experts_backends import sorted_backend
 from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.routers import LearnedRouter, SwitchRouter, TopKRouter
 from moe_hf.ops.balance import cv_squared, importance
@@ -28,11 +25,14 @@ _DROPOUT_NAMES = ("dropout", "resid_pdrop")
 class _ExpertsConfig:
     """The fields that `Experts` and transformers' dispatch read."""
 
-    def __init__(self, num_experts: int, hidden_size: int, expert_width: int, hidden_act: str) -> None:
+    mlp_gated = False
+
+    def __init__(self, num_experts: int, hidden_size: int, expert_width: int, hidden_act: str, bias: bool) -> None:
         self.num_experts = num_experts
         self.hidden_size = hidden_size
         self.expert_width = expert_width
         self.hidden_act = hidden_act
+        self.mlp_bias = bias
         # transformers' name for it.
         self._experts_implementation = DEFAULT_IMPLEMENTATION
 
@@ -97,8 +97,9 @@ class MoE(nn.Module):
         self.initializer_range = float(_first_of(config, ("initializer_range",), 0.02))
         router = TopKRouter if top_k > 1 else SwitchRouter
         self.gate: LearnedRouter = router(width, num_experts, top_k)
-        fields: Any = _ExpertsConfig(num_experts, width, d_expert or 4 * width, _activation_of(config))
-        self.experts: Any = (Experts if _first_of(config, ("bias",), True) else ExpertsWithoutBias)(fields)
+        bias = bool(_first_of(config, ("bias",), True))
+        fields: Any = _ExpertsConfig(num_experts, width, d_expert or 4 * width, _activation_of(config), bias)
+        self.experts: Any = Experts.from_config(fields)
         self.dropout = nn.Dropout(float(_first_of(config, _DROPOUT_NAMES, 0.0)))
         self._routed: _Routed | None = None
         self.reset_parameters()
@@ -190,22 +191,6 @@ class MoE(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"num_experts={self.num_experts}, top_k={self.top_k}, load_balance_weight={self.load_balance_weight}"
-
-
-@use_experts_implementation(has_gate=False, has_bias=False)
-class ExpertsWithoutBias(nn.Module):
-    """`Experts` whose projections have no biases."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.num_experts = config.num_experts
-        self.up_proj = nn.Parameter(torch.empty(config.num_experts, config.expert_width, config.hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.expert_width))
-        self.act_fn = activation(config.hidden_act)
-
-    def forward(self, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
-        """What "eager" computes, (T, D): the same as "sorted"."""
-        return sorted_backend(self, x_TD, expert_TK, weight_TK)
 
 
 def _first_of(config: Any, names: tuple[str, ...], default: Any) -> Any:

@@ -47,10 +47,10 @@ class CausalAttention(Mixer):
         self.scaling = self.head_dim**-0.5
         if config.scale_attn_by_inverse_layer_idx:
             self.scaling /= layer_idx + 1
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.o_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, width, bias=config.attention_bias)
         # Over queries, keys and values, each channel by itself (So et al. 2021, Primer, section 4): a key that knows
         # the token before it is what copying from the context needs.
         taps = config.mixer_short_conv
@@ -59,11 +59,14 @@ class CausalAttention(Mixer):
     def forward(
         self,
         x_BSD: torch.Tensor,
+        *,
         attention_mask: torch.Tensor | None,
         padding_mask: torch.Tensor | None,
+        document_starts: torch.Tensor | None,
         position_ids: torch.Tensor,
         rotation: Rotation | None,
         past_key_values: Cache | None,
+        shared_values: dict[str, torch.Tensor],
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `Mixer.forward`; the weights are None unless the eager function ran."""
@@ -72,7 +75,7 @@ class CausalAttention(Mixer):
         heads = (batch, length, -1, self.head_dim)
         projected = (self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj(x_BSD))
         if self.short_conv is not None:
-            joined = self.short_conv(torch.cat(projected, dim=-1), position_ids, padding_mask, past_key_values)
+            joined = self.short_conv(torch.cat(projected, dim=-1), document_starts, padding_mask, past_key_values)
             projected = joined.chunk(3, dim=-1)
         query_BHSC, key_BHNC, value_BHNC = (part.reshape(heads).transpose(1, 2) for part in projected)
         if rotation is not None:

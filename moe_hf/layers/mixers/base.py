@@ -1,7 +1,7 @@
 """What every mixer is: (B, S, D) in, (B, S, D) out."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +12,14 @@ from moe_hf.layers.positions import Rotation
 
 
 class Mixer(nn.Module, ABC):
-    """Moves information between the tokens of a sequence; subclasses say how."""
+    """Moves information between the tokens of a sequence; subclasses say how.
+
+    Attributes:
+        output_projections: names of the linear layers whose result is added to the residual stream; their fresh weights
+            are smaller the deeper the model is.
+    """
+
+    output_projections: ClassVar[tuple[str, ...]] = ("o_proj",)
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__()
@@ -23,11 +30,14 @@ class Mixer(nn.Module, ABC):
     def forward(
         self,
         x_BSD: torch.Tensor,
+        *,
         attention_mask: torch.Tensor | None,
         padding_mask: torch.Tensor | None,
+        document_starts: torch.Tensor | None,
         position_ids: torch.Tensor,
         rotation: Rotation | None,
         past_key_values: Cache | None,
+        shared_values: dict[str, torch.Tensor],
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The mixed sequence (B, S, D), and the weights of the mixing where they are at hand.
@@ -36,8 +46,10 @@ class Mixer(nn.Module, ABC):
             x_BSD: the normalised residual stream.
             attention_mask: what the attention function in use takes: None, (B, 1, S, keys), a block mask or (B, keys).
             padding_mask: (B, S), nonzero at real tokens of this call; None means that all are.
+            document_starts: (B, S), True where a new document begins; None means that none does.
             position_ids: (B or 1, S).
             rotation: cosines and sines of the positions; None unless positions are rotary.
-            past_key_values: state of earlier calls, read and written.
+            past_key_values: state of earlier calls, read and written (`moe_hf.layers.cache.states_of`).
+            shared_values: what earlier layers of the same call left for later ones, by name; may be added to.
             **kwargs: handed down to the attention function.
         """

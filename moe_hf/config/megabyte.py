@@ -1,0 +1,165 @@
+"""The configuration of MegaByte: a decoder over patches, a decoder within each patch, and the patch size."""
+
+import math
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.strict import strict_config
+
+_PLAN = MoEDecoderConfig.base_model_tp_plan or {}
+# What the local decoder does not take over from the global one: its shape, and what only makes sense for long rows.
+_OWN = {
+    "mixer": "attention",
+    "mixer_short_conv": 0,
+    "layer_types": None,
+    "mlp_layer_types": None,
+    "mlp_placement": "each",
+    "mlp_token_shift": "none",
+    "position_embedding_type": "learned",
+    "embedding_norm": False,
+    "router_eval_capacity_factor": None,
+    "output_router_logits": False,
+}
+_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", *_WIDTHS)
+
+
+@strict_config
+class MegaByteWithMoEConfig(MoEDecoderConfig):
+    """Two decoders with experts: one over patches of bytes, one over the bytes of each patch (Yu et al. 2023).
+
+    The fields of `MoEDecoderConfig` describe the global decoder, whose `hidden_size` is the width of a patch; `mixer`
+    may be any. But `vocab_size` counts the ids of bytes and `max_position_embeddings` bytes.
+
+    Args:
+        patch_size: bytes P of a patch; divides `hidden_size`.
+        local_config: fields of the local decoder, as a dictionary or whole. What is left out is taken from the global
+            decoder: the shape at half its size, everything else alike. It attends, whatever the global decoder does.
+
+    Raises:
+        ConfigError: a value is wrong, or the two decoders do not fit together.
+
+    >>> config = MegaByteWithMoEConfig(hidden_size=512, patch_size=8, local_config={"num_hidden_layers": 2})
+    >>> config.local_config.hidden_size, config.global_config.max_position_embeddings
+    (256, 1025)
+    """
+
+    model_type = "megabyte_moe"
+    # transformers declares both as plain attributes of the class.
+    sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"local_config": MoEDecoderConfig}
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        f"{decoder}.{name}": style for decoder in ("global_decoder", "local_decoder") for name, style in _PLAN.items()
+    }
+
+    vocab_size: int = 264
+    max_position_embeddings: int = 8192
+    patch_size: int = 8
+    local_config: dict[str, Any] | MoEDecoderConfig | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other fields; runs before validation."""
+        if "global_config" in kwargs:
+            raise ConfigError(
+                "global_config is not allowed; the global decoder's fields are the configuration's own, such as "
+                "hidden_size=512, and local_config holds the local decoder's"
+            )
+        self._require(self.patch_size >= 1, "patch_size", "an integer >= 1")
+        given, self.local_config = self.local_config, None
+        backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
+        super().__post_init__(**kwargs)
+        if not isinstance(given, MoEDecoderConfig):
+            given = MoEDecoderConfig(**{**self._local_fields(given or {}), **(given or {})})
+        self.local_config = given
+        for name, value in backends.items():
+            # Once more, now that there is a decoder below to tell.
+            if value is not None:
+                setattr(self, name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `MoEDecoderConfig`; an override of a field that both decoders share reaches both."""
+        local = config_dict.get("local_config")
+        if isinstance(local, dict) and "local_config" not in kwargs:
+            overridden = {cls.attribute_map.get(key, key) for key in kwargs} - {*_OWN, *_SHAPE}
+            alike = {key for key in overridden if key in local and local[key] == config_dict.get(key)}
+            if "router_type" in alike and local.get("router_aux_loss_coef") == config_dict.get("router_aux_loss_coef"):
+                alike.add("router_aux_loss_coef")
+            config_dict = {**config_dict, "local_config": {k: v for k, v in local.items() if k not in alike}}
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def global_config(self) -> MoEDecoderConfig:
+        """The global decoder's configuration by itself, made anew: positions count patches, and it has no vocabulary.
+
+        The patch of start stands before the bytes, so there is one more position than patches.
+        """
+        longest = self.max_position_embeddings // self.patch_size + 1
+        return self._decoder({**self._decoder_fields(), "vocab_size": 1, "max_position_embeddings": longest})
+
+    @property
+    def local_decoder_config(self) -> MoEDecoderConfig:
+        """`local_config`, never None."""
+        if not isinstance(self.local_config, MoEDecoderConfig):
+            raise ConfigError(f"local_config={self.local_config!r} is not allowed here; give it when constructing")
+        return self.local_config
+
+    @property
+    def router_of_sparse_layer(self) -> list[str]:
+        """The router's name for each sparse layer, the global decoder's first."""
+        return [*super().router_of_sparse_layer, *self.local_decoder_config.router_of_sparse_layer]
+
+    def validate_patches(self) -> None:
+        """Check that the two decoders fit together.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        size, local = self.patch_size, self.local_decoder_config
+        self._require(self.hidden_size % size == 0, "hidden_size", f"a multiple of patch_size={size}")
+        self._require(
+            not {"hash"} & set(self.router_of_sparse_layer),
+            "router_type",
+            "one that looks at hidden states, not at ids: a patch has no id",
+        )
+        for name, allowed in {
+            "vocab_size": self.vocab_size,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.num_experts_per_tok,
+            "router_eval_capacity_factor": None,
+        }.items():
+            _require_local(local, name, getattr(local, name) == allowed, f"{allowed!r}, whatever else differs")
+        _require_local(local, "mixer", set(local.mixer_of_layer) == {"attention"}, "'attention': patches are short")
+        longest = local.max_position_embeddings
+        _require_local(local, "max_position_embeddings", longest >= size, f"at least patch_size={size}")
+
+    def _decoder_fields(self) -> dict[str, Any]:
+        hosts = {field.name for field in fields(PreTrainedConfig)}
+        return {field.name: getattr(self, field.name) for field in fields(MoEDecoderConfig) if field.name not in hosts}
+
+    def _local_fields(self, given: dict[str, Any]) -> dict[str, Any]:
+        width = given.get("hidden_size", max(1, self.hidden_size // 2))
+        shape = {
+            "hidden_size": width,
+            "num_hidden_layers": max(1, self.num_hidden_layers // 2),
+            "num_attention_heads": math.gcd(width, max(1, self.num_attention_heads // 2)),
+            "max_position_embeddings": self.patch_size,
+            **{name: (getattr(self, name) or 0) * width // self.hidden_size for name in _WIDTHS},
+        }
+        if "intermediate_size" in given and "moe_intermediate_size" not in given:
+            shape["moe_intermediate_size"] = given["intermediate_size"]
+        return {**self._decoder_fields(), **_OWN, **shape, "dtype": self.dtype}
+
+    def _decoder(self, values: dict[str, Any]) -> MoEDecoderConfig:
+        config = MoEDecoderConfig(**values, dtype=self.dtype)
+        config._attn_implementation = self._attn_implementation
+        config._experts_implementation = self._experts_implementation
+        return config
+
+
+def _require_local(local: MoEDecoderConfig, name: str, condition: bool, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"local_config: {name}={getattr(local, name)!r} is not allowed; it must be {allowed}")

@@ -1,0 +1,1 @@
+"""The fields of a configuration that belong to one mixer each."""

@@ -1,0 +1,211 @@
+"""What a layer keeps between calls beside keys and values: named states, in layers that transformers' caches can hold.
+
+A state is any tensor whose first dimension is the batch, such as a recurrent state or the last inputs of a convolution.
+Importing this module makes the layer types known to `DynamicCache(config=...)` and `StaticCache(config=...)`.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicLayer, StaticLayer
+
+from moe_hf.base.errors import ConfigError
+
+
+class NamedStates:
+    """States of one layer by name; a state that was never written, or was reset, is absent.
+
+    Attributes:
+        states: the tensors.
+    """
+
+    keeps_place: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.states: dict[str, torch.Tensor] = {}
+
+    def read(self, name: str) -> torch.Tensor | None:
+        """The state of that name, or None where nothing was written yet."""
+        return self.states.get(name)
+
+    def write(self, name: str, state: torch.Tensor) -> None:
+        """Keep a state; its gradient is kept as well, until `detach_states`."""
+        if not self.keeps_place:
+            self.states[name] = state
+        elif name in self.states:
+            self.states[name].copy_(state)
+        else:
+            # Compiled steps read and write the same memory.
+            self.states[name] = state.clone()
+
+    def change_states(self, change: Any) -> None:
+        """Replace each state by `change(state)`."""
+        self.states = {name: change(state) for name, state in self.states.items()}
+
+    def offload(self) -> None:
+        """Move what is kept to the CPU."""
+        if getattr(self, "keys", None) is not None:
+            super().offload()  # type: ignore[misc]
+        self._home = next((state.device for state in self.states.values()), None)
+        self.change_states(lambda state: state.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Move what is kept back to where it came from."""
+        if getattr(self, "keys", None) is not None:
+            super().prefetch()  # type: ignore[misc]
+        home = getattr(self, "_home", None)
+        if home is not None:
+            self.change_states(lambda state: state.to(home, non_blocking=True))
+
+    def reset(self) -> None:
+        """Forget everything: an absent state is empty, whatever emptiness means to its mixer."""
+        super().reset()  # type: ignore[misc]
+        self.states = {}
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """The rows of `beam_idx`, in its order."""
+        if getattr(self, "keys", None) is not None:
+            super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self.change_states(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times in a row."""
+        if getattr(self, "keys", None) is not None:
+            super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self.change_states(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Only the rows of `indices`."""
+        if getattr(self, "keys", None) is not None:
+            super().batch_select_indices(indices)  # type: ignore[misc]
+        self.change_states(lambda state: state[indices.to(state.device)])
+
+    def crop(self, *_: Any) -> None:
+        """Refuse: a state cannot be cut back.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            f"a {type(self).__name__} keeps a state that cannot be cut back; generate without assisted decoding"
+        )
+
+
+class StateLayer(NamedStates, CacheLayerMixin):
+    """A layer without keys and values, which still counts the tokens that it has seen."""
+
+    _layer_type: str | None = "recurrent"
+    supports_early_init = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cumulative_length: Any = 0
+
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens of a call; the decoder does it once at the end of each."""
+        self.cumulative_length = self.cumulative_length + num_tokens
+
+    def get_seq_length(self) -> Any:
+        """Tokens seen so far, padding included."""
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys, as an attention layer that saw the same tokens gives them."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: there is no longest sequence."""
+        return -1
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is to be prepared."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Refuse keys and values.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(f"a {type(self).__name__} keeps no keys and values; make the cache with config=model.config")
+
+
+class StaticStateLayer(StateLayer):
+    """The same with states that stay in their place, for compiled steps."""
+
+    _layer_type = None
+    is_compileable = True
+    keeps_place = True
+
+    def __init__(self, max_cache_len: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_cache_len = max_cache_len
+        self.cumulative_length = torch.tensor(0)
+
+    def advance(self, num_tokens: int) -> None:
+        """As in StateLayer, in place."""
+        self.cumulative_length += num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys of an attention layer with the same room."""
+        return self.max_cache_len, 0
+
+    def get_max_length(self) -> int:
+        """The room that attention layers of the same cache have."""
+        return self.max_cache_len
+
+
+class AttentionStateLayer(NamedStates, DynamicLayer):
+    """Keys and values, and named states beside them."""
+
+    _layer_type = "attention_with_state"
+    is_croppable = False
+
+
+class StaticAttentionStateLayer(NamedStates, StaticLayer):
+    """Keys and values with room for `max_cache_len` tokens, and named states beside them."""
+
+    keeps_place = True
+
+
+STATIC_LAYER_TYPE_MAPPING["recurrent"] = StaticStateLayer
+STATIC_LAYER_TYPE_MAPPING["attention_with_state"] = StaticAttentionStateLayer
+
+
+def states_of(cache: Cache | None, layer_idx: int) -> NamedStates | None:
+    """Where a layer reads and writes its states; None without a cache.
+
+    Raises:
+        ConfigError: the cache was made without the model's configuration and has no place for them.
+    """
+    if cache is None:
+        return None
+    layers = cache.layers
+    layer = layers[layer_idx] if layer_idx < len(layers) else None
+    if not isinstance(layer, NamedStates):
+        raise ConfigError(
+            f"this {type(cache).__name__} has no place for the state of layer {layer_idx}; make it with "
+            "config=model.config, or give none"
+        )
+    return layer
+
+
+def advance(cache: Cache | None, num_tokens: int) -> None:
+    """Tell the layers without keys and values that a call with so many tokens is over."""
+    for layer in cache.layers if cache is not None else []:
+        if isinstance(layer, StateLayer):
+            layer.advance(num_tokens)
+
+
+def detach_states(cache: Cache) -> None:
+    """Cut the gradient between what the cache holds and the calls that it came from (truncated backpropagation)."""
+    for layer in cache.layers:
+        if isinstance(layer, NamedStates):
+            layer.change_states(torch.Tensor.detach)
+        for name in ("keys", "values"):
+            tensor = getattr(layer, name, None)
+            if tensor is not None:
+                setattr(layer, name, tensor.detach())
