@@ -35,3 +35,13 @@ def register_families() -> None:
         # By this table of names the Trainer knows a model whose labels its label smoothing must shift.
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = family.causal_lm.__name__
         AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)
+
+
+def family_of_dense(model_type: str) -> Family | None:
+    """The family that can start from dense models of this type, as their `config.json` names it; None if none can."""
+    return next((family for family in FAMILIES.values() if model_type in family.config.dense_model_types), None)
+
+
+def dense_model_types() -> list[str]:
+    """The types of dense models that some family can start from."""
+    return [name for family in FAMILIES.values() for name in family.config.dense_model_types]

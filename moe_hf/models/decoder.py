@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,6 +33,7 @@ from moe_hf.layers.norms import make_norm
 from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
+from moe_hf.models.dense_loading import LoadsDense
 
 # What these kinds of layers keep can be cut back to an earlier token.
 _CUT_BACK = ("full_attention", "history")
@@ -73,7 +74,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         return x_BSD
 
 
-class MoEPreTrainedModel(PreTrainedModel):
+class MoEPreTrainedModel(LoadsDense):
     """What all families tell transformers about themselves, and how fresh weights are drawn."""
 
     config: MoEDecoderConfig

@@ -4,28 +4,32 @@ from typing import ClassVar
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense_loading import LoadsDenseGPT2
+from moe_hf.models.dense_source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+from moe_hf.models.upcycle import DenseGPT2
 
 
-class GPT2WithMoEModel(LoadsDenseGPT2, MoEDecoderModel):
+class GPT2WithMoEModel(MoEDecoderModel):
     """GPT-2 with experts, without a head."""
 
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)
 
 
-class GPT2WithMoE(LoadsDenseGPT2, MoEForCausalLM):
+class GPT2WithMoE(MoEForCausalLM):
     """GPT-2 with experts that predicts the next token."""
 
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)
 
 
-class GPT2WithMoEForSequenceClassification(LoadsDenseGPT2, MoEForSequenceClassification):
+class GPT2WithMoEForSequenceClassification(MoEForSequenceClassification):
     """GPT-2 with experts that labels a sequence."""
 
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)

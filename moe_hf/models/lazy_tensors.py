@@ -4,6 +4,7 @@ They answer to what transformers' loader asks of a safetensors slice: `get_shape
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,6 +109,21 @@ class Copied(LazyTensor):
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return self._original.read().clone()
+
+
+class Joined(LazyTensor):
+    """Several lazy tensors of one type, one behind the other along a dimension."""
+
+    def __init__(self, parts: Sequence[LazyTensor], dim: int) -> None:
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        super().__init__(tuple(shape), parts[0].get_dtype())
+        self._parts = parts
+        self._dim = dim
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        return torch.cat([part.read() for part in self._parts], dim=self._dim)
 
 
 class Drawn(LazyTensor):

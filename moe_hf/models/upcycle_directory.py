@@ -1,4 +1,4 @@
-"""Writes a Mixture-of-Experts directory from a dense GPT-2 one, a shard at a time, whole or not at all."""
+"""Writes a Mixture-of-Experts directory from a dense model's, a shard at a time, whole or not at all."""
 
 import json
 import shutil
@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import whole_folder
 from moe_hf.base.model_source import folder_or_hub_id
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.auto import Family, dense_model_types, family_of_dense
+from moe_hf.models.dense_source import is_head_tied, open_slices
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.lazy_tensors import LazyTensor, dtype_named
-from moe_hf.models.upcycle import is_dense_gpt2, is_head_tied, open_slices, upcycled_state_dict, why_logits_change
+from moe_hf.models.upcycle import why_logits_change
 
 # What belongs to the model beside its weights and its configuration.
 CARRIED_FILES = (
@@ -30,7 +32,7 @@ class UpcycleReport(NamedTuple):
     """What was written, and where."""
 
     folder: Path
-    config: GPT2WithMoEConfig
+    config: MoEDecoderConfig
     weight_bytes: int
     num_shards: int
     carried: list[str]
@@ -45,7 +47,7 @@ def upcycle_directory(
     on_shard: Callable[[int, int], None] | None = None,
     **overrides: Any,
 ) -> UpcycleReport:
-    """Turn the dense GPT-2 of `source` into a Mixture of Experts in the new folder `destination`.
+    """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
 
     No more than one shard is in memory at a time. Tokenizer and generation config are carried over.
 
@@ -56,11 +58,11 @@ def upcycle_directory(
         max_shard_size: largest size of a weights file, such as "2GB"; one tensor is never split.
         overwrite: replace `destination`, which must be a model's folder, once the new one is complete.
         on_shard: called with (shards done, shards in all).
-        **overrides: fields of `GPT2WithMoEConfig`, such as `num_experts`.
+        **overrides: fields of the family's configuration, such as `num_experts`.
 
     Raises:
-        CheckpointError: the source is no complete dense GPT-2 in safetensors, the destination is taken, or the disk
-            is too small. Nothing is written then.
+        CheckpointError: the source is no complete dense model in safetensors that a family can start from, the
+            destination is taken, or the disk is too small. Nothing is written then.
         ConfigError: an override is not allowed.
     """
     destination = Path(destination)
@@ -68,18 +70,22 @@ def upcycle_directory(
     if folder.resolve().is_relative_to(destination.resolve()):
         raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
     _require_free(destination, overwrite)
-    config = GPT2WithMoEConfig.from_pretrained(folder, **overrides)
+    family = _family(source, folder)
+    config = family.config.from_pretrained(folder, **overrides)
     files = _weight_files(folder)
     slices = open_slices(files)
-    if not is_dense_gpt2(slices):
+    dense = next((known for known in family.causal_lm.dense_formats if known.recognises(slices)), None)
+    if dense is None:
+        names = " or a ".join(known.name for known in family.causal_lm.dense_formats)
         raise CheckpointError(
             f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
-            "dense GPT-2; only a dense GPT-2 can be upcycled"
+            f"{names}; its config.json says that it is one"
         )
-    state = upcycled_state_dict(slices, config, head_was_tied=is_head_tied(files[0]), dtype=dtype)
+    tied = is_head_tied(files[0], dense.head_is_tied)
+    state = dense.state_dict(slices, config, head_was_tied=tied, dtype=dtype)
     dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
     config.dtype = dtype
-    config.architectures = ["GPT2WithMoE"]
+    config.architectures = [family.causal_lm.__name__]
     total = sum(_size(value, dtype) for value in state.values())
     _require_space(destination, total)
 
@@ -132,6 +138,18 @@ def _require_free(destination: Path, overwrite: bool) -> None:
         )
 
 
+def _family(source: str, folder: Path) -> Family:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{source} has no config.json; name a folder that has one")
+    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type", "gpt2")
+    family = family_of_dense(model_type)
+    if family is None:
+        allowed = ", ".join(dense_model_types())
+        raise CheckpointError(f"{source} holds a model of type {model_type!r}; only dense {allowed} can be upcycled")
+    return family
+
+
 def _local_folder(source: str) -> Path:
     folder = Path(folder_or_hub_id(source))
     if folder.is_dir():
@@ -175,7 +193,7 @@ def _require_space(destination: Path, needed: int) -> None:
         )
 
 
-def _model_card(source: str, name: str, config: GPT2WithMoEConfig) -> str:
+def _model_card(source: str, name: str, config: MoEDecoderConfig) -> str:
     info = get_moe_model_info(config)
     base_model = "" if Path(source).exists() else f"base_model: {source}\n"
     reasons = why_logits_change(config)
@@ -192,7 +210,7 @@ tags:
 
 # {name}
 
-A Mixture of Experts upcycled from the dense GPT-2 `{Path(source).name if Path(source).exists() else source}`. It has
+A Mixture of Experts upcycled from the dense model `{Path(source).name if Path(source).exists() else source}`. It has
 not been trained since. {logits}
 
 | | |

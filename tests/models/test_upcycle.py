@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from moe_hf import CheckpointError, GPT2WithMoE, GPT2WithMoEConfig
 from moe_hf.layers.ffn.routers import ROUTERS
 from moe_hf.models import upcycle
+from moe_hf.models.dense_source import open_slices
 from moe_hf.models.lazy_tensors import Held, LazyTensor
-from moe_hf.models.upcycle import is_dense_gpt2, open_slices, upcycled_state_dict
+from moe_hf.models.upcycle import DenseGPT2
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def make_config(dense_folder):
 )
 def test_has_every_tensor_of_the_model_in_its_shape(slices, make_config, overrides) -> None:
     config = make_config(**overrides)
-    state = upcycled_state_dict(slices, config)
+    state = DenseGPT2().state_dict(slices, config)
     with torch.device("meta"):
         expected = {name: list(value.shape) for name, value in GPT2WithMoE(config).state_dict().items()}
     # A tied head is not stored.
@@ -46,7 +47,7 @@ def test_has_every_tensor_of_the_model_in_its_shape(slices, make_config, overrid
 
 
 def test_each_tensor_comes_from_its_source(slices, make_config) -> None:
-    state = upcycled_state_dict(slices, make_config(num_experts=3))
+    state = DenseGPT2().state_dict(slices, make_config(num_experts=3))
     attention = slices["transformer.h.0.attn.c_attn.weight"][:]
     for index, name in enumerate("qkv"):
         piece = attention[:, 32 * index : 32 * (index + 1)].T
@@ -58,7 +59,7 @@ def test_each_tensor_comes_from_its_source(slices, make_config) -> None:
 
 def test_the_router_is_drawn_from_its_seed_or_zero(slices, make_config) -> None:
     def router(layer: int = 0, **overrides) -> torch.Tensor:
-        return upcycled_state_dict(slices, make_config(**overrides))[f"model.layers.{layer}.mlp.gate.weight"].read()
+        return DenseGPT2().state_dict(slices, make_config(**overrides))[f"model.layers.{layer}.mlp.gate.weight"].read()
 
     assert router().std().item() == pytest.approx(0.2, rel=0.2)
     assert router().equal(router())
@@ -69,7 +70,7 @@ def test_the_router_is_drawn_from_its_seed_or_zero(slices, make_config) -> None:
 
 def test_a_shared_expert_and_a_short_convolution_begin_as_nothing(slices, make_config) -> None:
     config = make_config(shared_expert_intermediate_size=16, mixer_short_conv=3)
-    state = upcycled_state_dict(slices, config)
+    state = DenseGPT2().state_dict(slices, config)
     assert state["model.layers.0.mlp.shared_expert.down_proj.weight"].read().abs().max() == 0
     assert state["model.layers.0.mlp.shared_expert.up_proj.weight"].read().abs().max() > 0
     assert state["model.layers.0.mixer.short_conv.weight"].read().abs().max() == 0
@@ -89,32 +90,32 @@ def test_a_shared_expert_and_a_short_convolution_begin_as_nothing(slices, make_c
 )
 def test_a_misfitting_override_is_named(slices, make_config, overrides, text) -> None:
     with pytest.raises(CheckpointError, match=f"{text}.*drop the override"):
-        upcycled_state_dict(slices, make_config(**overrides))
+        DenseGPT2().state_dict(slices, make_config(**overrides))
 
 
 def test_missing_layers_are_named(slices, make_config) -> None:
     with pytest.raises(
         CheckpointError, match=r"lacks 12 that are needed: h\.3\.ln_1\.weight, .*, \.\.\.; it is incomplete"
     ):
-        upcycled_state_dict(slices, make_config(num_hidden_layers=4))
+        DenseGPT2().state_dict(slices, make_config(num_hidden_layers=4))
 
 
 @pytest.mark.parametrize("name", ["wte.weight", "ln_f.bias", "h.1.attn.c_attn.bias", "h.0.mlp.c_fc.weight"])
 def test_a_missing_tensor_is_named(slices, make_config, name: str) -> None:
     dense = {key: value for key, value in slices.items() if not key.endswith(name)}
     with pytest.raises(CheckpointError, match=f"has 39 tensors but lacks 1 that are needed: {re.escape(name)};"):
-        upcycled_state_dict(dense, make_config())
+        DenseGPT2().state_dict(dense, make_config())
 
 
 def test_an_untied_head_is_needed_only_where_there_is_one(slices, make_config) -> None:
     config = make_config(tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"lm_head.weight"):
-        upcycled_state_dict(slices, config)
-    assert "lm_head.weight" not in upcycled_state_dict(slices, config, with_head=False)
+        DenseGPT2().state_dict(slices, config)
+    assert "lm_head.weight" not in DenseGPT2().state_dict(slices, config, with_head=False)
 
 
 def test_a_head_that_was_tied_starts_as_the_embedding(slices, make_config) -> None:
-    state = upcycled_state_dict(slices, make_config(tie_word_embeddings=False), head_was_tied=True)
+    state = DenseGPT2().state_dict(slices, make_config(tie_word_embeddings=False), head_was_tied=True)
     assert state["lm_head.weight"].read().equal(slices["transformer.wte.weight"][:])
 
 
@@ -130,7 +131,7 @@ def test_a_head_that_was_tied_starts_as_the_embedding(slices, make_config) -> No
     ],
 )
 def test_a_dense_gpt2_is_known_by_its_names(names: list[str], dense: bool) -> None:
-    assert is_dense_gpt2(names) == dense
+    assert DenseGPT2().recognises(names) == dense
 
 
 def test_only_whole_safetensors_files_are_opened(tmp_path) -> None:
@@ -168,7 +169,7 @@ def test_a_warning_exactly_where_the_function_is_not_kept(
     dense_gpt2, dense_folder, make_config, caplog, overrides, reason
 ) -> None:
     type(upcycle.logger).warning_once.cache_clear()
-    upcycled_state_dict(open_slices([str(dense_folder / "model.safetensors")]), make_config(**overrides))
+    DenseGPT2().state_dict(open_slices([str(dense_folder / "model.safetensors")]), make_config(**overrides))
     assert [reason in record.getMessage() for record in caplog.records] == ([] if reason is None else [True])
     caplog.clear()
     model = GPT2WithMoE.from_pretrained(dense_folder, **overrides)
@@ -183,7 +184,7 @@ def test_the_global_generator_is_left_alone(slices, make_config, router_type) ->
     torch.manual_seed(0)
     expected = torch.randn(3)
     torch.manual_seed(0)
-    upcycled_state_dict(slices, config)
+    DenseGPT2().state_dict(slices, config)
     assert torch.randn(3).equal(expected)
 
 
@@ -192,7 +193,7 @@ def test_the_global_generator_is_left_alone(slices, make_config, router_type) ->
 )
 def test_router_states_do_not_depend_on_the_default_type(slices, make_config, router_type, dtype) -> None:
     def states() -> dict[str, LazyTensor]:
-        state = upcycled_state_dict(slices, make_config(router_type=router_type))
+        state = DenseGPT2().state_dict(slices, make_config(router_type=router_type))
         return {name: value for name, value in state.items() if ".gate." in name and isinstance(value, Held)}
 
     expected = states()
