@@ -1,0 +1,47 @@
+"""Tiny models of every kind of mixer, for the table of tests that all of them pass."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from moe_hf.models.auto import FAMILIES
+
+# A name for the test -> (model type, fields of the configuration).
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2_moe", {}),
+    "gpt2-rotary-conv": ("gpt2_moe", {"position_embedding_type": "rotary", "mixer_short_conv": 3}),
+}
+
+TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def tiny_family(kind: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A small causal LM in eval mode that generates without ever stopping early.
+
+    Every parameter is moved away from the zero or one it may start at, so that each has a share in the logits.
+    """
+    model_type, fields = KINDS[kind]
+    family = FAMILIES[model_type]
+    torch.manual_seed(seed)
+    model = family.causal_lm(family.config(**{**TINY, **fields, **overrides})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.generation_config.eos_token_id = None
+    return model

@@ -1,0 +1,305 @@
+"""What every family must do alike: all ways of reading and writing a sequence give what one uncached pass gives."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
+
+from moe_hf.layers.cache import detach_states
+from moe_hf.models.auto import FAMILIES
+from tests.models.families import KINDS, TINY, tiny_family
+
+B, S, NEW = 3, 23, 6
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind: str) -> PreTrainedModel:
+    return tiny_family(kind)
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.randint(3, 61, (B, S), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def full(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits
+
+
+def greedy(model: PreTrainedModel, prompt: torch.Tensor, **kwargs) -> torch.Tensor:
+    return model.generate(prompt, max_new_tokens=NEW, do_sample=False, **kwargs)
+
+
+def uncached(model: PreTrainedModel, prompt: torch.Tensor) -> torch.Tensor:
+    tokens = prompt
+    with torch.no_grad():
+        for _ in range(NEW):
+            tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return tokens
+
+
+def in_pieces(model: PreTrainedModel, ids: torch.Tensor, sizes: list[int], cache=None, **kwargs) -> torch.Tensor:
+    cache = model.model.new_cache() if cache is None else cache
+    logits, start = [], 0
+    for size in sizes:
+        logits.append(model(ids[:, start : start + size], past_key_values=cache, use_cache=True, **kwargs).logits)
+        start += size
+    assert start == ids.shape[1]
+    return torch.cat(logits, dim=1)
+
+
+def test_the_future_leaves_no_trace(model, ids, full) -> None:
+    changed = ids.clone()
+    changed[:, 11:] = (changed[:, 11:] + 7) % 50 + 3
+    with torch.no_grad():
+        logits = model(changed, use_cache=False).logits
+    torch.testing.assert_close(logits[:, :11], full[:, :11], **CLOSE)
+    assert (logits[:, 11:] - full[:, 11:]).abs().max() > 0.01
+
+
+def test_the_past_matters(model, ids, full) -> None:
+    changed = ids.clone()
+    changed[:, 2] = (changed[:, 2] + 7) % 50 + 3
+    with torch.no_grad():
+        logits = model(changed, use_cache=False).logits
+    assert (logits[:, 6:] - full[:, 6:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sizes", [[1] * S, [7, 7, 7, 2], [13, 10], [1, 22], [20, 1, 1, 1]])
+def test_pieces_of_any_size_give_what_the_whole_gives(model, ids, full, sizes: list[int]) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(in_pieces(model, ids, sizes), full, **CLOSE)
+
+
+def test_a_cache_counts_its_tokens_and_can_be_emptied(model, ids, full) -> None:
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        model(ids, past_key_values=cache, use_cache=True)
+        assert int(cache.get_seq_length()) == S
+        if any(getattr(layer, "keys", None) is not None for layer in cache.layers):
+            # transformers' own dynamic layers keep zeros of the old length.
+            pytest.skip("reset of a dynamic key-value cache is not an empty cache in transformers")
+        cache.reset()
+        assert int(cache.get_seq_length()) == 0
+        torch.testing.assert_close(in_pieces(model, ids, [S], cache), full, **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(model, ids, side: str) -> None:
+    lengths = [S, 9, 14]
+    mask = torch.zeros(B, S, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, -length:] = 1
+    if side == "right":
+        mask = mask.flip(1)
+    with torch.no_grad():
+        logits = model(ids * mask, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+        for row in range(B):
+            real = mask[row].bool()
+            alone = model(ids[row : row + 1, real], use_cache=False).logits
+            torch.testing.assert_close(logits[row, real], alone[0], **CLOSE)
+
+
+def test_after_right_padding_the_next_token_follows_the_last_real_one(model, ids) -> None:
+    # transformers 5.23 gets this wrong for mamba, mamba2, falcon_mamba, jamba and qwen3_next.
+    lengths = [S - 2, 9, 14]
+    mask = torch.zeros(B, S - 1, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    cache = model.model.new_cache()
+    following = ids[:, -1:]
+    with torch.no_grad():
+        model(
+            ids[:, :-1] * mask,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+        )
+        longer = torch.cat([mask, torch.ones(B, 1, dtype=torch.long)], dim=1)
+        positions = mask.sum(1, keepdim=True)
+        logits = model(following, attention_mask=longer, position_ids=positions, past_key_values=cache).logits
+        for row, length in enumerate(lengths):
+            alone = torch.cat([ids[row : row + 1, :length], following[row : row + 1]], dim=1)
+            torch.testing.assert_close(logits[row, -1], model(alone, use_cache=False).logits[0, -1], **CLOSE)
+
+
+def test_packed_documents_do_not_see_each_other(model, ids) -> None:
+    positions = torch.cat([torch.arange(9), torch.arange(1), torch.arange(S - 10)])[None]
+    with torch.no_grad():
+        packed = model(ids[:1], position_ids=positions, use_cache=False).logits
+        for start, stop in ((0, 9), (9, 10), (10, S)):
+            alone = model(ids[:1, start:stop], use_cache=False).logits
+            torch.testing.assert_close(packed[:, start:stop], alone, **CLOSE)
+
+
+def test_greedy_generation_is_repeated_argmax(model, ids) -> None:
+    assert greedy(model, ids).equal(uncached(model, ids))
+
+
+def test_a_left_padded_batch_generates_what_each_row_alone_does(model, ids) -> None:
+    mask = torch.ones_like(ids)
+    mask[1, :8] = mask[2, :15] = 0
+    out = greedy(model, ids * mask, attention_mask=mask)
+    for row in range(B):
+        alone = greedy(model, ids[row : row + 1, mask[row].bool()])
+        assert out[row, S:].equal(alone[0, -NEW:])
+
+
+def test_prefill_in_chunks_generates_the_same(model, ids) -> None:
+    assert greedy(model, ids, prefill_chunk_size=5).equal(greedy(model, ids))
+
+
+def test_beams_with_and_without_a_cache_agree(model, ids) -> None:
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    assert greedy(model, ids, **beams).equal(greedy(model, ids, use_cache=False, **beams))
+
+
+def test_sampling_with_and_without_a_cache_agrees(model, ids) -> None:
+    runs = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        runs.append(model.generate(ids, max_new_tokens=NEW, do_sample=True, top_k=8, use_cache=use_cache))
+    assert runs[0].equal(runs[1])
+
+
+def test_generation_goes_on_from_a_returned_cache(model, ids) -> None:
+    first = greedy(model, ids[:, :-4], return_dict_in_generate=True)
+    more = torch.cat([first.sequences, ids[:, -4:]], dim=1)
+    assert greedy(model, more, past_key_values=first.past_key_values).equal(greedy(model, more))
+
+
+def test_a_static_cache_generates_the_same(model, ids) -> None:
+    mask = torch.ones_like(ids)
+    mask[1, :8] = 0
+    static = greedy(model, ids * mask, attention_mask=mask, cache_implementation="static")
+    assert static.equal(greedy(model, ids * mask, attention_mask=mask))
+
+
+def test_a_static_cache_can_be_emptied_and_used_again(model, ids, full) -> None:
+    cache = StaticCache(model.config, max_cache_len=S + 2)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(in_pieces(model, ids, [20, 1, 2], cache), full, **CLOSE)
+            cache.reset()
+
+
+def test_rows_of_a_cache_can_be_repeated_and_chosen(model, ids, full) -> None:
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        model(ids[:, :20], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([4, 1, 3]))
+        rows = torch.tensor([2, 0, 1])
+        logits = model(ids[rows, 20:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(logits, full[rows, 20:], **CLOSE)
+
+
+def test_gradients_flow_through_a_carried_state_until_it_is_detached(model, ids) -> None:
+    embed = model.get_input_embeddings()
+
+    def gradient_of_the_past(detach: bool) -> torch.Tensor:
+        cache = model.model.new_cache()
+        early = embed(ids[:, :12]).detach().requires_grad_()
+        model(inputs_embeds=early, past_key_values=cache, use_cache=True)
+        if detach:
+            detach_states(cache)
+        late = model(inputs_embeds=embed(ids[:, 12:]), past_key_values=cache, use_cache=True).logits
+        (grad,) = torch.autograd.grad(late.square().sum(), early, allow_unused=True)
+        return torch.zeros_like(early) if grad is None else grad
+
+    whole = embed(ids).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(model(inputs_embeds=whole).logits[:, 12:].square().sum(), whole)
+    carried = gradient_of_the_past(detach=False)
+    error = (carried - expected[:, :12]).norm() / expected[:, :12].norm()
+    assert error < 1e-4
+    assert gradient_of_the_past(detach=True).abs().max() == 0
+
+
+def test_gradient_checkpointing_changes_nothing(kind: str, ids, checkpointed) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_family(kind).train()
+        if checkpointing:
+            checkpointed(model)
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_half_precision_stays_near(kind: str, ids, full) -> None:
+    model = tiny_family(kind).to(torch.bfloat16)
+    with torch.no_grad():
+        half = model(ids, use_cache=False).logits
+        pieces = in_pieces(model, ids, [15, 1, 7])
+    assert half.dtype == torch.bfloat16
+    # Routers near a tie may choose another expert, which is a jump for that token.
+    for logits in (half, pieces):
+        error = (logits.float() - full).norm(dim=-1) / full.norm(dim=-1)
+        assert error.median() < 0.05
+
+
+def test_it_compiles_into_one_graph_with_the_same_gradients(kind: str, ids) -> None:
+    torch.compiler.reset()
+    model = tiny_family(kind, num_hidden_layers=2, mlp_layer_types=["dense"] * 2).train()
+    loss = model(ids, labels=ids, use_cache=False).loss
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    compiled = torch.compile(model.model, fullgraph=True, backend="aot_eager")
+    hidden = compiled(ids, use_cache=False).last_hidden_state
+    loss = model.loss_function(model.lm_head(hidden), ids, vocab_size=61)
+    for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_and_loaded_it_is_the_same(model, ids, full, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert type(loaded) is type(model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids, use_cache=False).logits, full)
+
+
+def test_fresh_weights_are_finite_and_every_parameter_is_drawn(kind: str) -> None:
+    model_type, fields = KINDS[kind]
+    family = FAMILIES[model_type]
+    with torch.device("meta"):
+        model = family.causal_lm(family.config(**{**TINY, **fields}))
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.isfinite(tensor).all(), name
+
+
+def test_the_classifier_reads_the_last_real_token(kind: str, ids) -> None:
+    model_type, fields = KINDS[kind]
+    family = FAMILIES[model_type]
+    torch.manual_seed(0)
+    model = family.sequence_classification(family.config(**{**TINY, **fields, "num_labels": 3})).eval()
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.no_grad():
+        logits = model(ids * mask, attention_mask=mask).logits
+        torch.testing.assert_close(logits[1], model(ids[1:2, :9]).logits[0], **CLOSE)
+    assert logits.shape == (B, 3)
+
+
+def test_a_cache_of_keys_and_values_alone_is_refused_where_states_are_kept(model, ids) -> None:
+    if set(model.config.layer_types) == {"full_attention"}:
+        return
+    with pytest.raises(ValueError, match="has no place for the state"):
+        model(ids, past_key_values=DynamicCache(), use_cache=True)
