@@ -16,9 +16,13 @@ class OptionalPackage(NamedTuple):
 
 
 OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
+    "fla": OptionalPackage("fla", "pip install fla-core (NVIDIA GPU)"),
     "flash_attn": OptionalPackage("flash_attn", "pip install 'moe_hf[flash]' (NVIDIA GPU, Ampere or newer)"),
     "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
     "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
+    "mamba_ssm": OptionalPackage(
+        "mamba_ssm", "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation (NVIDIA GPU)"
+    ),
     "peft": OptionalPackage("peft", "pip install 'moe_hf[lora]'"),
     "quack": OptionalPackage("quack", "pip install quack-kernels (NVIDIA Hopper or newer)"),
     "scattermoe": OptionalPackage("scattermoe", "pip install git+https://github.com/shawntan/scattermoe (NVIDIA GPU)"),
