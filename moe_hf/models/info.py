@@ -1,8 +1,16 @@
-"""Counts a configuration's parameters, FLOPs and bytes, exactly, without building the model."""
+"""Counts a configuration's parameters, FLOPs and bytes from the shapes of its layers, without making a weight."""
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.dense import DenseFFN
+from moe_hf.layers.ffn.experts import Experts
+from moe_hf.layers.ffn.moe import SparseFFN
+from moe_hf.layers.norms import make_norm
+from moe_hf.models.decoder import DecoderLayer
 from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
 
 _FLOAT32 = 4
@@ -22,32 +30,29 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         `flops_per_token` (forward, one token at full context, a multiply-add counted as 2); `weight_bytes` (float32)
         and `train_state_bytes` (weights, gradients and AdamW moments in float32; activations come on top).
     """
-    width, inner, experts = config.hidden_size, config.expert_width, config.num_experts
+    width, experts = config.hidden_size, config.num_experts
     moe_layers = len(config.sparse_layers)
-    dense_layers = config.num_hidden_layers - moe_layers
-
     embedding = config.vocab_size * width
     if config.position_embedding_type == "learned":
         embedding += config.max_position_embeddings * width
     head = 0 if config.tie_word_embeddings else config.vocab_size * width
-    mixers = config.num_hidden_layers * _mixer_params(config)
-    norms = (2 * config.num_hidden_layers + 1) * 2 * width
-    dense_ffn = _ffn_params(width, config.ffn_width)
-    expert = _ffn_params(width, inner)
-    shared = config.shared_expert_intermediate_size
-    shared_rest = _ffn_params(width, shared) + (width if config.shared_expert_gate else 0) if shared else 0
-    # A hash router has no parameters.
-    routers = sum(experts * width for kind in config.router_of_sparse_layer if kind != "hash")
-    sparse_rest = routers + moe_layers * shared_rest
+    # Without memory or values: only shapes are looked at.
+    with torch.device("meta"):
+        layers = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        dense_ffn = _count(DenseFFN(config))
+        norms = _count(make_norm(config)) * (2 if config.embedding_norm else 1)
+    stacks = [module for layer in layers for module in layer.modules() if isinstance(module, Experts)]
+    expert = _count(stacks[0]) // experts if stacks else 0
+    routed = moe_layers * experts * expert
+    sparse_ffns = sum(_count(sparse) for layer in layers for sparse in layer.modules() if isinstance(sparse, SparseFFN))
 
-    base = embedding + head + mixers + norms + dense_layers * dense_ffn
-    total = base + moe_layers * experts * expert + sparse_rest
-    active = base + _visited_experts(config) * expert + sparse_rest
-    twin = base + moe_layers * dense_ffn
+    total = embedding + head + norms + sum(map(_count, layers))
+    active = total - routed + _visited_experts(config) * expert
+    twin = total - sparse_ffns + moe_layers * dense_ffn
 
     # Every matrix a token meets costs a multiply-add per weight; the embedding is looked up, the head is multiplied.
     matrices = active - embedding - head + config.vocab_size * width
-    attention = 2 * config.num_hidden_layers * config.max_position_embeddings * width
+    mixing = sum(layer.mixer.multiply_adds(config.max_position_embeddings) for layer in layers if layer.mixer)
     return {
         "total_params": total,
         "active_params": active,
@@ -63,9 +68,9 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         "num_experts": experts,
         "num_experts_per_tok": config.num_experts_per_tok,
         "moe_layers": moe_layers,
-        "dense_layers": dense_layers,
+        "dense_layers": (config.mlp_layer_types or []).count("dense"),
         "context_length": config.max_position_embeddings,
-        "flops_per_token": 2 * (matrices + attention),
+        "flops_per_token": 2 * (matrices + mixing),
         "weight_bytes": _FLOAT32 * total,
         "train_state_bytes": _ADAMW_COPIES * _FLOAT32 * total,
     }
@@ -77,10 +82,5 @@ def _visited_experts(config: MoEDecoderConfig) -> int:
     return sum(min(k, MOST_HASHED_EXPERTS) if kind == "hash" else k for kind in config.router_of_sparse_layer)
 
 
-def _ffn_params(width: int, inner: int) -> int:
-    return 2 * width * inner + inner + width
-
-
-def _mixer_params(config: MoEDecoderConfig) -> int:
-    width = config.hidden_size
-    return 4 * (width * width + width) + config.mixer_short_conv * 3 * width
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

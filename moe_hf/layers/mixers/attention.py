@@ -56,6 +56,10 @@ class CausalAttention(Mixer):
         taps = config.mixer_short_conv
         self.short_conv = ShortConv(3 * width, taps, layer_idx) if taps else None
 
+    def multiply_adds(self, context: int) -> int:
+        """Scores and weighted values: two per key and channel."""
+        return 2 * context * self.config.hidden_size
+
     def forward(
         self,
         x_BSD: torch.Tensor,

@@ -27,6 +27,10 @@ class Mixer(nn.Module, ABC):
         self.layer_idx = layer_idx
 
     @abstractmethod
+    def multiply_adds(self, context: int) -> int:
+        """Multiply-adds per token, beyond one for each weight, when `context` tokens are at hand."""
+
+    @abstractmethod
     def forward(
         self,
         x_BSD: torch.Tensor,
