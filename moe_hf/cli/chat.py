@@ -17,7 +17,7 @@ from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.commands import COMMANDS
 from moe_hf.inference.console import Console
-from moe_hf.inference.model_files import ARCHITECTURES, has_experts, newest_model
+from moe_hf.inference.model_files import is_a, newest_model
 from moe_hf.inference.repl import run
 from moe_hf.inference.settings import SETTINGS, settings_of, with_setting
 from moe_hf.inference.text_model import DEVICES, DTYPES, CausalTextModel
@@ -72,7 +72,11 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", metavar="FOLDER|ID", help="what to talk with (default: the newest under --runs_dir)")
-    model.add_argument("--architecture", choices=ARCHITECTURES, help="take only such a model")
+    model.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="take only such a model: moe, dense, gpt2, retnet, mamba, hyena, rwkv, megabyte, or a pattern of mixers",
+    )
     model.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where training puts its runs (%(default)s)")
     model.add_argument("--device", choices=DEVICES, default="auto")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as stored")
@@ -120,8 +124,8 @@ def _chat(args: argparse.Namespace) -> None:
 
 def _open_session(args: argparse.Namespace) -> ChatSession:
     model = _load(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
-    if args.architecture and has_experts(model.model.config) != (args.architecture == "moe"):
-        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is the other kind")
+    if args.architecture and not is_a(model.model.config, args.architecture):
+        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is of another kind")
     settings = settings_of(model.model.generation_config)
     for key in SETTINGS:
         value = getattr(args, key)

@@ -8,8 +8,9 @@ from rich.table import Table
 
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.presets import PRESETS, create_moe_config
+from moe_hf.models.auto import family_of
 from moe_hf.models.info import get_moe_model_info
 
 FLAGS = (
@@ -23,14 +24,21 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(prog="moe-hf info", description="Parameters, FLOPs and bytes of a model.")
     parser.add_argument("model", help=f"a size ({', '.join(PRESETS)}), a model folder, or a Hub id")
+    parser.add_argument(
+        "--architecture",
+        default="gpt2",
+        metavar="NAME",
+        help="of a size: gpt2 (default), retnet, mamba, hyena, rwkv, megabyte, or a pattern such as mamba*3,attention",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     fields = given_config_fields(args, FLAGS)
     pattern = fields.pop("mlp_layer_types", None)
-    config = _config(args.model, fields)
+    config = _config(args.model, args.architecture, fields)
     if pattern is not None:
-        config = _config(args.model, {**fields, "mlp_layer_types": layer_pattern(pattern, config.num_hidden_layers)})
+        fields["mlp_layer_types"] = layer_pattern(pattern, config.num_hidden_layers)
+        config = _config(args.model, args.architecture, fields)
 
     console = Console(soft_wrap=True)
     info = get_moe_model_info(config)
@@ -49,13 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _config(model: str, fields: dict) -> GPT2WithMoEConfig:
+def _config(model: str, architecture: str, fields: dict) -> MoEDecoderConfig:
     if model in PRESETS or not (Path(model).exists() or "/" in model):
-        return create_moe_config(model, **fields)
-    return GPT2WithMoEConfig.from_pretrained(folder_or_hub_id(model), **fields)
+        return create_moe_config(model, architecture=architecture, **fields)
+    source = folder_or_hub_id(model)
+    return family_of(source).config.from_pretrained(source, **fields)
 
 
-def _rows(config: GPT2WithMoEConfig, info: dict) -> list[tuple[str, str, str]]:
+def _rows(config: MoEDecoderConfig, info: dict) -> list[tuple[str, str, str]]:
     return [
         ("total_params_m", f"{info['total_params_m']:.1f}", "all weights, million; all of them must be resident"),
         ("active_params_m", f"{info['active_params_m']:.1f}", "weights that one token meets"),

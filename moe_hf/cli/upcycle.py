@@ -1,4 +1,4 @@
-"""`moe-hf upcycle`: turns a dense GPT-2 directory into a Mixture-of-Experts directory."""
+"""`moe-hf upcycle`: turns a dense model's directory into a Mixture-of-Experts directory."""
 
 import argparse
 import shlex
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.models.auto import dense_model_types, family_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.upcycle_directory import upcycle_directory
 
@@ -25,9 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     """Write the directory; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="moe-hf upcycle",
-        description="Build a Mixture of Experts from a dense GPT-2: every expert starts from its layer's FFN.",
+        description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
+        f"where the model has none, with output 0. Dense models: {', '.join(dense_model_types())}.",
     )
-    parser.add_argument("source", metavar="SRC", help="folder or Hub id of a dense GPT-2 (safetensors)")
+    parser.add_argument("source", metavar="SRC", help="folder or Hub id of a dense model (safetensors)")
     parser.add_argument("destination", metavar="DST", help="folder to create")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
     parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     fields = given_config_fields(args, FLAGS)
     if "mlp_layer_types" in fields:
-        layers = GPT2WithMoEConfig.from_pretrained(folder_or_hub_id(args.source)).num_hidden_layers
+        source = folder_or_hub_id(args.source)
+        layers = family_of(source).config.from_pretrained(source).num_hidden_layers
         fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], layers)
 
     console = Console(stderr=True, soft_wrap=True)

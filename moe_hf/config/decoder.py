@@ -338,6 +338,10 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         sparse_before = sum(layer < layer_idx for layer in self.sparse_layers)
         return "hash" if sparse_before < self.router_num_hash_layers else self.router_type
 
+    def make_dense(self) -> None:
+        """Give every FFN that is a mixture of experts its dense form: the twin to compare a model with."""
+        self.mlp_layer_types = ["dense" if kind == "sparse" else kind for kind in self.mlp_layer_types or []]
+
     def validate_architecture(self) -> None:
         """Check that sizes are positive and divide where they must (the name is transformers' own hook).
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.config.architectures import architecture_config
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 
 
@@ -58,6 +59,11 @@ _TINY_BY_ROUTER: dict[str, dict[str, Any]] = {
     "sigmoid_bias": {"num_experts_per_tok": 2, "norm_topk_prob": True, "moe_intermediate_size": 64},
 }
 
+# What of a preset belongs to GPT-2 and not to its siblings, whose mixers know the order of tokens by themselves.
+_OF_GPT2 = ("position_embedding_type", "bos_token_id", "eos_token_id")
+
+_TINY_BY_FAMILY: dict[str, dict[str, Any]] = {}
+
 _FFN_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 PRESETS: Registry[Preset] = Registry(
@@ -75,7 +81,9 @@ PRESETS: Registry[Preset] = Registry(
 )
 
 
-def create_moe_config(model_size: str, use_flash_attention: bool = True, **overrides: Any) -> GPT2WithMoEConfig:
+def create_moe_config(
+    model_size: str, use_flash_attention: bool = True, architecture: str = "gpt2", **overrides: Any
+) -> Any:
     """The configuration of a named size.
 
     Args:
@@ -83,25 +91,34 @@ def create_moe_config(model_size: str, use_flash_attention: bool = True, **overr
         use_flash_attention: True takes PyTorch's fused attention (sdpa, which runs its FlashAttention kernel on CUDA
             in half precision); False the unfused reference ("eager"). `attn_implementation="flash_attention_3"` and
             the like, among the overrides, ask for a package's own kernels.
-        **overrides: fields of `GPT2WithMoEConfig`, under its names or GPT-2's.
+        architecture: "gpt2" (a `GPT2WithMoEConfig`), "retnet", "mamba", "hyena", "rwkv", "megabyte", or a pattern of
+            mixers such as "mamba*3,attention". The counts of `PRESETS` are GPT-2's; see `get_moe_model_info`.
+        **overrides: fields of the configuration, under its names or GPT-2's where it is one.
 
     Raises:
-        ConfigError: an unknown size or field, or a value that is not allowed.
+        ConfigError: an unknown size, architecture or field, or a value that is not allowed.
 
     >>> create_moe_config("500m", num_experts=32).num_experts
     32
+    >>> create_moe_config("tiny", architecture="mamba*3,attention").mixer_of_layer
+    ['mamba', 'mamba', 'mamba', 'attention']
     """
-    allowed = [*GPT2WithMoEConfig.__dataclass_fields__, *GPT2WithMoEConfig.attribute_map]
+    config_class, own = architecture_config(architecture)
+    allowed = [*config_class.__dataclass_fields__, *config_class.attribute_map]
     allowed += ["attn_implementation", "experts_implementation", "num_labels"]
     for name in overrides:
         if name not in allowed:
             raise ConfigError(f"unknown configuration field {name!r}{did_you_mean(name, allowed)}")
     # Under one name each: below, what was given must be recognised whichever name it came by.
-    overrides = {GPT2WithMoEConfig.attribute_map.get(name, name): value for name, value in overrides.items()}
+    overrides = {config_class.attribute_map.get(name, name): value for name, value in overrides.items()}
     preset = PRESETS[model_size].fields
     if model_size == "tiny":
         preset = {**preset, **_TINY_BY_ROUTER.get(str(overrides.get("router_type")), {})}
-    fields = {**preset, **overrides}
+    if config_class is not GPT2WithMoEConfig:
+        preset = {name: value for name, value in preset.items() if name not in _OF_GPT2}
+        if model_size == "tiny":
+            preset = {**preset, **_TINY_BY_FAMILY.get(config_class.model_type, {})}
+    fields = {**preset, **own, **overrides}
     width = fields["hidden_size"]
     if isinstance(width, int):
         # The preset's FFNs belong to the preset's width: they grow and shrink with it.
@@ -109,4 +126,4 @@ def create_moe_config(model_size: str, use_flash_attention: bool = True, **overr
             if name in preset and name not in overrides:
                 fields[name] = preset[name] * width // preset["hidden_size"]
     fields.setdefault("attn_implementation", "sdpa" if use_flash_attention else "eager")
-    return GPT2WithMoEConfig(**fields)
+    return config_class(**fields)

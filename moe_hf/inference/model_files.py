@@ -1,12 +1,13 @@
 """Finds trained models on disk: which folders are whole models, which is the newest, which has experts."""
 
+import shlex
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.errors import CheckpointError
+from moe_hf.config.architectures import architecture_config, is_of_architecture
 
-ARCHITECTURES = ("moe", "dense")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
@@ -34,14 +35,15 @@ def newest_model(runs_dir: Path, architecture: str | None = None) -> Path:
 
     Args:
         runs_dir: the folder that holds the run folders.
-        architecture: `moe` or `dense` to look only at such models; None for any.
+        architecture: `moe` or `dense`, or a family or pattern of mixers as `moe_hf.config.architectures` reads them, to
+            look only at such models; None for any.
 
     Raises:
         CheckpointError: there is none; the text says which command trains one.
         ConfigError: the architecture is unknown.
     """
-    if architecture is not None and architecture not in ARCHITECTURES:
-        raise ConfigError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if architecture not in (None, "moe", "dense"):
+        architecture_config(str(architecture))
     found: list[tuple[float, Path]] = []
     # A run folder comes before its checkpoints: among equally old weights the finished model wins.
     for folder in [*sorted(runs_dir.glob("*/")), *sorted(runs_dir.glob("*/checkpoint-*/"))]:
@@ -49,22 +51,29 @@ def newest_model(runs_dir: Path, architecture: str | None = None) -> Path:
         if weights is not None:
             found.append((weights.stat().st_mtime, folder))
     for _, folder in sorted(found, key=lambda item: item[0], reverse=True):
-        if architecture is None or _architecture(folder) == architecture:
+        if architecture is None or _is_a(folder, architecture):
             return folder
     raise CheckpointError(_nothing_found(runs_dir, architecture))
 
 
-def _architecture(folder: Path) -> str | None:
+def is_a(config: PreTrainedConfig, architecture: str) -> bool:
+    """Whether a model of this config is of an architecture, in the words of `newest_model`."""
+    if architecture in ("moe", "dense"):
+        return has_experts(config) == (architecture == "moe")
+    return is_of_architecture(config, architecture)
+
+
+def _is_a(folder: Path, architecture: str) -> bool:
     try:
-        return "moe" if has_experts(AutoConfig.from_pretrained(folder)) else "dense"
+        return is_a(AutoConfig.from_pretrained(folder), architecture)
     except (OSError, ValueError):
         # A broken folder is of no kind; it must not hide the whole ones.
-        return None
+        return False
 
 
 def _nothing_found(runs_dir: Path, architecture: str | None) -> str:
     kind = "" if architecture is None else f"{architecture} "
-    flag = "" if architecture is None else f" --architecture {architecture}"
+    flag = "" if architecture is None else f" --architecture {shlex.quote(architecture)}"
     return (
         f"there is no trained {kind}model under {runs_dir}/ (looked for folders with config.json, *.safetensors and a "
         f"tokenizer); train one with: python train.py{flag}   or name one with: --model FOLDER_OR_HUB_ID"

@@ -2,27 +2,50 @@
 
 from typing import NamedTuple
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.config.mamba_moe import MambaWithMoEConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.config.retnet_moe import RetNetWithMoEConfig
+from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
+from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
+from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
+from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
+from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
 
 
 class Family(NamedTuple):
     """The classes of one model family."""
 
     config: type[MoEDecoderConfig]
-    model: type[MoEDecoderModel]
+    model: type[MoEPreTrainedModel]
     causal_lm: type[MoEForCausalLM]
     sequence_classification: type[MoEForSequenceClassification]
 
 
 FAMILIES: dict[str, Family] = {
     "gpt2_moe": Family(GPT2WithMoEConfig, GPT2WithMoEModel, GPT2WithMoE, GPT2WithMoEForSequenceClassification),
+    "mamba_moe": Family(MambaWithMoEConfig, MambaWithMoEModel, MambaWithMoE, MambaWithMoEForSequenceClassification),
+    "megabyte_moe": Family(
+        MegaByteWithMoEConfig, MegaByteWithMoEModel, MegaByteWithMoE, MegaByteWithMoEForSequenceClassification
+    ),
+    "retnet_moe": Family(
+        RetNetWithMoEConfig, RetNetWithMoEModel, RetNetWithMoE, RetNetWithMoEForSequenceClassification
+    ),
+    "rwkv_moe": Family(RWKVWithMoEConfig, RWKVWithMoEModel, RWKVWithMoE, RWKVWithMoEForSequenceClassification),
 }
 
 
@@ -35,6 +58,22 @@ def register_families() -> None:
         # By this table of names the Trainer knows a model whose labels its label smoothing must shift.
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = family.causal_lm.__name__
         AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)
+
+
+def family_of(source: str) -> Family:
+    """The family of a model folder or Hub id: its own, or the one that can start from it.
+
+    Raises:
+        CheckpointError: it has no `config.json`, or is of a type that no family reads.
+        OSError: it cannot be found.
+    """
+    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    family = FAMILIES.get(str(model_type)) or family_of_dense(str(model_type))
+    if family is None:
+        raise CheckpointError(
+            f"{source} holds a model of type {model_type!r}; known are {', '.join([*FAMILIES, *dense_model_types()])}"
+        )
+    return family
 
 
 def family_of_dense(model_type: str) -> Family | None:

@@ -306,6 +306,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
     def _with_positions(self, x_BSD: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         if self.rotary is not None:
             return x_BSD, self.rotary(position_ids, x_BSD.dtype)
+        if self.embed_positions is None:
+            return x_BSD, None
         limit = self.config.max_position_embeddings
         # Only where looking at the value is free; elsewhere the embedding itself complains.
         if position_ids.device.type == "cpu" and not torch.compiler.is_compiling() and position_ids.max() >= limit:

@@ -133,7 +133,7 @@ def test_a_dash_is_stdin_among_other_prompts(model_folder, capsys, stdin):
         (["-p", "hi", "--load", "none.jsonl"], "can't read the transcript none.jsonl"),
         (["-p", "hi", "--transcript", "no/such/folder/t.jsonl"], "can't write the transcript"),
         (["-p", "hi", "--model", "./nowhere"], "there is no folder ./nowhere"),
-        (["-p", "hi", "--architecture", "dense"], "is the other kind"),
+        (["-p", "hi", "--architecture", "dense"], "is of another kind"),
     ],
 )
 def test_wrong_input_is_one_line_on_stderr_and_a_status_of_2(arguments, message, model_folder, capsys, stdin):

@@ -1,5 +1,6 @@
 """What a training run can be told: the dataclasses behind the flags of `train.py`."""
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,9 +15,14 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
 
-    architecture: Literal["moe", "dense"] = field(
-        default="moe", metadata={"help": "moe, or dense: the same configuration with every layer dense (the twin)."}
+    architecture: str = field(
+        default="moe",
+        metadata={
+            "help": "moe (GPT-2 with experts), dense (its twin: the same configuration with every layer dense), "
+            "retnet, mamba, hyena, rwkv, megabyte, or a pattern of mixers such as mamba*3,attention."
+        },
     )
+    dense_twin: bool = field(default=False, metadata={"help": "Every layer dense, whatever the architecture."})
     moe_size: str = field(
         default="tiny", metadata={"help": "Preset: tiny, 500m, 1b, 2b, 500m-active, 1b-active or 2b-active."}
     )
@@ -63,6 +69,28 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Any other field of the model's configuration, as key=value (value is YAML)."},
     )
+
+    @property
+    def family(self) -> str:
+        """The architecture as `moe_hf.config.architectures.architecture_config` knows it."""
+        return "gpt2" if self.architecture in ("moe", "dense") else self.architecture
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every layer is to be dense."""
+        return self.dense_twin or self.architecture == "dense"
+
+    @property
+    def kind(self) -> str:
+        """What to call it in the name of a folder.
+
+        >>> ModelArguments(architecture="mamba*3,attention", dense_twin=True).kind
+        'mamba3-attention-dense'
+        """
+        if self.architecture in ("moe", "dense"):
+            return "dense" if self.is_dense else "moe"
+        name = re.sub(r"[^a-z0-9]+", "-", self.architecture.replace("*", "").replace(" ", ""))
+        return f"{name}-dense" if self.is_dense else name
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Builds the model of a run: fresh, upcycled from a dense GPT-2, or continued."""
+"""Builds the model of a run: fresh, upcycled from a dense model, or continued."""
 
 from typing import Any
 
@@ -9,9 +9,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import create_moe_config
-from moe_hf.models.gpt2_moe import GPT2WithMoE
+from moe_hf.models.auto import FAMILIES, family_of
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
 from moe_hf.training.data.prepare import TrainingData
 from moe_hf.training.runs.arguments import ModelArguments
@@ -40,15 +39,15 @@ def model_config(arguments: ModelArguments, least_vocabulary: int | None = None)
         # Of the models that this package writes none is old enough for a Hub id without an owner.
         folder_or_hub_id(start, needs_owner=arguments.model is not None)
         try:
-            config = GPT2WithMoEConfig.from_pretrained(start, **fields)
+            config = family_of(start).config.from_pretrained(start, **fields)
         except OSError as error:
             raise ConfigError(f"no model can be read from {start!r}: {error}") from error
     else:
         if least_vocabulary is not None:
             fields.setdefault("vocab_size", -(-least_vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE)
-        config = create_moe_config(arguments.moe_size, arguments.flash_attention, **fields)
-    if arguments.architecture == "dense":
-        config.mlp_layer_types = ["dense"] * config.num_hidden_layers
+        config = create_moe_config(arguments.moe_size, arguments.flash_attention, arguments.family, **fields)
+    if arguments.is_dense:
+        config.make_dense()
     return config
 
 
@@ -82,9 +81,10 @@ def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrain
         kwargs["attn_implementation"] = attention
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     start = arguments.model or arguments.upcycle
+    causal_lm: Any = FAMILIES[config.model_type].causal_lm
     if start is None:
-        return GPT2WithMoE._from_config(config, **kwargs)
-    return GPT2WithMoE.from_pretrained(start, config=config, dtype="float32", **kwargs)
+        return causal_lm._from_config(config, **kwargs)
+    return causal_lm.from_pretrained(start, config=config, dtype="float32", **kwargs)
 
 
 def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: TrainingData) -> None:

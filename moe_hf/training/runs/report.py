@@ -64,7 +64,7 @@ def model_card(report: TrainingReport, settings: Settings, pictures: list[str]) 
 
 def _metadata(settings: Settings) -> dict[str, Any]:
     model, data = settings.model, settings.data
-    kind = ["mixture-of-experts", "moe"] if model.architecture == "moe" else ["dense"]
+    kind = ["dense"] if model.is_dense else ["mixture-of-experts", "moe"]
     metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if settings.run.license:
         metadata["license"] = settings.run.license

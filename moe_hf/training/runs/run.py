@@ -266,7 +266,7 @@ def _default_name(settings: Settings) -> str:
     model = settings.model
     start = model.model or model.upcycle
     size = Path(start).name if start else model.moe_size
-    kind = "upcycled" if model.upcycle and model.architecture == "moe" else model.architecture
+    kind = "upcycled" if model.upcycle and not model.is_dense else model.kind
     return f"{size}-{kind}"
 
 
@@ -285,7 +285,9 @@ def _context_length(settings: Settings, config: MoEDecoderConfig) -> int:
 
 def _title(settings: Settings) -> str:
     model = settings.model
-    kind = "Mixture of Experts" if model.architecture == "moe" else "dense twin"
+    kind = "dense twin" if model.is_dense else "Mixture of Experts"
+    if model.family != "gpt2":
+        kind = f"{kind}, {model.family}"
     if model.upcycle:
         return f"{kind}, from the dense model {model.upcycle}"
     return f"{kind}, continued from {model.model}" if model.model else f"{kind}, {model.moe_size}, fresh weights"

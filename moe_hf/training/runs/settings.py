@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
+from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.runs.recipes import training_recipe
@@ -253,11 +254,19 @@ def _check_together(settings: Settings) -> None:
         if source in settings.given and settings.given[source] and "moe_size" in settings.given:
             raise ConfigError(f"--moe_size {model.moe_size} sizes a fresh model, but --{source} brings its own size")
     if model.model and (
-        model.architecture == "dense" or model.num_experts or model.router_type or model.model_overrides
+        model.architecture != "moe"
+        or model.dense_twin
+        or model.num_experts
+        or model.router_type
+        or model.model_overrides
     ):
         raise ConfigError(
-            "--model keeps its shape: drop --architecture, --num_experts, --router_type and --model_overrides"
+            "--model keeps its shape: drop --architecture, --dense_twin, --num_experts, --router_type and "
+            "--model_overrides"
         )
+    if model.upcycle and model.architecture not in ("moe", "dense"):
+        raise ConfigError(f"--upcycle brings its own architecture: drop --architecture {model.architecture}")
+    architecture_config(model.family)
     if not model.upcycle and (model.expert_init or model.router_init):
         raise ConfigError("--expert_init and --router_init say how --upcycle DIR makes experts; give --upcycle as well")
     if not 0 <= data.prompt_loss_fraction <= 1:

@@ -68,7 +68,7 @@ def test_the_commands_of_the_readme_parse():
         (["--learning-rte", "1"], "--learning_rate"),
         (["--moe_siz=tiny"], "--moe_size"),
         (["--moe_size", "500"], "500m"),
-        (["--architecture", "mo"], "moe"),
+        (["--architecture", "mambo"], "did you mean 'mamba'"),
         (["--learning_rate", "fast"], "fast"),
         (["--optim", "moe_moun"], "moe_muon"),
         (["tiny"], "tiny"),

@@ -1,0 +1,76 @@
+"""Which family's configuration a word on a command line means: a name, or a pattern of mixers."""
+
+from typing import Any
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.mamba_moe import MambaWithMoEConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.config.pattern import MIXER_NAMES
+from moe_hf.config.retnet_moe import RetNetWithMoEConfig
+from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
+
+ARCHITECTURES: Registry[type[MoEDecoderConfig]] = Registry(
+    "architecture",
+    {
+        "gpt2": GPT2WithMoEConfig,
+        "retnet": RetNetWithMoEConfig,
+        "mamba": MambaWithMoEConfig,
+        "rwkv": RWKVWithMoEConfig,
+        "megabyte": MegaByteWithMoEConfig,
+    },
+)
+
+# Whose defaults (norms, FFNs) a pattern takes: those of the family of its first mixer that is not attention.
+_FAMILY_OF_MIXER = {"attention": "gpt2", "retention": "retnet"}
+
+
+def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, Any]]:
+    """The configuration class that `word` means, and the fields that come with it.
+
+    Args:
+        word: a key of `ARCHITECTURES`, or a pattern of mixers such as "mamba*3,attention", in which attention layers
+            get rotary positions.
+
+    Raises:
+        ConfigError: it is neither.
+
+    >>> config_class, fields = architecture_config("mamba*3,attention")
+    >>> config_class.__name__, fields["mixer"]
+    ('MambaWithMoEConfig', 'mamba*3,attention')
+    """
+    if word in ARCHITECTURES:
+        return ARCHITECTURES[word], {}
+    mixers = [part.partition("*")[0].strip() for part in word.split(",")]
+    unknown = next((mixer for mixer in mixers if mixer not in MIXER_NAMES), None)
+    if unknown is not None:
+        names = [*ARCHITECTURES, *MIXER_NAMES]
+        raise ConfigError(
+            f"architecture={word!r} is not allowed; it must be {', '.join(ARCHITECTURES)}, or a pattern of mixers such "
+            f"as 'mamba*3,attention' made of {', '.join(MIXER_NAMES)}{did_you_mean(unknown, names)}"
+        )
+    first = next((mixer for mixer in mixers if mixer not in ("attention", "none")), "attention")
+    fields: dict[str, Any] = {"mixer": word}
+    if "attention" in mixers:
+        fields["position_embedding_type"] = "rotary"
+    return ARCHITECTURES[_FAMILY_OF_MIXER.get(first, first)], fields
+
+
+def is_of_architecture(config: Any, word: str) -> bool:
+    """Whether a configuration is what `word` means: the family, or a hybrid with the same mixers.
+
+    Args:
+        config: of any transformers model.
+        word: as in `architecture_config`.
+    """
+    config_class, fields = architecture_config(word)
+    if type(config) is not config_class:
+        return False
+    if not fields:
+        return len(set(config.mixer_of_layer) - {"none"}) == 1
+    return (
+        config.mixer_of_layer
+        == config_class(**{**fields, "num_hidden_layers": config.num_hidden_layers}).mixer_of_layer
+    )
