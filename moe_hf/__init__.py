@@ -2,13 +2,25 @@
 
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.hyena_moe import HyenaWithMoEConfig
+from moe_hf.config.mamba_moe import MambaWithMoEConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
+from moe_hf.config.retnet_moe import RetNetWithMoEConfig
+from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.layers.experts_backends import register_experts_backends
 from moe_hf.layers.ffn.routers import HashRouter, SwitchRouter
 from moe_hf.layers.ffn.standalone import MoE
+from moe_hf.layers.hyena_filter import HyenaFilter
+from moe_hf.layers.patching import MegaBytePatching
 from moe_hf.models.auto import register_families
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
+from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
+from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
+from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
 from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
 from moe_hf.version import __version__
 
@@ -17,6 +29,28 @@ __all__ = [
     "GPT2WithMoEConfig",
     "GPT2WithMoEForSequenceClassification",
     "GPT2WithMoEModel",
+    "HyenaFilter",
+    "HyenaWithMoE",
+    "HyenaWithMoEConfig",
+    "HyenaWithMoEForSequenceClassification",
+    "HyenaWithMoEModel",
+    "MambaWithMoE",
+    "MambaWithMoEConfig",
+    "MambaWithMoEForSequenceClassification",
+    "MambaWithMoEModel",
+    "MegaByteWithMoE",
+    "MegaByteWithMoEConfig",
+    "MegaByteWithMoEForSequenceClassification",
+    "MegaByteWithMoEModel",
+    "MegaBytePatching",
+    "RetNetWithMoE",
+    "RetNetWithMoEConfig",
+    "RetNetWithMoEForSequenceClassification",
+    "RetNetWithMoEModel",
+    "RWKVWithMoE",
+    "RWKVWithMoEConfig",
+    "RWKVWithMoEForSequenceClassification",
+    "RWKVWithMoEModel",
     "create_moe_config",
     "get_moe_model_info",
     "MoE",

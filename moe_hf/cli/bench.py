@@ -1,4 +1,4 @@
-"""`moe-hf bench`: measures the experts against transformers, the dense layer and the machine, and writes reports."""
+"""`moe-hf bench`: measures experts and mixers against transformers, the dense layer and attention; writes reports."""
 
 import argparse
 import math
@@ -18,6 +18,7 @@ from transformers.utils import logging
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
 from moe_hf.bench.machine import describe_machine
+from moe_hf.bench.mixers.suite import MEANING
 from moe_hf.bench.speed.arms import Options, Skipped
 from moe_hf.bench.speed.cases import CASES, DECODE, DECODE_TOKENS, MODES
 from moe_hf.bench.speed.goals import Goal, judge
@@ -32,6 +33,7 @@ from moe_hf.bench.speed.suites import SUITES, utilization_sizes
 from moe_hf.bench.speed.tables import ARM_COLUMNS, arm_rows, filled, goal_rows
 from moe_hf.bench.speed.timing import CLOCKS, SamplingPlan
 from moe_hf.bench.speed.utilization import measure_utilization
+from moe_hf.cli.bench_mixers import MIXERS_SUITE, run_mixers
 from moe_hf.layers.ffn.routers import ROUTERS
 
 VS_DENSE = "moe_vs_dense"
@@ -73,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _vs_dense(args, console)
     if args.router is not None:
         raise ConfigError(f"--router belongs to {VS_DENSE}; the router of other cases is --router_type")
+    if args.suite == MIXERS_SUITE:
+        _refuse_more_than_a_suite(args)
+        if args.device not in (None, "cpu"):
+            raise ConfigError(f"suite={args.suite!r} needs device 'cpu', got {args.device!r}")
+        return run_mixers(words, args.quick, args.seed, report_folder(args.report), console)
     device = chosen_device(args.device)
     jobs, goals, name = _jobs(args, device)
     options = Options(device, args.seed, _backends(args.backends), _memory_limit(args.memory_limit))
@@ -154,16 +161,17 @@ def chosen_device(word: str | None) -> torch.device:
 def _parser() -> argparse.ArgumentParser:
     cases = "\n".join(f"  {name:<13}{case.meaning}" for name, case in CASES.items())
     suites = "\n".join(f"  {name:<13}{suite.meaning}" for name, suite in SUITES.items())
+    suites += f"\n  {MIXERS_SUITE:<13}{MEANING}"
     parser = argparse.ArgumentParser(
         prog="moe-hf bench",
         description="Measure the mixture of experts against transformers' backends, the dense layer of equal active "
-        "FLOPs and a plain GEMM, interleaved in one run.",
+        "FLOPs and a plain GEMM, interleaved in one run; or, by its suite, the mixers of tokens.",
         epilog=f"cases:\n{cases}\n  {VS_DENSE:<13}parameters, FLOPs and time of a small mixture beside a dense FFN\n\n"
         f"suites:\n{suites}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all but moe_vs_dense)")
-    parser.add_argument("--suite", help=f"a named set of cases and sizes instead: {', '.join(SUITES)}")
+    parser.add_argument("--suite", help=f"a named set of cases and sizes instead: {', '.join([*SUITES, MIXERS_SUITE])}")
     parser.add_argument("--report", metavar="DIR", help="write report.md, report.json and pictures into this folder")
     parser.add_argument("--quick", action="store_true", help="fewer samples (and sizes, of a suite) for a first look")
     group = parser.add_argument_group("sweeps", "one or more values each; every combination is measured")
@@ -220,13 +228,12 @@ def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Se
     _clock(args.clock)
     given = {flag: getattr(args, flag) for flag in _SWEEPS if getattr(args, flag) is not None}
     if args.suite is not None:
+        if args.suite not in SUITES:
+            allowed = [*SUITES, MIXERS_SUITE]
+            hint = did_you_mean(args.suite, allowed)
+            raise ConfigError(f"unknown bench suite {args.suite!r}; allowed: {', '.join(allowed)}{hint}")
         suite = SUITES[args.suite]
-        extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
-        extra += args.cases
-        if extra:
-            raise ConfigError(
-                f"suite={args.suite!r} measures its own cases, sizes and backends; leave out {' '.join(extra)}"
-            )
+        _refuse_more_than_a_suite(args)
         if suite.device != device.type:
             raise ConfigError(f"suite={args.suite!r} needs device {suite.device!r}, got {device.type!r}")
         name = f"suite {args.suite}" + (", quick: smaller sizes, a first look" if args.quick else "")
@@ -249,6 +256,15 @@ def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Se
     if not jobs:
         raise ConfigError(f"none of {', '.join(names)} has a mode {' or '.join(args.modes)}; leave --modes out")
     return jobs, (), ", ".join(names)
+
+
+def _refuse_more_than_a_suite(args: argparse.Namespace) -> None:
+    extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
+    extra += args.cases
+    if extra:
+        raise ConfigError(
+            f"suite={args.suite!r} measures its own cases, sizes and backends; leave out {' '.join(extra)}"
+        )
 
 
 def _sizes(given: dict[str, list[Any]]) -> list[Size]:

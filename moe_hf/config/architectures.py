@@ -6,6 +6,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry, did_you_mean
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.pattern import MIXER_NAMES
@@ -18,6 +19,7 @@ ARCHITECTURES: Registry[type[MoEDecoderConfig]] = Registry(
         "gpt2": GPT2WithMoEConfig,
         "retnet": RetNetWithMoEConfig,
         "mamba": MambaWithMoEConfig,
+        "hyena": HyenaWithMoEConfig,
         "rwkv": RWKVWithMoEConfig,
         "megabyte": MegaByteWithMoEConfig,
     },

@@ -24,6 +24,7 @@ _OWN = {
     "router_eval_capacity_factor": None,
     "output_router_logits": False,
 }
+_MIXER_FIELDS = ("retention_", "mamba_", "hyena_", "rwkv_")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", *_WIDTHS)
 
@@ -98,7 +99,8 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         The patch of start stands before the bytes, so there is one more position than patches.
         """
         longest = self.max_position_embeddings // self.patch_size + 1
-        return self._decoder({**self._decoder_fields(), "vocab_size": 1, "max_position_embeddings": longest})
+        ids = {f"{name}_token_id": None for name in ("bos", "eos", "pad")}
+        return self._decoder({**self._decoder_fields(), **ids, "vocab_size": 1, "max_position_embeddings": longest})
 
     @property
     def local_decoder_config(self) -> MoEDecoderConfig:
@@ -111,6 +113,11 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
     def router_of_sparse_layer(self) -> list[str]:
         """The router's name for each sparse layer, the global decoder's first."""
         return [*super().router_of_sparse_layer, *self.local_decoder_config.router_of_sparse_layer]
+
+    def make_dense(self) -> None:
+        """As in `MoEDecoderConfig`, for both decoders."""
+        super().make_dense()
+        self.local_decoder_config.make_dense()
 
     def validate_patches(self) -> None:
         """Check that the two decoders fit together.
@@ -142,7 +149,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
 
     def _local_fields(self, given: dict[str, Any]) -> dict[str, Any]:
         width = given.get("hidden_size", max(1, self.hidden_size // 2))
-        shape = {
+        shape: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": max(1, self.num_hidden_layers // 2),
             "num_attention_heads": math.gcd(width, max(1, self.num_attention_heads // 2)),
@@ -151,7 +158,10 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         }
         if "intermediate_size" in given and "moe_intermediate_size" not in given:
             shape["moe_intermediate_size"] = given["intermediate_size"]
-        return {**self._decoder_fields(), **_OWN, **shape, "dtype": self.dtype}
+        if not self.sparse_layers:
+            shape["mlp_layer_types"] = ["dense"] * given.get("num_hidden_layers", shape["num_hidden_layers"])
+        shared = {name: value for name, value in self._decoder_fields().items() if not name.startswith(_MIXER_FIELDS)}
+        return {**shared, **_OWN, **shape, "dtype": self.dtype}
 
     def _decoder(self, values: dict[str, Any]) -> MoEDecoderConfig:
         config = MoEDecoderConfig(**values, dtype=self.dtype)

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
@@ -21,6 +22,7 @@ from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
 from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
 from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
 from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
@@ -45,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "retnet_moe": Family(
         RetNetWithMoEConfig, RetNetWithMoEModel, RetNetWithMoE, RetNetWithMoEForSequenceClassification
     ),
+    "hyena_moe": Family(HyenaWithMoEConfig, HyenaWithMoEModel, HyenaWithMoE, HyenaWithMoEForSequenceClassification),
     "rwkv_moe": Family(RWKVWithMoEConfig, RWKVWithMoEModel, RWKVWithMoE, RWKVWithMoEForSequenceClassification),
 }
 

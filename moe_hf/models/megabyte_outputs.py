@@ -4,7 +4,7 @@ Shapes: B batch, K patches, P bytes per patch, L width of the local decoder, E e
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -44,7 +44,8 @@ def joined(
     of_places: Callable[[torch.Tensor], torch.Tensor],
 ) -> MoeModelOutputWithPast:
     """The output of both decoders: `routing` is byte by byte, the functions make the local decoder's so."""
-    out = MoeModelOutputWithPast(last_hidden_state=at_bytes(local.last_hidden_state), past_key_values=cache)
+    hidden: Any = local.last_hidden_state
+    out = MoeModelOutputWithPast(last_hidden_state=at_bytes(hidden), past_key_values=cache)
     if wanted["output_hidden_states"]:
         out["hidden_states"] = tuple(at_bytes(x) for x in local.hidden_states or ())
     for name in ROUTING:

@@ -196,8 +196,8 @@ def _same_size_batches(matrices: Iterable[_Matrix]) -> Iterable[list[_Matrix]]:
 def hidden_matrices(model: nn.Module) -> dict[str, bool]:
     """The trainable weights of a model that Muon shall move, by name; True where they are stored transposed.
 
-    Those are the matrices (R, C) and expert stacks (E, R, C) inside numbered layers, but not routers and gates,
-    embeddings, convolutions, norms or biases. What stands outside the numbered layers (embeddings, heads) is left out.
+    Those are the matrices (R, C) of projections and expert stacks (E, R, C) inside numbered layers, but not routers and
+    gates, embeddings, convolutions, norms, biases or the decays and mixing weights of recurrences. What stands outside the numbered layers (embeddings, heads) is left out.
     """
     chosen = {}
     for module_name, module in model.named_modules():
@@ -218,7 +218,9 @@ def _is_hidden_matrix(words: list[str], parameter: torch.Tensor) -> bool:
         for word in words
     )
     dimensions = (2, 3) if in_experts else (2,)
-    return in_a_layer and not excluded and parameter.ndim in dimensions and min(parameter.shape[-2:]) > 1
+    # A matrix of another name is a table of numbers, such as the decay rates A_log of Mamba.
+    multiplied = in_experts or words[-1] == "weight"
+    return in_a_layer and multiplied and not excluded and parameter.ndim in dimensions and min(parameter.shape[-2:]) > 1
 
 
 def moe_muon(

@@ -1,15 +1,21 @@
-"""Which attention kernel runs: the requested one, or the next that this machine has, with one warning."""
+"""Which attention kernel runs: the requested one, or the next that this machine has, with one warning.
+
+Shapes: B batch, S queries, N keys, H query heads, G key heads, C head width.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from moe_hf import create_moe_config
 from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.layers import attention_backends
-from moe_hf.layers.attention_backends import resolve_attn_implementation
+from moe_hf.layers.attention_backends import flash_attention3, resolve_attn_implementation
 
 FLASH = ["flash_attention_2", "flash_attention_3", "flash_attention_4"]
 PACKAGE = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3", "flash_attention_4": "flash_attn_4"}
@@ -109,3 +115,70 @@ def test_a_preset_takes_flash_attention_by_name(warnings_of_backends: Callable[[
     config = create_moe_config("tiny", attn_implementation="flash_attention_2", num_hidden_layers=1)
     assert GPT2WithMoE(config).config._attn_implementation == "sdpa"
     assert "moe_hf[flash]" in warnings_of_backends()[0]
+
+
+def dense_attention(
+    query_BSHC: torch.Tensor, key_BNGC: torch.Tensor, value_BNGC: torch.Tensor, causal: bool, scale: float
+) -> torch.Tensor:
+    """From the equation, for the layout of FlashAttention: the last query stands at the last key."""
+    groups = query_BSHC.shape[2] // key_BNGC.shape[2]
+    key, value = (x.repeat_interleave(groups, dim=2) for x in (key_BNGC, value_BNGC))
+    score_BHSN = torch.einsum("bshc,bnhc->bhsn", query_BSHC, key) * scale
+    if causal:
+        ahead = torch.ones(score_BHSN.shape[-2:], dtype=torch.bool).triu(1 + key.shape[1] - query_BSHC.shape[1])
+        score_BHSN = score_BHSN.masked_fill(ahead, -torch.inf)
+    return torch.einsum("bhsn,bnhc->bshc", score_BHSN.softmax(dim=-1).nan_to_num(), value)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 7), (3, 7), (7, 3)])
+@pytest.mark.parametrize("groups", [4, 2])
+def test_flash_attention_3_equals_plain_attention_in_value_and_gradient(
+    causal: bool, queries: int, keys: int, groups: int
+) -> None:
+    torch.manual_seed(0)
+    shapes = (2, queries, 4, 8), (2, keys, groups, 8), (2, keys, groups, 8)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    for given, scale in ((None, 8**-0.5), (0.9, 0.9)):
+        out = flash_attention3(*tensors, causal=causal, scale=given)
+        wanted = dense_attention(*tensors, causal, scale)
+        torch.testing.assert_close(out, wanted)
+        got = torch.autograd.grad(out.square().sum(), tensors)
+        torch.testing.assert_close(got, torch.autograd.grad(wanted.square().sum(), tensors))
+
+
+def test_has_flash3_says_whether_the_package_is_there() -> None:
+    assert attention_backends._HAS_FLASH3 == is_available("flash_attn_3")
+
+
+@pytest.mark.parametrize("with_logsums", [False, True])
+def test_the_kernel_of_flash_attention_3_is_called_as_its_releases_want_it(
+    with_logsums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: float | None = None, causal: bool = False) -> Any:
+        out = dense_attention(q, k, v, causal, q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)
+        return (out, torch.zeros(2, 4, 3)) if with_logsums else out
+
+    package = SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setattr(attention_backends, "require", lambda name, purpose: package)
+    query, key = torch.randn(2, 3, 4, 8), torch.randn(2, 7, 2, 8)
+    for scale in (None, 0.9):
+        got = attention_backends._flash3(query, key, key, causal=True, scale=scale)
+        torch.testing.assert_close(got, flash_attention3(query, key, key, causal=True, scale=scale))
+
+
+def test_a_flash_attention_3_that_cannot_run_is_noticed_once(
+    monkeypatch: pytest.MonkeyPatch, warnings_of_backends: Callable[[], list[str]]
+) -> None:
+    def flash_attn_func(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    package = SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setattr(attention_backends, "require", lambda name, purpose: package)
+    attention_backends._flash3_runs.cache_clear()
+    for _ in range(2):
+        assert not attention_backends._flash3_runs(torch.device("cpu"))
+    attention_backends._flash3_runs.cache_clear()
+    (text,) = warnings_of_backends()
+    assert "does not run on cpu" in text
+    assert "no kernel image is available" in text

@@ -10,7 +10,27 @@ from moe_hf.models.auto import FAMILIES
 # A name for the test -> (model type, fields of the configuration).
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2_moe", {}),
+    "megabyte": ("megabyte_moe", {"patch_size": 4, "local_config": {"hidden_size": 24, "num_attention_heads": 2}}),
+    "mamba1": ("mamba_moe", {"mamba_version": 1, "mamba_state_size": 5}),
+    "mamba2": ("mamba_moe", {"mamba_state_size": 7, "mamba_head_dim": 16, "mamba_num_groups": 2}),
+    "mamba-interleaved": ("mamba_moe", {"mamba_version": 1, "mamba_state_size": 5, "mlp_placement": "interleaved"}),
+    "mamba-attention": ("mamba_moe", {"mamba_head_dim": 8, "mamba_state_size": 6, "mixer": "mamba,attention"}),
+    "hyena": ("hyena_moe", {"hyena_filter_embedding": 5, "hyena_filter_width": 8}),
+    "hyena-order3": (
+        "hyena_moe",
+        {"hyena_order": 3, "hyena_filter_learned_features": True, "hyena_filter_embedding": 5, "hyena_filter_width": 8},
+    ),
+    "hyena-attention": (
+        "hyena_moe",
+        {"mixer": "hyena,attention", "hyena_filter_embedding": 5, "hyena_filter_width": 8},
+    ),
     "gpt2-rotary-conv": ("gpt2_moe", {"position_embedding_type": "rotary", "mixer_short_conv": 3}),
+    "retnet": ("retnet_moe", {}),
+    "retnet-layer-interleaved": ("retnet_moe", {"retention_rotation": "interleaved", "retention_norm": "layer"}),
+    "retnet-attention": ("retnet_moe", {"mixer": "retention,attention", "position_embedding_type": "rotary"}),
+    "rwkv7": ("rwkv_moe", {}),
+    "rwkv4": ("rwkv_moe", {"rwkv_version": 4, "rwkv_inner_width": 40}),
+    "rwkv7-attention": ("rwkv_moe", {"mixer": "attention,rwkv"}),
 }
 
 TINY: dict[str, Any] = {

@@ -34,6 +34,7 @@ def full(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def greedy(model: PreTrainedModel, prompt: torch.Tensor, **kwargs) -> torch.Tensor:
+    kwargs.setdefault("attention_mask", torch.ones_like(prompt))
     return model.generate(prompt, max_new_tokens=NEW, do_sample=False, **kwargs)
 
 

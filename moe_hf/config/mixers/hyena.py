@@ -1,16 +1,60 @@
 """The fields of a configuration that the Hyena operator reads."""
 
+import math
+
 from transformers import PreTrainedConfig
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.strict import strict_config
 
 
 @strict_config
 class HyenaFields(PreTrainedConfig):
-    """Shape of the Hyena operator (Poli et al. 2023).
+    """Shape of the Hyena operator (Poli et al. 2023) and of its filters, which reach `max_position_embeddings` tokens.
 
     Args:
-        hyena_order: number of gates N; the operator has N - 1 long convolutions.
+        hyena_order: number of gates N, at least 2; the operator has N - 1 long convolutions.
+        hyena_short_conv: taps of the convolution behind the first projection.
+        hyena_filter_width: width of the network that computes the filters.
+        hyena_filter_layers: its layers between the first and the last.
+        hyena_filter_embedding: features of a lag that it reads: the lag, cosines and sines; odd, at least 3.
+        hyena_filter_frequency: initial factor in its sines.
+        hyena_filter_train_frequency: whether the factor is learnt.
+        hyena_filter_shift: what is added to the decaying window, so that no lag is out of reach.
+        hyena_filter_learned_features: whether an offset to the features is learnt, as in HyenaDNA.
+        hyena_dropout: dropout of what goes into the long convolutions, in [0, 1).
     """
 
     hyena_order: int = 2
+    hyena_short_conv: int = 3
+    hyena_filter_width: int = 64
+    hyena_filter_layers: int = 2
+    hyena_filter_embedding: int = 33
+    hyena_filter_frequency: float | int = 4.0
+    hyena_filter_train_frequency: bool = True
+    hyena_filter_shift: float | int = 0.05
+    hyena_filter_learned_features: bool = False
+    hyena_dropout: float | int = 0.0
+
+    def validate_hyena(self) -> None:
+        """Check the fields of the Hyena operator.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
+        for condition, name, allowed in (
+            (self.hyena_order >= 2, "hyena_order", "an integer >= 2"),
+            (self.hyena_short_conv >= 1, "hyena_short_conv", "an integer >= 1; 1 looks at no other token"),
+            (self.hyena_filter_width >= 1, "hyena_filter_width", "an integer >= 1"),
+            (self.hyena_filter_layers >= 0, "hyena_filter_layers", "an integer >= 0"),
+            (
+                self.hyena_filter_embedding >= 3 and self.hyena_filter_embedding % 2 == 1,
+                "hyena_filter_embedding",
+                "an odd integer >= 3",
+            ),
+            (0 < self.hyena_filter_frequency < math.inf, "hyena_filter_frequency", "a finite number > 0"),
+            (0 <= self.hyena_filter_shift < math.inf, "hyena_filter_shift", "a finite number >= 0"),
+            (0 <= self.hyena_dropout < 1, "hyena_dropout", "a number in [0, 1)"),
+        ):
+            if not condition:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")

@@ -1,8 +1,14 @@
 """The fields of a configuration that Mamba's mixers read."""
 
+import math
+from typing import Any
+
 from transformers import PreTrainedConfig
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.strict import strict_config
+
+MAMBA_VERSIONS = (1, 2)
 
 
 @strict_config
@@ -11,6 +17,94 @@ class MambaFields(PreTrainedConfig):
 
     Args:
         mamba_version: 1 (selective scan) or 2 (SSD: scalar decay per head).
+        mamba_expand: inner width as a multiple of `hidden_size`.
+        mamba_state_size: numbers of state per inner channel; None means 16 in version 1, 128 in version 2.
+        mamba_conv_kernel: taps of the causal convolution.
+        mamba_use_bias: whether the projections in and out have biases.
+        mamba_use_conv_bias: whether the convolution has one.
+        mamba_time_step_rank: version 1: rank of the projection to step sizes; None means `hidden_size` / 16, rounded
+            up.
+        mamba_head_dim: version 2: inner channels per head; divides the inner width.
+        mamba_num_groups: version 2: groups of heads that share keys and queries; divides the heads.
+        mamba_time_step_limit: version 2: [least, greatest] step size, in training and in decoding; None means none.
+        mamba_time_step_min, mamba_time_step_max, mamba_time_step_floor: fresh weights give step sizes that are
+            log-uniform between the first two, and at least the third.
+        mamba_time_step_scale: version 1: factor of the fresh weights of the projection to step sizes.
+        mamba_bcdt_norm_eps: version 1: keys, queries and step sizes are divided by their root mean square, with this
+            added to the mean square (Zuo et al. 2024, Falcon Mamba, section 2.2); None means that they are not.
     """
 
     mamba_version: int = 2
+    mamba_expand: float | int = 2
+    mamba_state_size: int | None = None
+    mamba_conv_kernel: int = 4
+    mamba_use_bias: bool = False
+    mamba_use_conv_bias: bool = True
+    mamba_time_step_rank: int | None = None
+    mamba_head_dim: int = 64
+    mamba_num_groups: int = 1
+    mamba_time_step_limit: list[float | int] | None = None
+    mamba_time_step_min: float | int = 0.001
+    mamba_time_step_max: float | int = 0.1
+    mamba_time_step_floor: float | int = 1e-4
+    mamba_time_step_scale: float | int = 1.0
+    mamba_bcdt_norm_eps: float | None = None
+
+    @property
+    def mamba_inner_width(self) -> int:
+        """Channels of the scan."""
+        return int(self.mamba_expand * self._mamba_width)
+
+    @property
+    def mamba_num_heads(self) -> int:
+        """Heads of version 2."""
+        return self.mamba_inner_width // self.mamba_head_dim
+
+    @property
+    def mamba_rank(self) -> int:
+        """Rank of the projection to step sizes, never None."""
+        return self.mamba_time_step_rank or math.ceil(self._mamba_width / 16)
+
+    @property
+    def mamba_states(self) -> int:
+        """Numbers of state per inner channel, never None."""
+        return self.mamba_state_size or (16 if self.mamba_version == 1 else 128)
+
+    @property
+    def _mamba_width(self) -> int:
+        # The field is the decoder's, of which this is a part.
+        config: Any = self
+        return config.hidden_size
+
+    def validate_mamba(self) -> None:
+        """Check Mamba's sizes and step sizes.
+
+        Raises:
+            ConfigError: one is not allowed.
+        """
+        self._check_mamba(self.mamba_version in MAMBA_VERSIONS, "mamba_version", "1 or 2")
+        self._check_mamba(0 < self.mamba_expand < math.inf, "mamba_expand", "a finite number > 0")
+        for name in "mamba_state_size mamba_time_step_rank".split():
+            size = getattr(self, name)
+            self._check_mamba(size is None or size >= 1, name, "None or an integer >= 1")
+        for name in "mamba_conv_kernel mamba_head_dim mamba_num_groups".split():
+            self._check_mamba(getattr(self, name) >= 1, name, "an integer >= 1")
+        for name in "mamba_time_step_min mamba_time_step_max mamba_time_step_floor mamba_time_step_scale".split():
+            self._check_mamba(0 < getattr(self, name) < math.inf, name, "a finite number > 0")
+        largest = self.mamba_time_step_max
+        self._check_mamba(self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
+        limit = self.mamba_time_step_limit
+        ordered = limit is None or (len(limit) == 2 and 0 <= limit[0] <= limit[1])
+        self._check_mamba(ordered, "mamba_time_step_limit", "None or [least, greatest] with 0 <= least <= greatest")
+        eps = self.mamba_bcdt_norm_eps
+        self._check_mamba(eps is None or 0 < eps < math.inf, "mamba_bcdt_norm_eps", "None or a finite number > 0")
+        config: Any = self
+        if self.mamba_version == 2 and "mamba" in config.mixer_of_layer:
+            inner = self.mamba_inner_width
+            self._check_mamba(inner % self.mamba_head_dim == 0, "mamba_head_dim", f"a divisor of {inner} channels")
+            heads = self.mamba_num_heads
+            self._check_mamba(heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")
+
+    def _check_mamba(self, condition: bool, name: str, allowed: str) -> None:
+        if not condition:
+            raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")

@@ -1,8 +1,15 @@
 """The fields of a configuration that RetNet's retention reads."""
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.strict import strict_config
+
+RETENTION_ROTATIONS = ("half", "interleaved", "none")
+RETENTION_NORMS = ("rms", "layer")
+RETENTION_FORMS = ("chunkwise", "parallel", "recurrent")
 
 
 @strict_config
@@ -11,6 +18,78 @@ class RetentionFields(PreTrainedConfig):
 
     Args:
         retention_num_heads: heads, each with a decay of its own; None means `num_attention_heads`.
+        retention_expand_k: width of all heads' queries, and of their keys, as a multiple of `hidden_size`.
+        retention_expand_v: likewise of the values; the paper's is 2.
+        retention_rotation: how queries and keys are turned by their positions: "half" (channel i with i + K / 2 and
+            frequencies theta^(-2 i / K), as in RoFormer and flash-linear-attention), "interleaved" (neighbouring
+            channels and K / 2 frequencies spread evenly over all exponents from 0 to -1, ends included, as in
+            torchscale) or "none".
+        retention_rope_theta: base of those frequencies.
+        retention_norm: norm of each head's output: "rms" or "layer".
+        retention_norm_affine: whether that norm has weights, shared by the heads; they start at one.
+        retention_gate: whether the swish of a projection of the input gates the output.
+        retention_bias: whether the projections have biases.
+        retention_form: which of the paper's forms computes a sequence: "chunkwise" (linear time), "parallel"
+            (quadratic) or "recurrent" (token by token). They give the same numbers.
     """
 
     retention_num_heads: int | None = None
+    retention_expand_k: float | int = 1.0
+    retention_expand_v: float | int = 2.0
+    retention_rotation: str = "half"
+    retention_rope_theta: float | int = 10000.0
+    retention_norm: str = "rms"
+    retention_norm_affine: bool = True
+    retention_gate: bool = True
+    retention_bias: bool = False
+    retention_form: str = "chunkwise"
+
+    # The decoder's own fields are those of a class that inherits this one.
+    @property
+    def retention_heads(self: Any) -> int:
+        """Number of heads, never None."""
+        return self.retention_num_heads or self.num_attention_heads
+
+    @property
+    def retention_key_width(self: Any) -> int:
+        """Width of the queries of all heads together."""
+        return round(self.hidden_size * self.retention_expand_k)
+
+    @property
+    def retention_value_width(self: Any) -> int:
+        """Width of the values of all heads together."""
+        return round(self.hidden_size * self.retention_expand_v)
+
+    def validate_retention(self: Any) -> None:
+        """Check retention's words, and where a layer has it also its widths.
+
+        Raises:
+            ConfigError: a word is unknown, or a width does not divide among the heads.
+        """
+        for name, allowed in {
+            "retention_rotation": RETENTION_ROTATIONS,
+            "retention_norm": RETENTION_NORMS,
+            "retention_form": RETENTION_FORMS,
+        }.items():
+            _require(self, getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
+        heads = self.retention_num_heads
+        _require(self, heads is None or heads >= 1, "retention_num_heads", "None or an integer >= 1")
+        _require(self, self.retention_rope_theta > 0, "retention_rope_theta", "a number > 0")
+        if "retention" not in self.mixer_of_layer:
+            return
+        # A rotation turns pairs of channels.
+        multiples = {"expand_k": (1 if self.retention_rotation == "none" else 2) * self.retention_heads}
+        for name, multiple in {**multiples, "expand_v": self.retention_heads}.items():
+            width = self.hidden_size * getattr(self, f"retention_{name}")
+            _require(
+                self,
+                width >= multiple and width % multiple == 0,
+                f"retention_{name}",
+                f"such that {width:g}, the width that it gives with hidden_size={self.hidden_size}, is a multiple of "
+                f"{multiple} with {self.retention_heads} heads",
+            )
+
+
+def _require(config: Any, condition: bool, name: str, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed; it must be {allowed}")

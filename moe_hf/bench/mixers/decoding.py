@@ -1,0 +1,99 @@
+"""The cases in which a layer brings forth one token after a context."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import Cache
+
+from moe_hf.bench.mixers.attention_arms import EXACT, SDPA, attention_arms
+from moe_hf.bench.mixers.cases import DECODE, Arm, Case, Claim
+from moe_hf.bench.mixers.comparisons import HOST, OWN
+from moe_hf.bench.mixers.layers import Layer, drawn, transformers_cache, transformers_layer
+from moe_hf.bench.mixers.peers import CachedDotProduct
+from moe_hf.ops.future_fill import epoch_length
+
+_WIDTH = 768
+_SHORT, _LONG, _VERY_LONG = 512, 8192, 32768
+_CONSTANT_STATE = ("RetNet", "Mamba-1", "Mamba-2", "RWKV-4", "RWKV-7")
+DOT, RECOMPUTED = "dot product over the cache", "all tokens again"
+
+
+def decoding_cases(quick: bool) -> list[Case]:
+    """Every row of the table of numbers to reach that is about decoding."""
+    return [*_at_any_context(), *_against_transformers(), *([] if quick else [_hyena()]), _sparse_attention()]
+
+
+def _decode(call: Callable[..., torch.Tensor], cache: Cache, width: int) -> Callable[[], torch.Tensor]:
+    token_B1D = drawn(1, width)
+
+    @torch.no_grad()
+    def step() -> torch.Tensor:
+        return call(token_B1D, cache)
+
+    return step
+
+
+def _at_any_context() -> Iterator[Case]:
+    for kind in _CONSTANT_STATE:
+
+        def build(kind: str = kind) -> list[Arm]:
+            layer = Layer(kind, _WIDTH)
+            caches = {length: layer.cache_after(drawn(length, _WIDTH)) for length in (_SHORT, _LONG)}
+            return [Arm(f"{length:,}", _decode(layer, cache, _WIDTH)) for length, cache in caches.items()]
+
+        quantity = "decoding a token, after 8,192 / after 512 (RetNet, Mamba, RWKV)"
+        claim = Claim(quantity, 1.15, (f"{_LONG:,}",), f"{_SHORT:,}", higher=False)
+        yield Case(f"{kind} at two contexts", DECODE, _WIDTH, _LONG, build, (claim,))
+
+
+def _against_transformers() -> Iterator[Case]:
+    for kind, must in (("Mamba-1", 1.3), ("Mamba-2", 1.6)):
+
+        def build(kind: str = kind) -> list[Arm]:
+            layer, context = Layer(kind, _WIDTH), drawn(_SHORT, _WIDTH)
+            host, cache = transformers_layer(layer), transformers_cache(layer)
+            with torch.no_grad():
+                host(context, cache)
+            own = _decode(layer, layer.cache_after(context), _WIDTH)
+            other = _decode(host, cache, _WIDTH)
+            return [Arm(OWN, own, output=own), Arm(HOST, other, output=other)]
+
+        claim = Claim(f"{kind} decoding vs transformers", must, (HOST,), OWN)
+        yield Case(kind, DECODE, _WIDTH, _SHORT, build, (claim,))
+
+
+def _hyena() -> Case:
+    # A whole epoch, so that what is done once per epoch counts.
+    tokens = epoch_length(_LONG)
+
+    def build() -> list[Arm]:
+        layer, context = Layer("Hyena", _WIDTH), drawn(_LONG, _WIDTH)
+        token = drawn(1, _WIDTH)
+        own = _decode(layer, layer.cache_after(context), _WIDTH)
+        peer = CachedDotProduct(layer, context, room=_LONG)
+
+        def epoch() -> torch.Tensor:
+            for _ in range(tokens - 1):
+                own()
+            return own()
+
+        @torch.no_grad()
+        def again() -> torch.Tensor:
+            return layer(context)[:, -1:]
+
+        return [
+            Arm(OWN, epoch, tokens=tokens, output=own),
+            Arm(DOT, lambda: peer.step(token), output=lambda: peer.step(token)),
+            Arm(RECOMPUTED, again),
+        ]
+
+    claims = (
+        Claim("Hyena decoding vs a dot product over the cache, 8,192 tokens", 3.0, (DOT,), OWN),
+        Claim("Hyena decoding vs computing all tokens again, 8,192 tokens", 100.0, (RECOMPUTED,), OWN),
+    )
+    return Case("Hyena", DECODE, _WIDTH, _LONG, build, claims)
+
+
+def _sparse_attention() -> Case:
+    claim = Claim("top-k vs sdpa, decoding against 32,768 keys", 1.8, (SDPA,), EXACT)
+    return Case("attention alone", DECODE, _WIDTH, _VERY_LONG, lambda: attention_arms(1, _VERY_LONG, _WIDTH), (claim,))

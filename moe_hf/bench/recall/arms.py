@@ -1,0 +1,67 @@
+"""The models that are compared: one small one for each mixer, alike in everything else."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.registry import did_you_mean
+from moe_hf.bench.recall.tasks import LENGTH, Task
+from moe_hf.models.auto import FAMILIES
+from moe_hf.models.heads import MoEForCausalLM
+
+_WIDTH = 64
+# Dense, since what is compared is what moves information between tokens.
+_SHAPE: dict[str, Any] = {
+    "hidden_size": _WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 2 * _WIDTH,
+    "max_position_embeddings": LENGTH,
+    "mlp_layer_types": ["dense", "dense"],
+    "resid_dropout": 0.0,
+    "embd_dropout": 0.0,
+    "attention_dropout": 0.0,
+    # GPT-2's 0.02 suits a width of 768; with it no model of this width finds out how to look up a pair.
+    "initializer_range": _WIDTH**-0.5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+class Arm(NamedTuple):
+    """A mixer to compare.
+
+    Attributes:
+        family: key of `FAMILIES`, whose defaults hold for what is not said.
+        fields: of the configuration, beyond the shape that all share.
+        gate: the least accuracy at 4 pairs, mean over the seeds, that shows that the mixer works; None asks nothing.
+        attn_implementation: of attention layers; None leaves the choice to transformers.
+    """
+
+    family: str
+    fields: dict[str, Any]
+    gate: float | None
+    attn_implementation: str | None = None
+
+
+ARMS: dict[str, Arm] = {
+    "attention": Arm("gpt2_moe", {}, gate=0.97),
+}
+"""Every arm by the name that the tables give it."""
+
+
+def make_model(arm: str, task: Task, seed: int) -> MoEForCausalLM:
+    """A fresh model of that arm for that task.
+
+    Raises:
+        ConfigError: there is no such arm.
+    """
+    if arm not in ARMS:
+        raise ConfigError(f"unknown mixer {arm!r}; allowed: {', '.join(ARMS)}{did_you_mean(arm, list(ARMS))}")
+    family, fields, _, attn_implementation = ARMS[arm]
+    chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    torch.manual_seed(seed)
+    config = FAMILIES[family].config(**{**_SHAPE, "vocab_size": task.vocab_size, **fields, **chosen})
+    return FAMILIES[family].causal_lm(config)

@@ -1,0 +1,87 @@
+"""A sequence that grows at its end, in memory with room to spare.
+
+Shapes: B batch, n entries so far, S new entries, C channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+# Room that is made beyond what is needed: entries, and a share of those there are.
+_ROOM, _ROOM_SHARE = 64, 4
+
+
+class GrowingRows:
+    """(B, n, C): extended in place where no gradient is asked for, by copies where one is.
+
+    Args:
+        keep: how many entries must stay readable; None keeps all.
+    """
+
+    def __init__(self, keep: int | None = None) -> None:
+        self.keep = keep
+        self.dropped = 0
+        self._buffer: torch.Tensor | None = None
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self) -> torch.Tensor | None:
+        """The entries, a view; None where there are none."""
+        return None if self._buffer is None or self._length == 0 else self._buffer[:, : self._length]
+
+    def append(self, new_BSC: torch.Tensor) -> None:
+        """Put entries at the end."""
+        old = self.read()
+        if torch.is_grad_enabled() and (new_BSC.requires_grad or (old is not None and old.requires_grad)):
+            self.replace(new_BSC if old is None else torch.cat([old, new_BSC], dim=1))
+            return
+        buffer = self._room_for(new_BSC)
+        buffer[:, self._length : self._length + new_BSC.shape[1]] = new_BSC
+        self._length += new_BSC.shape[1]
+
+    def replace(self, all_BnC: torch.Tensor) -> None:
+        """Let these be the entries; what was dropped before stays dropped."""
+        if self.keep is not None and all_BnC.shape[1] > self.keep:
+            self.dropped += all_BnC.shape[1] - self.keep
+            all_BnC = all_BnC[:, -self.keep :]
+        self._buffer, self._length = all_BnC, all_BnC.shape[1]
+
+    def cut(self, count: int) -> None:
+        """Take so many entries off the end."""
+        self._length = max(0, self._length - count)
+
+    def shift(self, count_B: torch.Tensor) -> None:
+        """Take so many entries off the end of each row, and move the rest to the end; zeros come in before."""
+        rows = self.read()
+        if rows is None:
+            return
+        source_Bn = torch.arange(self._length, device=rows.device) - count_B[:, None]
+        moved = rows.gather(1, source_Bn.clamp(min=0)[..., None].expand_as(rows))
+        self._buffer = moved.masked_fill((source_Bn < 0)[..., None], 0)
+
+    def change(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Apply a function of the batch, such as a choice of rows."""
+        if self._buffer is not None:
+            self._buffer = function(self._buffer)
+
+    def _room_for(self, new_BSC: torch.Tensor) -> torch.Tensor:
+        """A buffer with room for these behind the entries, which must not be seen by whoever holds the old one."""
+        needed = self._length + new_BSC.shape[1]
+        old = self._buffer
+        # A tensor made in inference mode may not be written to outside.
+        writable = old is not None and (torch.is_inference_mode_enabled() or not old.is_inference())
+        if old is not None and writable and not old.requires_grad and needed <= old.shape[1]:
+            return old
+        kept = self.read()
+        if kept is not None and self.keep is not None and self._length > self.keep:
+            self.dropped += self._length - self.keep
+            kept, self._length = kept[:, -self.keep :], self.keep
+            needed = self._length + new_BSC.shape[1]
+        batch, _, channels = new_BSC.shape
+        room = needed + max(_ROOM, needed // _ROOM_SHARE if self.keep is None else self.keep)
+        self._buffer = new_BSC.new_zeros(batch, room, channels)
+        if kept is not None:
+            self._buffer[:, : self._length] = kept
+        return self._buffer

@@ -1,0 +1,155 @@
+"""The Hyena operator: long convolutions between gates, in place of attention.
+
+Shapes: B batch, S positions of this call, D width, N order, C = (N + 1) D channels behind the first projection.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers import initialization as init
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.history_cache import History, LongFilter, history_of
+from moe_hf.layers.hyena_filter import HyenaFilter
+from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.positions import Rotation
+from moe_hf.ops.long_conv import long_conv
+from moe_hf.ops.short_conv import short_conv
+
+# Positions that are projected and gated at a time: memory that stays in the processor's cache instead of fresh pages.
+SEGMENT = 512
+
+
+class HyenaOperator(Mixer, DrawsOwnWeights):
+    """Poli et al. 2023, definition 3.1: `v <- h_n * (x_n . v)` for each gate but the last, which multiplies the output.
+
+    The projections v, x_1, ..., x_N come from one linear layer and a short convolution. Reaches
+    `max_position_embeddings` tokens; the cache keeps the inputs of the long convolutions.
+    """
+
+    output_projections: ClassVar[tuple[str, ...]] = ("out_proj",)
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        width, self.order = config.hidden_size, config.hyena_order
+        channels = (self.order + 1) * width
+        self.in_proj = nn.Linear(width, channels)
+        self.out_proj = nn.Linear(width, width)
+        # (C, taps); the last column is the token itself, as in nn.Conv1d.
+        self.short_conv_weight = nn.Parameter(torch.empty(channels, config.hyena_short_conv))
+        self.short_conv_bias = nn.Parameter(torch.empty(channels))
+        self.filter = HyenaFilter(
+            (self.order - 1) * width,
+            config.max_position_embeddings,
+            embedding_dim=config.hyena_filter_embedding,
+            mlp_width=config.hyena_filter_width,
+            num_inner_layers=config.hyena_filter_layers,
+            sine_frequency=config.hyena_filter_frequency,
+            train_frequency=config.hyena_filter_train_frequency,
+            window_shift=config.hyena_filter_shift,
+            learned_features=config.hyena_filter_learned_features,
+        )
+        self.dropout = nn.Dropout(config.hyena_dropout)
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """The short convolution's as nn.Conv1d draws them; the filter draws its own."""
+        bound = self.short_conv_weight.shape[1] ** -0.5
+        init.uniform_(self.short_conv_weight, -bound, bound)
+        init.zeros_(self.short_conv_bias)
+        init.normal_(self.out_proj.weight, mean=0.0, std=residual_std)
+
+    def multiply_adds(self, context: int) -> int:
+        """Of three transforms over twice the context, 1.25 N log2 N each, a token's share."""
+        return int((self.order - 1) * self.config.hidden_size * 7.5 * math.log2(2 * context))
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor | None,
+        padding_mask: torch.Tensor | None,
+        document_starts: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        rotation: Rotation | None,
+        past_key_values: Cache | None,
+        shared_values: dict[str, torch.Tensor],
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `Mixer.forward`.
+
+        Raises:
+            ConfigError: a document is longer than the filter, or the cache has no place for the history.
+        """
+        history = history_of(past_key_values, self.layer_idx)
+        mask_BS, starts_BS = _none_if_all(padding_mask, shared_values), document_starts
+        *gates, parts = self._project(x_BSD, mask_BS, starts_BS, history)
+        for gate, long_filter in zip(reversed(gates[1:]), self._filters(), strict=True):
+            v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
+            if history is not None:
+                v_BSD = history.convolve(v_BSD, long_filter, mask_BS, starts_BS)
+            else:
+                filter_LD = long_filter.of(min(v_BSD.shape[1], long_filter.max_lags))
+                v_BSD = long_conv(v_BSD, filter_LD, long_filter.skip_D, mask_BS=mask_BS, starts_BS=starts_BS)
+            parts = v_BSD.split([part.shape[1] for part in parts], dim=1)
+        return _joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]), None
+
+    def _project(
+        self,
+        x_BSD: torch.Tensor,
+        mask_BS: torch.Tensor | None,
+        starts_BS: torch.Tensor | None,
+        history: History | None,
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """x_N, ..., x_1 and v behind the short convolution, each in segments of the positions."""
+        taps = self.short_conv_weight.shape[1]
+        state = None if history is None else history.recent_inputs(taps - 1)
+        segments = []
+        for start in range(0, x_BSD.shape[1], SEGMENT):
+            here = slice(start, start + SEGMENT)
+            layout = {
+                "mask_BS": None if mask_BS is None else mask_BS[:, here],
+                "starts_BS": None if starts_BS is None else starts_BS[:, here],
+            }
+            u_BSC = self.in_proj(x_BSD[:, here])
+            z_BSC, state = short_conv(
+                u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **layout
+            )
+            if history is not None:
+                history.keep_inputs(u_BSC, taps - 1, start=start, **layout)
+            segments.append(z_BSC.chunk(self.order + 1, dim=-1))
+        return list(zip(*segments, strict=True))
+
+    def _filters(self) -> list[LongFilter]:
+        """One for each long convolution, in order; all are computed together, once per length asked for."""
+        width = self.config.hidden_size
+        computed: dict[int, torch.Tensor] = {}
+
+        def channels(part: slice) -> Callable[[int], torch.Tensor]:
+            def first(lags: int) -> torch.Tensor:
+                if lags not in computed:
+                    computed[lags] = self.filter.filter(lags)
+                return computed[lags][:, part]
+
+            return first
+
+        parts = [slice(i * width, (i + 1) * width) for i in range(self.order - 1)]
+        lags = self.filter.max_length
+        return [LongFilter(i, channels(part), lags, self.filter.skip[part]) for i, part in enumerate(parts)]
+
+
+def _joined(segments: list[torch.Tensor]) -> torch.Tensor:
+    return segments[0] if len(segments) == 1 else torch.cat(segments, dim=1)
+
+
+def _none_if_all(mask_BS: torch.Tensor | None, shared_values: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The mask, or None where it hides nothing; its values are waited for once per call of the model."""
+    if mask_BS is None or torch.compiler.is_compiling():
+        return mask_BS
+    if "hyena_mask_hides" not in shared_values:
+        shared_values["hyena_mask_hides"] = (mask_BS == 0).any().cpu()
+    return mask_BS if bool(shared_values["hyena_mask_hides"]) else None

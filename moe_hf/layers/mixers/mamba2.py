@@ -1,0 +1,100 @@
+"""The mixer of Mamba-2 (Dao and Gu 2024): a short convolution, then a scan with one decay per head, then a gated norm.
+
+Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, H heads of width V, G groups
+of heads that share keys and queries, K state size.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
+from moe_hf.ops.mamba_ssm_scan import MAMBA_SSM_SSD
+from moe_hf.ops.mixer_backends import pick_kernel
+from moe_hf.ops.selective_scan import scan_dtype
+from moe_hf.ops.ssd import ssd, ssd_step
+
+
+class GatedRMSNorm(nn.Module):
+    """Gate, then RMSNorm within each group of channels, in float32 (Dao and Gu 2024, section 7.1)."""
+
+    def __init__(self, width: int, num_groups: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.num_groups, self.eps = num_groups, eps
+
+    def forward(self, x_BSI: torch.Tensor, gate_BSI: torch.Tensor) -> torch.Tensor:
+        """The gated and normalised channels, same shape, in the dtype of the gate."""
+        dtype = scan_dtype(x_BSI)
+        gated = (x_BSI.to(dtype) * F.silu(gate_BSI.to(dtype))).unflatten(-1, (self.num_groups, -1))
+        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
+        return self.weight * normed.to(gate_BSI.dtype)
+
+
+class Mamba2(MambaBase):
+    """Figure 6 of the paper (sequential projections), with the parameters of transformers' Mamba2Mixer."""
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        inner, self.num_heads = config.mamba_inner_width, config.mamba_num_heads
+        self.num_groups, self.state_size = config.mamba_num_groups, config.mamba_states
+        convolved = inner + 2 * self.num_groups * self.state_size
+        super().__init__(config, layer_idx, num_projected=inner + convolved + self.num_heads, num_convolved=convolved)
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads))
+        self.D = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = GatedRMSNorm(inner, self.num_groups, config.layer_norm_epsilon)
+
+    def multiply_adds(self, context: int) -> int:
+        """The state's input, its decay and its readout; the context does not matter."""
+        return 3 * self.inner_width * self.state_size
+
+    def mix(self, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, MambaState]:
+        """The mixed tokens (B, S, D), and the state after the last real one."""
+        inner, shared = self.inner_width, self.num_groups * self.state_size
+        gate_BSI, xbc, step_BSH = self.in_proj(tokens.x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
+        xbc, conv = self.convolve(xbc, tokens, before)
+        u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)
+        u_BSHV = u_BSI.unflatten(-1, (self.num_heads, -1))
+        key_BSGK, query_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (key, query))
+        dtype = scan_dtype(u_BSHV)
+        delta_BSH = F.softplus(step_BSH.to(dtype) + self.dt_bias.to(dtype))
+        if self.config.mamba_time_step_limit is not None:
+            delta_BSH = delta_BSH.clamp(*self.config.mamba_time_step_limit)
+        y_BSHV, state = self._scan(tokens, before, (u_BSHV, delta_BSH, key_BSGK, query_BSGK))
+        y_BSHV = torch.addcmul(y_BSHV, u_BSHV.to(dtype), self.D[:, None].to(dtype))
+        return self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI)), MambaState(conv, state)
+
+    def _scan(
+        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        u_BSHV, delta_BSH, key_BSGK, query_BSGK = inputs
+        a_H = -torch.exp(self.A_log.to(delta_BSH.dtype))
+        mask_BS = tokens.mask_BS
+        if before.scan is not None and self.is_step(tokens, before):
+            u_BHV, delta_BH, key_BGK, query_BGK = (x[:, 0] for x in inputs)
+            mask_B = None if mask_BS is None else mask_BS[:, 0]
+            y_BHV, state = ssd_step(u_BHV, delta_BH, a_H, key_BGK, query_BGK, initial_state=before.scan, mask_B=mask_B)
+            return y_BHV[:, None], state
+        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SSD,), u_BSHV.device)
+        return (ssd if kernel is None else kernel.run)(
+            u_BSHV,
+            delta_BSH,
+            a_H,
+            key_BSGK,
+            query_BSGK,
+            initial_state=before.scan,
+            mask_BS=mask_BS,
+            starts_BS=tokens.starts_BS,
+            output_final_state=tokens.keeps_state,
+        )
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """Rates 1 to H, log-uniform step sizes, and the taps and outputs of MambaBase."""
+        super().draw_weights(std, residual_std)
+        rates_H = torch.arange(1, self.num_heads + 1, dtype=torch.float32, device=self.A_log.device)
+        init.copy_(self.A_log, rates_H.log())
+        init.ones_(self.D)
+        init.ones_(self.norm.weight)
+        self.draw_step_biases(self.dt_bias)

@@ -1,0 +1,82 @@
+"""The time mixing of RWKV-4 (Peng et al. 2023, section 3.1): averages of values that fade, channel by channel.
+
+Shapes: B batch, S positions of this call, D width, I inner width.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
+from moe_hf.ops.wkv import wkv, wkv_step
+
+
+class RWKV4(RWKVMixer):
+    """Equations 11 to 17 of the paper; the names of vectors are those of transformers' RwkvSelfAttention.
+
+    `time_decay` holds the logarithm of the rate of fading.
+    """
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        width = config.hidden_size
+        inner = config.rwkv_inner_width or width
+        self.time_decay = nn.Parameter(torch.empty(inner))
+        self.time_first = nn.Parameter(torch.empty(inner))
+        self.time_mix_key = nn.Parameter(torch.empty(width))
+        self.time_mix_value = nn.Parameter(torch.empty(width))
+        self.time_mix_receptance = nn.Parameter(torch.empty(width))
+        self.r_proj = nn.Linear(width, inner, bias=False)
+        self.k_proj = nn.Linear(width, inner, bias=False)
+        self.v_proj = nn.Linear(width, inner, bias=False)
+        self.o_proj = nn.Linear(inner, width, bias=False)
+
+    def multiply_adds(self, context: int) -> int:
+        """Numerator and denominator, each with the present token's bonus and with its plain key."""
+        return 4 * len(self.time_decay)
+
+    def mix(self, tokens: Tokens, before: RWKVState) -> Mixed:
+        """The tokens, mixed."""
+        x_BSD, mask_BS = tokens.x_BSD, tokens.mask_BS
+        shifted_BSD, last = tokens.shifted(before)
+        key_BSI = self.k_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key))
+        value_BSI = self.v_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_value))
+        receptance_BSI = self.r_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_receptance)).sigmoid()
+        dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        decay_I, bonus_I = self.time_decay.to(dtype).exp(), self.time_first.to(dtype)
+        if before.memory is not None and tokens.is_step(before):
+            out_BI, memory = wkv_step(
+                decay_I,
+                bonus_I,
+                key_BSI[:, 0],
+                value_BSI[:, 0],
+                initial_state=before.memory,
+                mask_B=None if mask_BS is None else mask_BS[:, 0],
+            )
+            return Mixed(self.o_proj(receptance_BSI * out_BI[:, None]), RWKVState(last, memory))
+        out_BSI, final = wkv(
+            decay_I,
+            bonus_I,
+            key_BSI,
+            value_BSI,
+            initial_state=before.memory,
+            mask_BS=mask_BS,
+            starts_BS=tokens.starts_BS,
+        )
+        return Mixed(self.o_proj(receptance_BSI * out_BSI), RWKVState(last, final))
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """Rates of fading from slow to fast over the channels, mixes that grow with depth (section 3.5)."""
+        late, early = depth_of(self.config, self.layer_idx)
+        inner = len(self.time_decay)
+        position_I = torch.arange(inner, dtype=torch.float32, device=self.time_decay.device)
+        init.copy_(self.time_decay, -5 + 8 * (position_I / max(inner - 1, 1)) ** (0.7 + 1.3 * late))
+        init.copy_(self.time_first, math.log(0.3) + 0.5 * ((position_I + 1) % 3 - 1))
+        ramp_D = channel_ramp(self.time_mix_key)
+        init.copy_(self.time_mix_key, ramp_D**early)
+        init.copy_(self.time_mix_value, ramp_D**early + 0.3 * late)
+        init.copy_(self.time_mix_receptance, ramp_D ** (0.5 * early))
+        init.normal_(self.o_proj.weight, mean=0.0, std=residual_std)

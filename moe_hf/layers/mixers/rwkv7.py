@@ -1,0 +1,135 @@
+"""The time mixing of RWKV-7 (Peng et al. 2025, Goose, section 4): a state per head that corrects itself.
+
+Shapes: B batch, S positions of this call, D width, H heads of C channels, R rank.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
+from moe_hf.ops.delta_rule import delta_rule, delta_rule_step
+
+# A channel keeps at least exp(-exp(-0.5)) = 0.545 of itself per token.
+_FASTEST_LOG_DECAY = -math.exp(-0.5)
+_MIXES = ("r", "w", "k", "v", "a", "g")
+# Powers by which the share of the token before falls off over the channels, in the order of _MIXES.
+_MIX_POWERS = (0.2, 0.9, 0.7, 0.7, 0.9, 0.2)
+
+
+class LowRank(nn.Module):
+    """Two projections through a narrow middle (R), with an activation there."""
+
+    def __init__(self, width: int, rank: int, activation: nn.Module | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.activation = activation
+        self.up = nn.Linear(rank, width, bias=bias)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """(B, S, D), as the input."""
+        middle_BSR = self.down(x_BSD)
+        return self.up(middle_BSR if self.activation is None else self.activation(middle_BSR))
+
+    def draw(self, bias_D: torch.Tensor | None) -> None:
+        """Nothing but the bias at first: the middle starts at zero, before an orthogonal projection."""
+        init.zeros_(self.down.weight)
+        width, rank = self.up.weight.shape
+        init.orthogonal_(self.up.weight, gain=0.1 * max(1.0, (rank / width) ** 0.5))
+        if bias_D is not None:
+            init.copy_(self.up.bias, bias_D)
+
+
+class RWKV7(RWKVMixer):
+    """Equations 3 to 21 of the paper; the names of parameters are near those of flash-linear-attention's layout."""
+
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        width = config.hidden_size
+        for name in _MIXES:
+            self.register_parameter(f"x_{name}", nn.Parameter(torch.empty(width)))
+        self.k_k = nn.Parameter(torch.empty(width))
+        self.k_a = nn.Parameter(torch.empty(width))
+        self.r_k = nn.Parameter(torch.empty(width))
+        self.r_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+        self.w_lora = LowRank(width, config.rwkv_rank("decay"), nn.Tanh())
+        self.a_lora = LowRank(width, config.rwkv_rank("rate"))
+        self.v_lora = None if self.is_first else LowRank(width, config.rwkv_rank("value"))
+        self.g_lora = LowRank(width, config.rwkv_rank("gate"), nn.Sigmoid(), bias=False)
+        # 64e-5 for the heads of 64 channels that the paper has.
+        self.g_norm = nn.GroupNorm(config.num_attention_heads, width, eps=config.head_dim * 1e-5)
+
+    def multiply_adds(self, context: int) -> int:
+        """Looking up, correcting, writing, fading and reading: each meets every entry of the states."""
+        return 5 * self.config.hidden_size * self.config.head_dim
+
+    def mix(self, tokens: Tokens, before: RWKVState) -> Mixed:
+        """The tokens, mixed; with their values where this is the first layer."""
+        x_BSD = tokens.x_BSD
+        shifted_BSD, last = tokens.shifted(before)
+        delta_BSD = shifted_BSD - x_BSD
+        xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BSD, delta_BSD, self.get_parameter(f"x_{name}")) for name in _MIXES)
+        receptance, key, value = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
+        given_value = value
+        if self.v_lora is not None and tokens.first_value_BSD is not None:
+            value = torch.lerp(value, tokens.first_value_BSD, self.v_lora(xv).sigmoid())
+        rate = self.a_lora(xa).sigmoid()
+        dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        log_decay = self.w_lora(xw).to(dtype).sigmoid() * _FASTEST_LOG_DECAY
+        # The key as it is looked up and overwritten, of length 1, and the key as it is written.
+        unit = F.normalize(self._heads(key * self.k_k).to(dtype), dim=-1).to(key.dtype)
+        key = torch.addcmul(key, key * (rate - 1), self.k_a)
+        heads = [self._heads(part) for part in (receptance, log_decay, key, value)]
+        out, memory = _recurrence(tokens, before, *heads, -unit, unit * self._heads(rate))
+        out = F.group_norm(
+            out.flatten(0, 1).flatten(1), self.g_norm.num_groups, self.g_norm.weight, self.g_norm.bias, self.g_norm.eps
+        ).view_as(x_BSD)
+        # What the present token says, beside what the state holds of it.
+        bonus = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True) * heads[3]
+        out = (out + bonus.flatten(-2)) * self.g_lora(xg)
+        return Mixed(self.o_proj(out), RWKVState(last, memory), given_value if self.is_first else None)
+
+    def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        return x_BSD.unflatten(-1, (self.g_norm.num_groups, -1))
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """The spread of decays and of mixes over channels and layers with which the paper's models start."""
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        late, early = depth_of(self.config, self.layer_idx)
+        ramp_D = channel_ramp(self.k_k)
+        for name, power in zip(_MIXES, _MIX_POWERS, strict=True):
+            init.copy_(self.get_parameter(f"x_{name}"), 1.0 - ramp_D ** (power * early))
+        position_D = torch.arange(width, device=ramp_D.device)
+        line_D = position_D / max(width - 1, 1)
+        # From -1 to 1 within each head, steeper at the ends.
+        channels = width // heads
+        zigzag_D = (position_D % channels - (channels - 1) / 2) / max((channels - 1) / 2, 1)
+        zigzag_D = zigzag_D * zigzag_D.abs()
+        decay_D = -6 + 6 * line_D ** (1 + late**0.3) + 0.5 + 2.5 * zigzag_D
+        self.w_lora.draw(decay_D)
+        self.a_lora.draw(-0.19 + 0.3 * zigzag_D + 0.4 * (line_D - 0.5))
+        if self.v_lora is not None:
+            self.v_lora.draw(0.73 - 0.4 * (line_D - 0.5))
+        self.g_lora.draw(None)
+        init.copy_(self.k_k, 0.71 - 0.1 * (line_D - 0.5))
+        init.constant_(self.k_a, 1.02)
+        init.constant_(self.r_k, -0.04)
+        init.ones_(self.g_norm.weight)
+        init.zeros_(self.g_norm.bias)
+        init.normal_(self.o_proj.weight, mean=0.0, std=residual_std)
+
+
+def _recurrence(tokens: Tokens, before: RWKVState, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    mask_BS = tokens.mask_BS
+    if before.memory is not None and tokens.is_step(before):
+        mask_B = None if mask_BS is None else mask_BS[:, 0]
+        out, memory = delta_rule_step(*(part[:, 0] for part in parts), initial_state=before.memory, mask_B=mask_B)
+        return out[:, None], memory
+    return delta_rule(*parts, initial_state=before.memory, mask_BS=mask_BS, starts_BS=tokens.starts_BS)

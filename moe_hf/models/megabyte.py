@@ -1,0 +1,382 @@
+"""MegaByte: a decoder over patches of bytes, and one over the bytes of each patch that it tells what came before.
+
+Shapes: B batch, S bytes of this call, P bytes per patch, K patches, W places of the current patch, D width of the
+global decoder, L width of the local one, E experts, k slots.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.layers.megabyte_cache import MegaByteCache, Routing
+from moe_hf.layers.packed_rows import document_starts, none_if_all
+from moe_hf.layers.patching import MegaBytePatching
+from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
+from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+from moe_hf.models.megabyte_outputs import RECORDINGS, ROUTING, Told, joined, routing_of
+from moe_hf.ops.patching import PatchLayout, lay_out, patch_layout, pick_up
+
+
+class PatchDecoder(MoEDecoderModel):
+    """A decoder over vectors: it has no vocabulary."""
+
+    def __init__(self, config: MoEDecoderConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens: Any = None
+
+
+class MegaBytePreTrainedModel(MoEPreTrainedModel):
+    """What the MegaByte classes tell transformers about themselves."""
+
+    config: MegaByteWithMoEConfig
+    config_class = MegaByteWithMoEConfig
+    # The layout of patches depends on how many bytes are real.
+    _can_compile_fullgraph = False
+    # The two decoders record for themselves.
+    _can_record_outputs: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def _is_stateful(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MegaBytePatching):
+            init.normal_(module.start, mean=0.0, std=std)
+        elif isinstance(module, MegaByteWithMoEModel):
+            init.normal_(module.local_start, mean=0.0, std=std)
+            # As loud as the bytes' own vectors. What the global decoder says is noise at first, and louder it would
+            # drown the bytes before, from which the local decoder learns the most.
+            init.normal_(module.to_local.weight, mean=0.0, std=std / module.to_local.in_features**0.5)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the patch embedder and the local configuration follow."""
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        model: Any = self.base_model
+        size = embedding.num_embeddings
+        model.patching.embedding = self._get_resized_embeddings(model.patching.embedding, size)
+        self.config.local_decoder_config.vocab_size = size
+        return embedding
+
+
+class MegaByteWithMoEModel(MegaBytePreTrainedModel):
+    """Bytes to the hidden states that predict the byte behind each (Yu et al. 2023, 2305.07185, section 2).
+
+    The place of byte t in its patch is given the bytes of the patch before t, and what the global decoder says about
+    all earlier patches. What follows byte t is predicted at the place of byte t + 1, whose hidden state stands at t.
+    """
+
+    def __init__(self, config: MegaByteWithMoEConfig) -> None:
+        super().__init__(config)
+        global_config, local_config = config.global_config, config.local_decoder_config
+        self.patching = MegaBytePatching(config.patch_size, config.hidden_size, config.vocab_size)
+        self.global_decoder = PatchDecoder(global_config)
+        self.to_local = nn.Linear(config.hidden_size // config.patch_size, local_config.hidden_size, bias=False)
+        # Stands where the first place of a patch has no byte before it; (L,).
+        self.local_start = nn.Parameter(torch.empty(local_config.hidden_size))
+        self.local_decoder = MoEDecoderModel(local_config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The bytes' vectors in the local decoder; those of the patch embedder are its own."""
+        return self.local_decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace what `get_input_embeddings` returns."""
+        self.local_decoder.set_input_embeddings(value)
+
+    def new_cache(self) -> MegaByteCache:
+        """An empty cache with all the states that this model keeps between calls."""
+        return MegaByteCache(self.global_decoder.new_cache())
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Hidden states (B, S, L) behind each byte, and what was asked to be recorded.
+
+        Recorded are the global decoder's layers, then the local one's. Routers read patches and places; what they said
+        is given byte by byte, (B * S, E): of the place that predicts the next byte, and of the patch that it is told
+        about. Hidden states are the local decoder's, (B, S, L). Attentions are as they came, over patches, then within
+        patches; a call that finishes no patch has none of the former.
+
+        Args:
+            input_ids: (B, S) ids of bytes.
+            attention_mask: (B, past + S), nonzero at real bytes; padding may stand anywhere and moves no patch.
+            position_ids: (B or 1, S). Without a mask and a cache, each restart begins a new document, with a patch of
+                its own, that sees none of the others (packed rows); no cache is returned then. Else not looked at.
+            past_key_values: a `MegaByteCache` of earlier calls.
+            inputs_embeds: not allowed.
+            use_cache: whether to return the state for the next call.
+            **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`.
+
+        Raises:
+            ConfigError: embeddings, a mask of another form, or another cache were given.
+        """
+        if input_ids is None or inputs_embeds is not None:
+            raise ConfigError("MegaByte embeds bytes twice, in patches and within them; give input_ids, no embeddings")
+        if past_key_values is not None and not isinstance(past_key_values, MegaByteCache):
+            raise ConfigError(
+                f"MegaByte needs a MegaByteCache, got {type(past_key_values).__name__}; leave past_key_values and "
+                "cache_implementation out, or take one from model.new_cache()"
+            )
+        mask_BS = _mask_of_call(attention_mask, input_ids)
+        going_on = past_key_values is not None and past_key_values.seen > 0
+        starts_BS = None
+        if position_ids is not None and attention_mask is None and not going_on:
+            starts_BS = document_starts(position_ids, len(input_ids))
+        cache = past_key_values
+        if cache is None and use_cache and starts_BS is None:
+            cache = self.new_cache()
+        wanted = {
+            f"output_{name}": bool(kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False)))
+            for name in RECORDINGS
+        }
+        if cache is not None and going_on and input_ids.shape[1] == 1 and mask_BS is None:
+            return self._next_byte(input_ids, cache, wanted)
+        return self._read(input_ids, mask_BS, starts_BS, cache, wanted)
+
+    def _read(
+        self,
+        input_ids: torch.Tensor,
+        mask_BS: torch.Tensor | None,
+        starts_BS: torch.Tensor | None,
+        cache: MegaByteCache | None,
+        wanted: dict[str, bool],
+    ) -> MoeModelOutputWithPast:
+        """Any number of bytes, all patches at once; those of an unfinished patch are read again with them."""
+        batch, length = input_ids.shape
+        size = self.config.patch_size
+        ids, mask = (input_ids, mask_BS) if cache is None else cache.behind_tail(input_ids, mask_BS)
+        shape = (batch, ids.shape[1])
+        layout = patch_layout(size, shape, ids.device, mask_BS=mask, starts_BS=starts_BS)
+        grid_BKP = lay_out(ids, size, layout)
+        told = self._tell(grid_BKP, layout, starts_BS is not None, cache, wanted)
+
+        before_BKPL = self.local_decoder.embed_tokens(grid_BKP[..., :-1])
+        first_BK1L = self.local_start.to(before_BKPL.dtype).expand(batch, layout.num_patches, 1, -1)
+        local_in = told.slices_BKPL + torch.cat([first_BK1L, before_BKPL], dim=2)
+        local = self.local_decoder(inputs_embeds=local_in.flatten(0, 1), use_cache=False, **wanted)
+
+        def at_bytes(x: torch.Tensor) -> torch.Tensor:
+            return pick_up(x.unflatten(0, (batch, -1)), shape[1], layout, offset=1)[:, -length:]
+
+        def of_places(x: torch.Tensor) -> torch.Tensor:
+            return at_bytes(x.unflatten(0, (-1, size))).flatten(0, 1)
+
+        if cache is not None:
+            count = shape[1] if mask is None else mask.long().sum(dim=1)
+            cache.remember(grid_BKP, told.slices_BKPL, told.routing, length, count)
+        place_BU = torch.arange(layout.num_patches, device=ids.device).repeat_interleave(size).expand(batch, -1)
+        patch_BS = pick_up(place_BU.unflatten(1, (-1, size)), shape[1], layout, offset=1)[:, -length:]
+        row_B1 = torch.arange(batch, device=ids.device)[:, None]
+        routing = {
+            name: [x_BKE[row_B1, patch_BS].flatten(0, 1) for x_BKE in told.routing[name]] for name in told.routing
+        }
+        return joined(local, told.outputs, routing, cache, wanted, at_bytes, of_places)
+
+    def _tell(
+        self,
+        grid_BKP: torch.Tensor,
+        layout: PatchLayout,
+        packed: bool,
+        cache: MegaByteCache | None,
+        wanted: dict[str, bool],
+    ) -> Told:
+        """The global decoder on the patches that come before each patch of the grid."""
+        going_on = cache is not None and cache.seen > 0
+        if cache is not None and going_on:
+            # What was said to the first patch of the grid is known, and its bytes are those of the others' start.
+            vectors_BKD = self.patching(grid_BKP[:, :-1].flatten(1))
+            position_BK = cache.patch_B[:, None] + layout.position_BK[:, 1:]
+            real_BK = layout.real_BK[:, 1:]
+        else:
+            begins_BK = layout.begins_BK if layout.slot_BS is not None else None
+            vectors_BKD = self.patching.shifted(self.patching(grid_BKP.flatten(1)), begins_BK)
+            position_BK = layout.position_BK
+            # The patch of start is there even where all bytes are padding.
+            real_BK = layout.real_BK.clone()
+            real_BK[:, 0] = True
+        outputs = None
+        if vectors_BKD.shape[1]:
+            masked = layout.slot_BS is not None and not packed
+            outputs = self._global_step(vectors_BKD, position_BK, real_BK if masked else None, cache, wanted)
+        slices: list[torch.Tensor] = []
+        routing: Routing = {name: [] for name in ROUTING}
+        if outputs is not None:
+            slices.append(self._slices(outputs))
+            routing = routing_of(outputs, len(grid_BKP))
+        if cache is not None and going_on:
+            slices.insert(0, cache.slices_BPL[:, None])
+            known = {name: [x_BE[:, None] for x_BE in layers] for name, layers in cache.routing.items()}
+            routing = {
+                name: [torch.cat(pair, dim=1) for pair in zip(known[name], routing[name], strict=True)]
+                if routing[name]
+                else known[name]
+                for name in ROUTING
+            }
+        return Told(torch.cat(slices, dim=1), routing, outputs)
+
+    def _global_step(
+        self,
+        vectors_BKD: torch.Tensor,
+        position_BK: torch.Tensor,
+        real_BK: torch.Tensor | None,
+        cache: MegaByteCache | None,
+        wanted: dict[str, bool],
+    ) -> MoeModelOutputWithPast:
+        self._require_room(position_BK)
+        mask_BK = real_BK
+        if cache is not None:
+            mask_BK = cache.add_columns(real_BK, *position_BK.shape)
+            # Later calls may ask what the routers said about the current patch.
+            wanted = {**wanted, **{f"output_{name}": True for name in ROUTING}}
+        return self.global_decoder(
+            inputs_embeds=vectors_BKD,
+            attention_mask=None if mask_BK is None else mask_BK.long(),
+            position_ids=position_BK,
+            past_key_values=None if cache is None else cache.global_cache,
+            use_cache=cache is not None,
+            **wanted,
+        )
+
+    def _slices(self, outputs: MoeModelOutputWithPast) -> torch.Tensor:
+        told_BKD: Any = outputs.last_hidden_state
+        return self.to_local(told_BKD.unflatten(-1, (self.config.patch_size, -1)))
+
+    def _next_byte(
+        self, input_ids: torch.Tensor, cache: MegaByteCache, wanted: dict[str, bool]
+    ) -> MoeModelOutputWithPast:
+        """One real byte in every row: the global decoder reads only where it ends a patch."""
+        size, batch = self.config.patch_size, len(input_ids)
+        cache.seen += 1
+        cache.tail_BP = cache.tail_BP.scatter(1, cache.phase_B[:, None], input_ids)
+        cache.phase_B = cache.phase_B + 1
+        full_B = cache.phase_B == size
+        common = cache.common_phase
+        outputs = None
+        if bool(full_B.any()) if common is None else common + 1 == size:
+            vectors_B1D = self.patching(cache.tail_BP)
+            everywhere = common is not None
+            mask_B1 = None if everywhere else full_B[:, None]
+            outputs = self._global_step(vectors_B1D, cache.patch_B[:, None] + 1, mask_B1, cache, wanted)
+            routing = {name: list(outputs.get(name) or ()) for name in ROUTING}
+            cache.next_patches(full_B, self._slices(outputs)[:, 0], routing)
+        if common is not None:
+            cache.common_phase = (common + 1) % size
+        local = self._next_place(cache, wanted)
+
+        def last(x: torch.Tensor) -> torch.Tensor:
+            return x[:, -1:]
+
+        def last_of_places(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(0, (batch, -1))[:, -1]
+
+        return joined(local, outputs, cache.routing, cache, wanted, last, last_of_places)
+
+    def _next_place(self, cache: MegaByteCache, wanted: dict[str, bool]) -> MoeModelOutputWithPast:
+        """The local decoder at the place behind the last byte of each row, the last one of what it returns."""
+        common = cache.common_phase
+        # A state, unlike keys, cannot be hidden from the rows whose patch ended.
+        croppable = all(kind == "full_attention" for kind in self.local_decoder.config.layer_types or [])
+        if common == 0 or (common is None and not croppable):
+            cache.local_cache = None
+        place_BW = cache.phase_B[:, None]
+        if cache.local_cache is None:
+            width = (int(cache.phase_B.max()) if common is None else common) + 1
+            place_BW = place_BW - torch.arange(width - 1, -1, -1, device=place_BW.device)
+            cache.local_cache = self.local_decoder.new_cache()
+        columns = cache.trim_local(self.config.patch_size - 1) + place_BW.shape[1]
+        mask = None
+        if common is None:
+            mask = (torch.arange(columns, device=place_BW.device) >= columns - 1 - cache.phase_B[:, None]).long()
+        known_BW = place_BW.clamp(min=0)
+        before_BWL = self.local_decoder.embed_tokens(cache.tail_BP.gather(1, (place_BW - 1).clamp(min=0)))
+        before_BWL = torch.where((place_BW == 0)[..., None], self.local_start.to(before_BWL.dtype), before_BWL)
+        row_B1 = torch.arange(len(place_BW), device=place_BW.device)[:, None]
+        return self.local_decoder(
+            inputs_embeds=before_BWL + cache.slices_BPL[row_B1, known_BW],
+            attention_mask=mask,
+            position_ids=known_BW,
+            past_key_values=cache.local_cache,
+            use_cache=True,
+            **wanted,
+        )
+
+    def _require_room(self, position_BK: torch.Tensor) -> None:
+        table = self.global_decoder.embed_positions
+        if table is None or position_BK.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if position_BK.max() >= table.num_embeddings:
+            size, limit = self.config.patch_size, self.config.max_position_embeddings
+            raise ConfigError(
+                f"byte {int(position_BK.max()) * size} is beyond max_position_embeddings={limit}; shorten the input, "
+                'or train with a larger value or with position_embedding_type="rotary"'
+            )
+
+
+class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
+    """MegaByte with experts that predicts the next byte."""
+
+    model_class: ClassVar[type[Any]] = MegaByteWithMoEModel
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.local_decoder.embed_tokens.weight"}
+
+    def __init__(self, config: MegaByteWithMoEConfig) -> None:
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.local_decoder_config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
+    ) -> None:
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ConfigError(
+                f"cache_implementation={kind!r} is not allowed; MegaByte has a cache of its own, leave it out"
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = self.model.new_cache()
+        else:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+
+
+class MegaByteWithMoEForSequenceClassification(MegaBytePreTrainedModel, MoEForSequenceClassification):
+    """MegaByte with experts that labels a sequence."""
+
+    model_class: ClassVar[type[Any]] = MegaByteWithMoEModel
+
+    def __init__(self, config: MegaByteWithMoEConfig) -> None:
+        super().__init__(config)
+        self.score = nn.Linear(config.local_decoder_config.hidden_size, config.num_labels or 0, bias=False)
+        self.post_init()
+
+
+def _mask_of_call(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor | None:
+    """(B, S), True at real bytes of this call; None where all are."""
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+        raise ConfigError(
+            f"attention_mask of shape {shape} is not allowed; it must be (batch, bytes), nonzero at real bytes"
+        )
+    return none_if_all(attention_mask[:, -input_ids.shape[1] :] != 0)

@@ -1,0 +1,35 @@
+"""The RetNet family: retention, gated FFNs behind RMSNorm, and experts in place of some FFNs."""
+
+from typing import ClassVar
+
+from moe_hf.config.retnet_moe import RetNetWithMoEConfig
+from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.dense_retnet import DenseRetNet
+from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+
+
+class RetNetWithMoEModel(MoEDecoderModel):
+    """RetNet with experts, without a head."""
+
+    config: RetNetWithMoEConfig
+    config_class = RetNetWithMoEConfig
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)
+
+
+class RetNetWithMoE(MoEForCausalLM):
+    """RetNet with experts that predicts the next token."""
+
+    config: RetNetWithMoEConfig
+    config_class = RetNetWithMoEConfig
+    model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)
+
+
+class RetNetWithMoEForSequenceClassification(MoEForSequenceClassification):
+    """RetNet with experts that labels a sequence."""
+
+    config: RetNetWithMoEConfig
+    config_class = RetNetWithMoEConfig
+    model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)

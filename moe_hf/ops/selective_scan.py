@@ -1,0 +1,203 @@
+"""The selective scan of Mamba: a linear recurrence whose decay, input and readout depend on the token.
+
+Shapes: B batch, S positions, D channels, N state size.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from moe_hf.ops.expert_parts import without_autocast
+from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, forward_pass, num_blocks, scan_dtype
+
+_LOG2_E = math.log2(math.e)
+
+
+def selective_scan(
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+    output_final_state: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`y_t = h_t C_t` with `h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t`, (Gu and Dao 2023, Mamba, section 3.2).
+
+    Equal to `reference_selective_scan` in value and in gradient, which can be taken once. Time is linear in S, and no
+    tensor of shape (B, S, D, N) is made: the backward pass keeps one state in 8 to 64 and works the others out again.
+    Under torch.compile it is one opaque operator.
+
+    Args:
+        u_BSD: the input.
+        delta_BSD: step sizes, >= 0, so after softplus.
+        a_DN: rates, <= 0.
+        b_BSN: how the input enters the state.
+        c_BSN: how the state is read.
+        initial_state: (B, D, N), the state before the first position; None is zero.
+        mask_BS: nonzero at real tokens; padding leaves the state as it is. None means that all are real.
+        starts_BS: True where a document begins: the state is emptied just before. None means nowhere.
+        output_final_state: whether to return the state after the last real token.
+
+    Returns:
+        (B, S, D) in the dtype of `u_BSD`; and the state, (B, D, N) in float32 (float64 for float64), or None.
+    """
+    delta_BSD = _without_padding(delta_BSD, mask_BS)
+    inputs = (u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, initial_state)
+    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    y_BSD, state_BDN, _ = _scan(*inputs, starts_BS, trains)
+    return y_BSD, state_BDN if output_final_state else None
+
+
+def selective_scan_step(
+    u_BD: torch.Tensor,
+    delta_BD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BN: torch.Tensor,
+    c_BN: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_B: torch.Tensor | None = None,
+    starts_B: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One position of `selective_scan`, for decoding: (B, D) in the dtype of `u_BD`, and the new state (B, D, N)."""
+    dtype = scan_dtype(u_BD)
+    delta_BD = _without_padding(delta_BD, mask_B).to(dtype)
+    state_BDN = (delta_BD * u_BD.to(dtype))[..., None] * b_BN.to(dtype)[:, None]
+    if initial_state is not None:
+        decay_BDN = ((delta_BD * _LOG2_E)[..., None] * a_DN.to(dtype)).exp2_()
+        before_BDN = initial_state.to(dtype)
+        if starts_B is not None:
+            before_BDN = before_BDN.masked_fill(starts_B[:, None, None], 0)
+        state_BDN = torch.addcmul(state_BDN, decay_BDN, before_BDN)
+    with without_autocast(u_BD):
+        y_BD = torch.bmm(state_BDN, c_BN.to(dtype)[..., None])[..., 0]
+    return y_BD.to(u_BD.dtype), state_BDN
+
+
+def reference_selective_scan(
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+    output_final_state: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`selective_scan` position by position, as the paper writes it."""
+    dtype = scan_dtype(u_BSD)
+    u, delta, a, b, c = (x.to(dtype) for x in (u_BSD, _without_padding(delta_BSD, mask_BS), a_DN, b_BSN, c_BSN))
+    state = u.new_zeros(len(u), *a.shape) if initial_state is None else initial_state.to(dtype)
+    starts = torch.zeros_like(u[..., 0], dtype=torch.bool) if starts_BS is None else starts_BS.bool()
+    outputs = []
+    for u_t, delta_t, b_t, c_t, start_t in zip(*(x.unbind(1) for x in (u, delta, b, c, starts)), strict=True):
+        state = torch.where(start_t[:, None, None], 0, state)
+        state = torch.exp(delta_t[:, :, None] * a) * state + (delta_t * u_t)[:, :, None] * b_t[:, None, :]
+        outputs.append((state * c_t[:, None, :]).sum(dim=-1))
+    return torch.stack(outputs, dim=1).to(u_BSD.dtype), state if output_final_state else None
+
+
+def _without_padding(delta: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Step sizes that are 0 at padding: no decay and no input."""
+    return delta if mask is None else delta.masked_fill(mask[..., None] == 0, 0)
+
+
+# The compiler would unroll the loop over positions: this operator is what it sees instead.
+@torch.library.custom_op("moe_hf::selective_scan", mutates_args=())
+def _scan(
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    initial_BDN: torch.Tensor | None,
+    starts_BS: torch.Tensor | None,
+    trains: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output, the last state, and the states that the backward pass starts from."""
+    with without_autocast(u_BSD):
+        return forward_pass(ScanInputs(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, initial_BDN, starts_BS), keeps=trains)
+
+
+@_scan.register_fake
+def _scan_fake(
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    initial_BDN: torch.Tensor | None,
+    starts_BS: torch.Tensor | None,
+    trains: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    (batch, length, num_channels), state_size = u_BSD.shape, a_DN.shape[1]
+    dtype = scan_dtype(u_BSD)
+    num_kept = num_blocks(length, state_size, num_channels) if trains else 0
+    return (
+        u_BSD.new_empty(u_BSD.shape),
+        u_BSD.new_empty(batch, num_channels, state_size, dtype=dtype),
+        u_BSD.new_empty(num_kept, batch, state_size, num_channels, dtype=dtype),
+    )
+
+
+@torch.library.custom_op("moe_hf::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    dy_BSD: torch.Tensor,
+    dfinal_BDN: torch.Tensor | None,
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    starts_BS: torch.Tensor | None,
+    kept_KBND: torch.Tensor,
+) -> list[torch.Tensor]:
+    inputs = ScanInputs(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, None, starts_BS)
+    with without_autocast(u_BSD):
+        return list(backward_pass(inputs, kept_KBND, dy_BSD, dfinal_BDN))
+
+
+@_scan_backward.register_fake
+def _scan_backward_fake(
+    dy_BSD: torch.Tensor,
+    dfinal_BDN: torch.Tensor | None,
+    u_BSD: torch.Tensor,
+    delta_BSD: torch.Tensor,
+    a_DN: torch.Tensor,
+    b_BSN: torch.Tensor,
+    c_BSN: torch.Tensor,
+    starts_BS: torch.Tensor | None,
+    kept_KBND: torch.Tensor,
+) -> list[torch.Tensor]:
+    batch, state_size, num_channels = kept_KBND.shape[1:]
+    shapes = [x.shape for x in (u_BSD, delta_BSD, a_DN, b_BSN, c_BSN)]
+    return [kept_KBND.new_empty(shape) for shape in (*shapes, (batch, num_channels, state_size))]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    *tensors, initial_BDN, starts_BS, _ = inputs
+    # Without this the absent gradients of the states would be made, as zeros of their size.
+    ctx.set_materialize_grads(False)
+    ctx.initial_dtype = None if initial_BDN is None else initial_BDN.dtype
+    ctx.save_for_backward(*tensors, starts_BS, output[2])
+
+
+def _differentiate(
+    ctx: Any, dy_BSD: torch.Tensor | None, dfinal_BDN: torch.Tensor | None, _: None
+) -> tuple[torch.Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    dy_BSD = tensors[0].new_zeros(tensors[0].shape) if dy_BSD is None else dy_BSD
+    *gradients, dinitial_BDN = _scan_backward(dy_BSD, dfinal_BDN, *tensors)
+    du, ddelta, da, db, dc = (gradient.to(x.dtype) for gradient, x in zip(gradients, tensors[:5], strict=True))
+    dinitial = None if ctx.initial_dtype is None else dinitial_BDN.to(ctx.initial_dtype)
+    return du, ddelta, da, db, dc, dinitial, None, None
+
+
+_scan.register_autograd(_differentiate, setup_context=_keep)
