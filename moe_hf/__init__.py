@@ -13,6 +13,7 @@ from moe_hf.layers.ffn.routers import HashRouter, SwitchRouter
 from moe_hf.layers.ffn.standalone import MoE
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.patching import MegaBytePatching
+from moe_hf.layers.sparse_attention import register_sparse_attention
 from moe_hf.models.auto import register_families
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
 from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
@@ -22,6 +23,7 @@ from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceCl
 from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
 from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
 from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
+from moe_hf.ops.topk_attention import topk_sparse_attention
 from moe_hf.version import __version__
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "SwitchRouter",
     "expert_utilization",
     "load_balance_std",
+    "topk_sparse_attention",
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
@@ -66,3 +69,4 @@ __all__ = [
 
 register_families()
 register_experts_backends()
+register_sparse_attention()

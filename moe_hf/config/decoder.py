@@ -67,6 +67,9 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         mixer_backend: "auto", "torch", "fla" or "mamba_ssm": who computes the recurrences; packages run on CUDA only.
         mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
             2021, Primer); 0 turns it off.
+        attn_topk, attn_topk_blocks, attn_block_size: with `attn_implementation="topk_sparse"`, keys that each query looks
+            at; with "topk_block", blocks of keys and keys per block. A number >= 1, a share of the keys in (0, 1), or a
+            list with one for each layer.
         layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
         mlp_layer_types: "sparse" (experts), "dense" or "none" per layer; None means alternating, sparse first, or all
             sparse where FFNs are interleaved.
@@ -154,6 +157,9 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
     mixer: str | list[str] = "attention"
     mixer_backend: str = "auto"
     mixer_short_conv: int = 0
+    attn_topk: int | float | list[int | float] = 64
+    attn_topk_blocks: int | float | list[int | float] = 4
+    attn_block_size: int | list[int] = 128
     layer_types: list[str] | None = None
     mlp_layer_types: list[str] | None = None
     num_experts: int = 8
