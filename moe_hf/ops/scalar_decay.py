@@ -60,7 +60,7 @@ def scalar_decay(
             f"chunk_size={chunk_size}, segment_size={segment_size} are not allowed; the segment must be a multiple of "
             f"the chunk, such as {CHUNK_SIZE} and {SEGMENT_SIZE}"
         )
-    key_BSGK, log_decay = _without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
     inputs = (query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     out_BSHV, state_BHKV, _ = _scalar_decay(*inputs, starts_BS, chunk_size, segment_size, trains)
@@ -86,7 +86,7 @@ def scalar_decay_step(
         initial_state: (B, H, K, V), which is not written to.
         mask_B: nonzero where the token is real. None: all are.
     """
-    key_BGK, log_decay = _without_padding(key_BGK, log_decay, mask_B)
+    key_BGK, log_decay = without_padding(key_BGK, log_decay, mask_B)
     dtype, (batch, groups, width) = initial_state.dtype, key_BGK.shape
     decay_BH11 = log_decay.to(dtype).exp()[..., None, None]
     value_BGR1V = value_BHV.to(dtype).unflatten(1, (groups, -1))[..., None, :]
@@ -113,7 +113,7 @@ def reference_scalar_decay(
     Arguments and result are those of `scalar_decay`.
     """
     _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, log_decay = _without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
     inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
     batch, length, heads, _ = value_BSHV.shape
     query_BSHK, key_BSHK = (x.to(inputs.dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in inputs[:2])
@@ -146,7 +146,7 @@ def parallel_scalar_decay(
     Arguments and result are those of `scalar_decay`.
     """
     _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, log_decay = _without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
     inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
     batch, length, heads, _ = value_BSHV.shape
     query, key = (x.to(inputs.dtype).transpose(1, 2) for x in inputs[:2])
@@ -160,7 +160,7 @@ def parallel_scalar_decay(
         first_BS, last_BS = document_BS == 0, document_BS == document_BS[:, -1:]
     else:
         first_BS = last_BS = torch.ones(batch, length, dtype=torch.bool, device=value.device)
-    between = (sum_BHS[..., :, None] - sum_BHS[..., None, :]).masked_fill(~seen, -torch.inf).exp().to(inputs.dtype)
+    between = (sum_BHS[..., :, None] - sum_BHS[..., None, :]).to(inputs.dtype).masked_fill(~seen, -torch.inf).exp()
     since, until = sum_BHS.exp() * first_BS[:, None], (sum_BHS[..., -1:] - sum_BHS).exp() * last_BS[:, None]
     first_BHKV = _first_state(inputs, initial_state)
     whole_BH = since[..., -1].to(inputs.dtype)
@@ -169,6 +169,22 @@ def parallel_scalar_decay(
         added_BHKV = (key * until.to(inputs.dtype)[..., None]).mT @ value
     state_BHKV = first_BHKV * whole_BH[..., None, None] + added_BHKV
     return out.transpose(1, 2).to(value_BSHV.dtype), state_BHKV if output_final_state else None
+
+
+def without_padding(
+    key: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and decays that leave the state as it is where the mask is 0.
+
+    Args:
+        key: (..., G, K).
+        log_decay: (H,) or (..., H).
+        mask: (...), nonzero at real tokens; None means that all are.
+    """
+    if mask is None:
+        return key, log_decay
+    absent = (mask == 0)[..., None]
+    return key.masked_fill(absent[..., None], 0), torch.where(absent, 0.0, log_decay)
 
 
 def _check(
@@ -186,16 +202,6 @@ def _check(
     expected = (tokens[0], heads, width, columns)
     if state is not None and state.shape != expected:
         raise ConfigError(f"initial_state of shape {tuple(state.shape)} does not fit; it must be {expected}")
-
-
-def _without_padding(
-    key: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and decays that leave the state as it is where the mask is 0."""
-    if mask is None:
-        return key, log_decay
-    absent = (mask == 0)[..., None]
-    return key.masked_fill(absent[..., None], 0), torch.where(absent, 0.0, log_decay)
 
 
 def _first_state(inputs: Inputs, initial_state: torch.Tensor | None) -> torch.Tensor:

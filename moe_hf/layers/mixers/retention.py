@@ -16,6 +16,8 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.cache import states_of
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.positions import Rotation
+from moe_hf.ops.fla_scalar_decay import FLA_SCALAR_DECAY
+from moe_hf.ops.mixer_backends import pick_kernel
 from moe_hf.ops.scalar_decay import parallel_scalar_decay, reference_scalar_decay, scalar_decay, scalar_decay_step
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
@@ -89,14 +91,15 @@ class Retention(Mixer):
         states = states_of(past_key_values, self.layer_idx)
         state_BHKV = None if states is None else states.read("retention")
         tokens = Tokens(x_BSD, padding_mask, document_starts, *self._rotation(position_ids, shared_values))
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x_BSD.shape[1] <= SEGMENT_LENGTH:
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or x_BSD.shape[1] <= SEGMENT_LENGTH
+        if whole or self.config.retention_form != "chunkwise":
             out_BSD, state_BHKV = self._retain(tokens, state_BHKV, states is not None)
         else:
-            out_BSD = torch.empty_like(x_BSD)
-            for index, piece in enumerate(tokens.pieces()):
-                first = index * SEGMENT_LENGTH
-                out, state_BHKV = self._retain(piece, state_BHKV, True)
-                out_BSD[:, first : first + SEGMENT_LENGTH] = out
+            outputs = []
+            for piece in tokens.pieces():
+                mixed, state_BHKV = self._retain(piece, state_BHKV, True)
+                outputs.append(mixed)
+            out_BSD = torch.cat(outputs, dim=1)
         if states is not None and state_BHKV is not None:
             states.write("retention", state_BHKV)
         return out_BSD, None
@@ -125,7 +128,9 @@ class Retention(Mixer):
             )
             out_BSHV = out_BHV[:, None]
         else:
-            out_BSHV, state_BHKV = _FORMS[self.config.retention_form](
+            kernel = pick_kernel(self.config.mixer_backend, (FLA_SCALAR_DECAY,), x_BSD.device)
+            form = _FORMS[self.config.retention_form]
+            out_BSHV, state_BHKV = (form if kernel is None or form is not scalar_decay else kernel.run)(
                 query,
                 key,
                 value,
@@ -163,5 +168,6 @@ def _turned(x_BSHK: torch.Tensor, cos_BSP: torch.Tensor, sin_BSP: torch.Tensor, 
     cos_BS1P, sin_BS1P = cos_BSP[:, :, None], sin_BSP[:, :, None]
     pair = -1 if interleaved else -2
     first, second = x_BSHK.unflatten(-1, (-1, 2) if interleaved else (2, -1)).unbind(pair)
-    turned = (first * cos_BS1P - second * sin_BS1P, second * cos_BS1P + first * sin_BS1P)
-    return torch.stack(turned, dim=pair).flatten(-2)
+    turned_first = torch.addcmul(first * cos_BS1P, second, sin_BS1P, value=-1)
+    turned_second = torch.addcmul(second * cos_BS1P, first, sin_BS1P)
+    return torch.stack((turned_first, turned_second), dim=pair).flatten(-2)
