@@ -12,7 +12,7 @@ _ROOM, _ROOM_SHARE = 64, 4
 
 
 class GrowingRows:
-    """(B, n, C): extended in place where no gradient is asked for, by copies where one is.
+    """(B, n, C): extended in place under `no_grad`, by copies where a gradient may be asked for.
 
     Args:
         keep: how many entries must stay readable; None keeps all.
@@ -33,10 +33,14 @@ class GrowingRows:
 
     def append(self, new_BSC: torch.Tensor) -> None:
         """Put entries at the end."""
-        old = self.read()
-        if torch.is_grad_enabled() and (new_BSC.requires_grad or (old is not None and old.requires_grad)):
+        if torch.is_grad_enabled():
+            # Someone may have kept the entries for a backward pass.
+            old = self.read()
             self.replace(new_BSC if old is None else torch.cat([old, new_BSC], dim=1))
             return
+        if self.keep is not None and new_BSC.shape[1] > self.keep:
+            self.dropped += self._length + new_BSC.shape[1] - self.keep
+            new_BSC, self._buffer, self._length = new_BSC[:, -self.keep :], None, 0
         buffer = self._room_for(new_BSC)
         buffer[:, self._length : self._length + new_BSC.shape[1]] = new_BSC
         self._length += new_BSC.shape[1]

@@ -86,6 +86,7 @@ class HistoryLayer(StateLayer, History):
         # (B, n, 1) of all tokens; nothing as long as all are real.
         self._real = GrowingRows()
         self._oldest_cut = 0
+        self._inputs_needed = 0
 
     def recent_inputs(self, count: int) -> torch.Tensor | None:
         """As in History."""
@@ -102,6 +103,7 @@ class HistoryLayer(StateLayer, History):
     ) -> None:
         """As in History; notes as well which tokens are real, for `crop`."""
         seen, length = self.cumulative_length + start, x_BSC.shape[1]
+        self._inputs_needed = count
         if mask_BS is not None or self._real.read() is not None:
             if self._real.read() is None and seen:
                 self._real.append(torch.ones(len(x_BSC), seen, 1, dtype=torch.bool, device=x_BSC.device))
@@ -219,7 +221,7 @@ class HistoryLayer(StateLayer, History):
                 "is not kept; give the documents in rows of their own"
             )
         # The short convolution must still see the tokens before the cut.
-        if self._recent.dropped and len(self._recent) - removed < RECENT_INPUTS // 8:
+        if self._recent.dropped and len(self._recent) - removed < self._inputs_needed:
             raise ConfigError(
                 f"{count} tokens can't be cut off: only about {RECENT_INPUTS} of a Hyena layer can; start again with "
                 "an empty cache"
@@ -273,8 +275,10 @@ class StaticHistoryLayer(StaticStateLayer, History):
             layout = {"history_BPD": history_BPD, "mask_BS": mask_BS, "starts_BS": starts_BS}
             out_BSD = long_conv(x_BSD, self._filters[index], long_filter.skip_D, **layout)
         place_BS, new_count_B = self._places(count_B, x_BSD, mask_BS, starts_BS)
+        # Elsewhere the number would have to be waited for.
         if not torch.compiler.is_compiling() and new_count_B.device.type == "cpu":
-            require_lags(int(new_count_B.max()), min(self.max_cache_len, long_filter.max_lags))
+            self._require_room(int(new_count_B.max()))
+            require_lags(int(new_count_B.max()), long_filter.max_lags)
         if starts_BS is not None:
             room.masked_fill_(starts_BS.any(1)[:, None, None], 0)
         room.scatter_(1, place_BS[..., None].expand(-1, -1, width), x_BSD.detach())
@@ -287,6 +291,13 @@ class StaticHistoryLayer(StaticStateLayer, History):
         """Forget everything."""
         super().reset()
         self._filters = {}
+
+    def _require_room(self, num_tokens: int) -> None:
+        if num_tokens > self.max_cache_len:
+            raise ConfigError(
+                f"a sequence of {num_tokens} tokens does not fit into a static cache with max_cache_len="
+                f"{self.max_cache_len}; make it larger, or use a dynamic one"
+            )
 
     def _places(
         self,

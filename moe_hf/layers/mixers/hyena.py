@@ -22,7 +22,7 @@ from moe_hf.ops.long_conv import long_conv
 from moe_hf.ops.short_conv import short_conv
 
 # Positions that are projected and gated at a time: memory that stays in the processor's cache instead of fresh pages.
-SEGMENT = 512
+SEGMENT = 1024
 
 
 class HyenaOperator(Mixer, DrawsOwnWeights):
@@ -88,14 +88,19 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         history = history_of(past_key_values, self.layer_idx)
         mask_BS, starts_BS = _none_if_all(padding_mask, shared_values), document_starts
         *gates, parts = self._project(x_BSD, mask_BS, starts_BS, history)
-        for gate, long_filter in zip(reversed(gates[1:]), self._filters(), strict=True):
+        filters = [] if history is None else self._filters()
+        # With a history it is asked for where it is needed, which is once per epoch of tokens.
+        filter_LC = self.filter.filter(min(x_BSD.shape[1], self.filter.max_length)) if history is None else None
+        for i, gate in enumerate(reversed(gates[1:])):
             v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
             if history is not None:
-                v_BSD = history.convolve(v_BSD, long_filter, mask_BS, starts_BS)
-            else:
-                filter_LD = long_filter.of(min(v_BSD.shape[1], long_filter.max_lags))
-                v_BSD = long_conv(v_BSD, filter_LD, long_filter.skip_D, mask_BS=mask_BS, starts_BS=starts_BS)
-            parts = v_BSD.split([part.shape[1] for part in parts], dim=1)
+                v_BSD = history.convolve(v_BSD, filters[i], mask_BS, starts_BS)
+            elif filter_LC is not None:
+                part = self._channels_of(i)
+                v_BSD = long_conv(
+                    v_BSD, filter_LC[:, part], self.filter.skip[part], mask_BS=mask_BS, starts_BS=starts_BS
+                )
+            parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(SEGMENT, dim=1)
         return _joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]), None
 
     def _project(
@@ -109,8 +114,10 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         taps = self.short_conv_weight.shape[1]
         state = None if history is None else history.recent_inputs(taps - 1)
         segments = []
-        for start in range(0, x_BSD.shape[1], SEGMENT):
-            here = slice(start, start + SEGMENT)
+        # A compiler would make one graph per number of segments.
+        whole = torch.compiler.is_compiling()
+        for start in (0,) if whole else range(0, x_BSD.shape[1], SEGMENT):
+            here = slice(None) if whole else slice(start, start + SEGMENT)
             layout = {
                 "mask_BS": None if mask_BS is None else mask_BS[:, here],
                 "starts_BS": None if starts_BS is None else starts_BS[:, here],
@@ -124,9 +131,12 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             segments.append(z_BSC.chunk(self.order + 1, dim=-1))
         return list(zip(*segments, strict=True))
 
+    def _channels_of(self, number: int) -> slice:
+        """Those of one long convolution among the filter's."""
+        return slice(number * self.config.hidden_size, (number + 1) * self.config.hidden_size)
+
     def _filters(self) -> list[LongFilter]:
         """One for each long convolution, in order; all are computed together, once per length asked for."""
-        width = self.config.hidden_size
         computed: dict[int, torch.Tensor] = {}
 
         def channels(part: slice) -> Callable[[int], torch.Tensor]:
@@ -137,7 +147,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
 
             return first
 
-        parts = [slice(i * width, (i + 1) * width) for i in range(self.order - 1)]
+        parts = [self._channels_of(i) for i in range(self.order - 1)]
         lags = self.filter.max_length
         return [LongFilter(i, channels(part), lags, self.filter.skip[part]) for i, part in enumerate(parts)]
 
