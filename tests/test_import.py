@@ -93,7 +93,7 @@ def test_registering_twice_changes_nothing() -> None:
     register_families()
     for model_type, family in FAMILIES.items():
         config = AutoConfig.for_model(
-            model_type, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, vocab_size=50257
+            model_type, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=50257
         )
         assert type(config) is family.config
         config.vocab_size = 17
