@@ -10,11 +10,11 @@ from rich.table import Table
 
 from moe_hf.bench.machine import describe_machine
 from moe_hf.bench.mixers.cases import DECODE, Case, CaseResult
-from moe_hf.bench.mixers.goals import verdicts
 from moe_hf.bench.mixers.lengths import measure_lengths
 from moe_hf.bench.mixers.measure import measure
+from moe_hf.bench.mixers.perplexity import perplexities
 from moe_hf.bench.mixers.report import ARM_COLUMNS, MixersReport, arm_rows, write_report
-from moe_hf.bench.mixers.suite import suite_cases, suite_effort
+from moe_hf.bench.mixers.suite import suite_cases, suite_effort, suite_schooling
 from moe_hf.bench.speed.report import GOAL_COLUMNS
 from moe_hf.bench.speed.tables import filled, goal_rows
 
@@ -25,7 +25,7 @@ INTERRUPTED, WRONG = 130, 1
 def run_mixers(words: Sequence[str], quick: bool, seed: int, folder: Path | None, console: Console) -> int:
     """Measure everything, print the tables, write the report into `folder`; returns the exit code."""
     cases = suite_cases(quick)
-    report = MixersReport(shlex.join(["moe-hf", "bench", *words]), describe_machine(), cases, [], [])
+    report = MixersReport(shlex.join(["moe-hf", "bench", *words]), describe_machine(), cases, [], [], {})
 
     def announce(what: str) -> None:
         if console.is_terminal:
@@ -38,6 +38,8 @@ def run_mixers(words: Sequence[str], quick: bool, seed: int, folder: Path | None
         for result in measure(cases, suite_effort(quick), seed, on_case):
             report.results.append(result)
             _show(console, result)
+        announce("perplexity of a small trained model")
+        report.perplexities.update(perplexities(suite_schooling(quick), seed))
         if folder is not None:
             report.points.extend(measure_lengths(quick, announce))
     except KeyboardInterrupt:
@@ -65,9 +67,8 @@ def _show(console: Console, result: CaseResult) -> None:
 
 def _show_goals(console: Console, report: MixersReport) -> None:
     console.print("Numbers to reach", style="bold")
-    found = verdicts(report.cases, report.results)
-    columns, rows = filled(GOAL_COLUMNS, goal_rows(found, with_place=False))
-    styles = ["" if not verdict.values else ("green" if verdict.met else "red") for verdict in found]
+    columns, rows = filled(GOAL_COLUMNS, goal_rows(report.verdicts, with_place=False))
+    styles = ["" if not verdict.values else ("green" if verdict.met else "red") for verdict in report.verdicts]
     console.print(_table(columns, rows, styles))
 
 

@@ -9,11 +9,20 @@ from torch import nn
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.sparse_attention import register_sparse_attention, topk_block_forward, topk_sparse_forward
-
-register_sparse_attention()
+from moe_hf.layers.sparse_attention import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_TOPK,
+    DEFAULT_TOPK_BLOCKS,
+    topk_block_forward,
+    topk_sparse_forward,
+)
 
 ALL_KEYS = {"attn_topk": 100, "attn_topk_blocks": 100}
+DEFAULTS = {
+    "attn_topk": DEFAULT_TOPK,
+    "attn_topk_blocks": DEFAULT_TOPK_BLOCKS,
+    "attn_block_size": DEFAULT_BLOCK_SIZE,
+}
 FEW = {"topk_sparse": {"attn_topk": 5}, "topk_block": {"attn_topk_blocks": 2, "attn_block_size": 4}}
 
 
@@ -43,8 +52,8 @@ def dense(request: pytest.FixtureRequest, dense_gpt2: Any, tiny_model: Any) -> P
 def sparse(request: pytest.FixtureRequest, dense: PreTrainedModel) -> PreTrainedModel:
     """The model with few keys or blocks per query, set in its config."""
     dense.set_attn_implementation(request.param)
-    for name in ("attn_topk", "attn_topk_blocks", "attn_block_size"):
-        setattr(dense.config, name, FEW[request.param].get(name))
+    for name, value in {**DEFAULTS, **FEW[request.param]}.items():
+        setattr(dense.config, name, value)
     return dense.eval()
 
 

@@ -1,14 +1,15 @@
 """Holds what was measured against the claims of the cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moe_hf.bench.mixers.cases import PEAK, Case, CaseResult, Claim
+from moe_hf.bench.mixers.perplexity import FULL, MOST_PERPLEXITY, TOPK
 from moe_hf.bench.speed.goals import Goal, Value, Verdict
 from moe_hf.bench.speed.spread import ratio
 
 
-def verdicts(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[Verdict]:
-    """One verdict for each quantity that a case claims something of, in their order."""
+def verdicts(cases: Sequence[Case], results: Sequence[CaseResult], perplexities: Mapping[str, float]) -> list[Verdict]:
+    """One verdict for each quantity that a case claims something of, in their order; that of the perplexity last."""
     by_label = {result.label: result for result in results}
     rows: dict[str, tuple[Claim, list[Value]]] = {}
     for case in cases:
@@ -17,10 +18,13 @@ def verdicts(cases: Sequence[Case], results: Sequence[CaseResult]) -> list[Verdi
             result = by_label.get(case.label)
             if result is not None:
                 values += _value(claim, result)
-    return [
-        Verdict(Goal(claim.quantity, claim.must, None, claim.higher, lambda _, found=values: found), values)  # type: ignore[misc]
-        for claim, values in rows.values()
-    ]
+    found = [_verdict(claim.quantity, claim.must, claim.higher, values) for claim, values in rows.values()]
+    ratios = [Value("a small trained model", perplexities[TOPK] / perplexities[FULL])] if perplexities else []
+    return [*found, _verdict(f"perplexity with {TOPK} / with {FULL}", MOST_PERPLEXITY, False, ratios)]
+
+
+def _verdict(quantity: str, must: float, higher: bool, values: list[Value]) -> Verdict:
+    return Verdict(Goal(quantity, must, None, higher, lambda groups: values), values)
 
 
 def _value(claim: Claim, result: CaseResult) -> list[Value]:
@@ -37,6 +41,5 @@ def _value(claim: Claim, result: CaseResult) -> list[Value]:
     found = [ratio(arm.samples, below.samples) for arm in above if arm.samples is not None]
     if len(found) < len(above):
         return []
-    best = min(found, key=lambda one: one.of_medians)
-    # The median within the rounds: bursts of other load shift it hardly.
-    return [Value(result.label, best.paired, best.of_medians)]
+    # The median of the ratios within the rounds: bursts of other load shift it hardly.
+    return [Value(result.label, min(one.paired for one in found))]

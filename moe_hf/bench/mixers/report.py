@@ -9,7 +9,9 @@ from moe_hf.base.files import whole_file
 from moe_hf.bench.mixers.cases import DECODE, Case, CaseResult
 from moe_hf.bench.mixers.goals import verdicts
 from moe_hf.bench.mixers.lengths import Point
+from moe_hf.bench.mixers.perplexity import FULL
 from moe_hf.bench.mixers.plots import draw_lengths
+from moe_hf.bench.speed.goals import Verdict
 from moe_hf.bench.speed.report import GOAL_COLUMNS
 from moe_hf.bench.speed.spread import spread
 from moe_hf.bench.speed.tables import filled, goal_rows, markdown_table, milliseconds
@@ -25,7 +27,13 @@ class MixersReport(NamedTuple):
     cases: list[Case]
     results: list[CaseResult]
     points: list[Point]
+    perplexities: dict[str, float]
     interrupted: bool = False
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Every number to reach with what was measured of it."""
+        return verdicts(self.cases, self.results, self.perplexities)
 
 
 def write_report(report: MixersReport, folder: Path) -> list[Path]:
@@ -55,6 +63,7 @@ def to_json(report: MixersReport) -> dict[str, Any]:
             }
             for result in report.results
         ],
+        "perplexities": report.perplexities,
         "lengths": [point._asdict() for point in report.points],
         "goals": [
             {
@@ -64,7 +73,7 @@ def to_json(report: MixersReport) -> dict[str, Any]:
                 "values": [value._asdict() for value in verdict.values],
                 "verdict": verdict.text,
             }
-            for verdict in verdicts(report.cases, report.results)
+            for verdict in report.verdicts
         ],
     }
 
@@ -84,12 +93,21 @@ def report_text(report: MixersReport, pictures: Sequence[str] = ()) -> str:
     ]
     if report.interrupted:
         parts.append("**Interrupted: this is what had been measured by then.**")
-    rows = goal_rows(verdicts(report.cases, report.results))
+    rows = goal_rows(report.verdicts)
     columns, cells = filled(GOAL_COLUMNS, rows)
     parts += ["## Numbers to reach", markdown_table(columns, cells)]
     if pictures:
         parts += ["## Time and memory by length", *[f"![{name.split('.')[0]}]({name})" for name in pictures]]
         parts.append(_lengths_table(report.points))
+    if report.perplexities:
+        full = report.perplexities[FULL]
+        rows = [[name, f"{value:.3f}", f"{value / full - 1:+.2%}"] for name, value in report.perplexities.items()]
+        parts += [
+            "## Perplexity with sparse attention",
+            "A model of 2 layers of width 128, trained with full attention on contexts of 256 tokens of the embedded "
+            "corpus, scored on conversations that it has not seen.",
+            markdown_table(["attention", "perplexity", "difference"], rows),
+        ]
     parts.append("## Every case")
     for result in report.results:
         parts.append(f"**{result.label}**" + (", per token" if result.mode == DECODE else ""))

@@ -1,0 +1,66 @@
+"""The layers that are measured: transformers' compute the same, and so do the forms that are written for comparison."""
+
+import pytest
+import torch
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.bench.mixers.layers import KINDS, Layer, drawn, transformers_cache, transformers_layer, with_other_form
+from moe_hf.bench.mixers.peers import CachedDotProduct, unbinding_scan
+from moe_hf.layers.mixers import mamba
+
+WIDTH, LENGTH = 64, 37
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return bool((got - wanted).detach().norm() <= 1e-5 * wanted.detach().norm())
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_layer_with_a_cache_equals_the_whole_at_once(kind: str) -> None:
+    layer, x_BSD = Layer(kind, WIDTH), drawn(LENGTH, WIDTH)
+    with torch.no_grad():
+        whole = layer(x_BSD)
+        cache = layer.cache_after(x_BSD[:, :-2])
+        parts = [layer(x_BSD[:, n : n + 1], cache) for n in (LENGTH - 2, LENGTH - 1)]
+    assert whole.shape == (1, LENGTH, WIDTH)
+    assert close(torch.cat(parts, dim=1), whole[:, -2:])
+
+
+@pytest.mark.parametrize("kind", ["Mamba-1", "Mamba-2", "RWKV-4"])
+def test_transformers_layer_has_the_same_weights(kind: str) -> None:
+    layer, x_BSD = Layer(kind, WIDTH), drawn(LENGTH, WIDTH)
+    assert close(transformers_layer(layer)(x_BSD), layer(x_BSD))
+
+
+@pytest.mark.parametrize("kind", ["Mamba-1", "Mamba-2"])
+@torch.no_grad()
+def test_transformers_layer_decodes_the_same(kind: str) -> None:
+    layer, x_BSD = Layer(kind, WIDTH), drawn(LENGTH, WIDTH)
+    host, cache = transformers_layer(layer), transformers_cache(layer)
+    host(x_BSD, cache)
+    assert close(host(x_BSD[:, :1], cache), layer(x_BSD[:, :1], layer.cache_after(x_BSD)))
+
+
+def test_transformers_has_no_such_layer() -> None:
+    with pytest.raises(ConfigError, match="no layer like Retention"):
+        transformers_layer(Layer("RetNet", WIDTH))
+
+
+def test_the_scan_of_unbound_tokens_is_mamba_s_in_value_and_gradient() -> None:
+    layer, x_BSD = Layer("Mamba-1", WIDTH), drawn(LENGTH, WIDTH).requires_grad_()
+    other = with_other_form(layer, mamba, "selective_scan", unbinding_scan)
+    wanted, got = layer(x_BSD), other(x_BSD)
+    assert close(got, wanted)
+    weight = torch.linspace(-1, 1, WIDTH)
+    (expected,) = torch.autograd.grad((wanted * weight).sum(), x_BSD)
+    assert close(torch.autograd.grad((got * weight).sum(), x_BSD)[0], expected)
+    # What was exchanged is put back.
+    assert mamba.selective_scan is not unbinding_scan
+
+
+@torch.no_grad()
+def test_the_cached_dot_product_is_hyena_s_decoding() -> None:
+    layer, x_BSD = Layer("Hyena", WIDTH), drawn(LENGTH, WIDTH)
+    peer = CachedDotProduct(layer, x_BSD[:, :-2], room=4)
+    parts = [peer.step(x_BSD[:, n : n + 1]) for n in (LENGTH - 2, LENGTH - 1)]
+    assert close(torch.cat(parts, dim=1), layer(x_BSD)[:, -2:])
