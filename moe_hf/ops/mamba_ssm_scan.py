@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from moe_hf.base.optional import require
 from moe_hf.ops.mixer_backends import Kernel
 from moe_hf.ops.selective_scan import selective_scan
-from moe_hf.ops.ssd import ssd
+from moe_hf.ops.ssd import ssd, ssd_example
 
 # Positions whose share of an initial state is worked out at once: (B, these, D, N) numbers.
 _BLOCK = 64
@@ -114,22 +114,13 @@ def mamba_ssm_ssd(
 
 
 def _selective_scan_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    u, delta, b, c = _draws(device, (2, 70, 16), (2, 70, 16), (2, 70, 16), (2, 70, 16))
+    generator = torch.Generator().manual_seed(0)
+    u, delta, b, c = (torch.randn(2, 70, 16, generator=generator).to(device) for _ in range(4))
     rates_DN = -torch.arange(1.0, 17, device=device).expand(16, -1).contiguous()
     return (u, F.softplus(delta - 2), rates_DN, b, c), {}
-
-
-def _ssd_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    u, delta, b, c = _draws(device, (2, 70, 4, 64), (2, 70, 4), (2, 70, 2, 64), (2, 70, 2, 64))
-    return (u, F.softplus(delta - 2), -torch.arange(1.0, 5, device=device), b, c), {}
-
-
-def _draws(device: torch.device, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
 
 
 MAMBA_SSM_SELECTIVE_SCAN = Kernel(
     "mamba_ssm", "the selective scan", mamba_ssm_selective_scan, selective_scan, _selective_scan_example
 )
-MAMBA_SSM_SSD = Kernel("mamba_ssm", "the scan of Mamba-2", mamba_ssm_ssd, ssd, _ssd_example)
+MAMBA_SSM_SSD = Kernel("mamba_ssm", "the scan of Mamba-2", mamba_ssm_ssd, ssd, ssd_example)

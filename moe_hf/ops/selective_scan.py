@@ -67,15 +67,16 @@ def selective_scan_step(
     """One position of `selective_scan`, for decoding: (B, D) in the dtype of `u_BD`, and the new state (B, D, N)."""
     dtype = scan_dtype(u_BD)
     delta_BD = _without_padding(delta_BD, mask_B).to(dtype)
-    state_BDN = (delta_BD * u_BD.to(dtype))[..., None] * b_BN.to(dtype)[:, None]
+    state_BDN = (delta_BD * u_BD.to(dtype)).unsqueeze(-1) * b_BN.to(dtype).unsqueeze(1)
     if initial_state is not None:
-        decay_BDN = ((delta_BD * _LOG2_E)[..., None] * a_DN.to(dtype)).exp2_()
+        decay_BDN = torch.exp2((delta_BD * _LOG2_E).unsqueeze(-1) * a_DN.to(dtype))
         before_BDN = initial_state.to(dtype)
         if starts_B is not None:
             before_BDN = before_BDN.masked_fill(starts_B[:, None, None], 0)
         state_BDN = torch.addcmul(state_BDN, decay_BDN, before_BDN)
     with without_autocast(u_BD):
-        y_BD = torch.bmm(state_BDN, c_BN.to(dtype)[..., None])[..., 0]
+        # Four times as fast as with the state on the left, once there are several rows.
+        y_BD = torch.bmm(c_BN.to(dtype).unsqueeze(1), state_BDN.transpose(1, 2)).squeeze(1)
     return y_BD.to(u_BD.dtype), state_BDN
 
 
@@ -139,7 +140,7 @@ def _scan_fake(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (batch, length, num_channels), state_size = u_BSD.shape, a_DN.shape[1]
     dtype = scan_dtype(u_BSD)
-    num_kept = num_blocks(length, state_size, num_channels) if trains else 0
+    num_kept = num_blocks(length, state_size, num_channels, u_BSD.device) if trains else 0
     return (
         u_BSD.new_empty(u_BSD.shape),
         u_BSD.new_empty(batch, num_channels, state_size, dtype=dtype),

@@ -11,14 +11,23 @@ from typing import NamedTuple
 
 import torch
 
-# Numbers of state that one step updates at most, and numbers that one buffer holds: smaller ones would cost more calls,
-# larger ones would not stay in the cache from one operation to the next. Measured on Zen 4.
-STEP_NUMBERS = 2**15
-BLOCK_NUMBERS = 400_000
 # One state per block is kept for the backward pass.
 BLOCK_LENGTHS = (8, 64)
 
 _LOG2_E = math.log2(math.e)
+
+
+class Limits(NamedTuple):
+    """Numbers of state that one step updates at most, and numbers that one buffer holds."""
+
+    step: int
+    block: int
+
+
+# Smaller ones would cost more calls, larger ones would not stay in the cache between two operations (Zen 4).
+CPU_LIMITS = Limits(2**15, 400_000)
+# Elsewhere a call costs more than what it does, up to this size.
+OTHER_LIMITS = Limits(2**26, 2**26)
 
 Starts = dict[int, list[tuple[int, int]]]
 
@@ -70,21 +79,25 @@ def scan_dtype(u_BSD: torch.Tensor) -> torch.dtype:
     return torch.float64 if u_BSD.dtype == torch.float64 else torch.float32
 
 
-def _channels_per_part(state_size: int, num_channels: int) -> int:
-    num_parts = math.ceil(num_channels * state_size / STEP_NUMBERS)
+def _limits(device: torch.device) -> Limits:
+    return CPU_LIMITS if device.type == "cpu" else OTHER_LIMITS
+
+
+def _channels_per_part(state_size: int, num_channels: int, device: torch.device) -> int:
+    num_parts = math.ceil(num_channels * state_size / _limits(device).step)
     return math.ceil(num_channels / num_parts)
 
 
-def block_length(state_size: int, num_channels: int) -> int:
+def block_length(state_size: int, num_channels: int, device: torch.device) -> int:
     """Positions whose decays and states are worked out together."""
     shortest, longest = BLOCK_LENGTHS
-    numbers = state_size * _channels_per_part(state_size, num_channels)
-    return min(longest, max(shortest, BLOCK_NUMBERS // numbers))
+    numbers = state_size * _channels_per_part(state_size, num_channels, device)
+    return min(longest, max(shortest, _limits(device).block // numbers))
 
 
-def num_blocks(length: int, state_size: int, num_channels: int) -> int:
+def num_blocks(length: int, state_size: int, num_channels: int, device: torch.device) -> int:
     """Blocks of time in a sequence, the last of which may be short."""
-    per_block = block_length(state_size, num_channels)
+    per_block = block_length(state_size, num_channels, device)
     return (length + per_block - 1) // per_block
 
 
@@ -95,7 +108,7 @@ class _Part:
         self.inputs, self.rows, self.channels, self.starts = inputs, rows, channels, starts
         self.dtype = scan_dtype(inputs.u_BSD)
         num_channels, state_size = inputs.a_DN.shape
-        self.length = block_length(state_size, num_channels)
+        self.length = block_length(state_size, num_channels, inputs.u_BSD.device)
         self.a_Nd = inputs.a_DN[channels].to(self.dtype).t().contiguous()
         # Powers of two cost well under half of what powers of e cost on CPUs.
         self.rate_Nd = self.a_Nd * _LOG2_E
@@ -140,9 +153,10 @@ class _Part:
 
 def _parts(inputs: ScanInputs) -> Iterator[_Part]:
     num_channels, state_size = inputs.a_DN.shape
-    channels_per_part = _channels_per_part(state_size, num_channels)
-    per_block = block_length(state_size, num_channels)
-    rows_per_part = max(1, BLOCK_NUMBERS // (per_block * state_size * channels_per_part))
+    device = inputs.u_BSD.device
+    channels_per_part = _channels_per_part(state_size, num_channels, device)
+    per_block = block_length(state_size, num_channels, device)
+    rows_per_part = max(1, _limits(device).block // (per_block * state_size * channels_per_part))
     starts = _starts_by_block(inputs.starts_BS, per_block)
     for row in range(0, len(inputs.u_BSD), rows_per_part):
         for channel in range(0, num_channels, channels_per_part):
@@ -175,7 +189,7 @@ def forward_pass(inputs: ScanInputs, keeps: bool) -> tuple[torch.Tensor, torch.T
     """The outputs (B, S, D), the last state (B, D, N), and the state before each block, (K, B, N, D) or empty."""
     batch, length, num_channels = inputs.u_BSD.shape
     state_size, dtype = inputs.a_DN.shape[1], scan_dtype(inputs.u_BSD)
-    blocks = num_blocks(length, state_size, num_channels)
+    blocks = num_blocks(length, state_size, num_channels, inputs.u_BSD.device)
     y_BSD = torch.empty_like(inputs.u_BSD, memory_format=torch.contiguous_format)
     if inputs.initial_BDN is None:
         state_BND = y_BSD.new_zeros(batch, state_size, num_channels, dtype=dtype)

@@ -80,7 +80,7 @@ def token_shift(
     if starts_BS is not None:
         before_BSD = before_BSD.masked_fill(starts_BS[..., None], 0.0)
     if moved is None:
-        return before_BSD, window[:, -1:]
+        return before_BSD, window[:, -1:].clone()
     return moved.unpack(before_BSD), _rows_at(window, moved.count_B, 1)
 
 
@@ -154,7 +154,8 @@ def _last_inputs(
     window: torch.Tensor, past: int, moved: Compaction | None, starts_BS: torch.Tensor | None
 ) -> torch.Tensor:
     length = window.shape[1] - past
-    state_BPD = window[:, length:] if moved is None else _rows_at(window, moved.count_B, past)
+    # A view would keep the whole window alive.
+    state_BPD = window[:, length:].clone() if moved is None else _rows_at(window, moved.count_B, past)
     if starts_BS is None:
         return state_BPD
     # Nothing of the documents before the last one may be seen by the next call.

@@ -3,9 +3,14 @@
 Shapes: B rows, S positions, G groups, H heads, a multiple of G, K state size, V head width.
 """
 
-import torch
+from typing import Any
 
-from moe_hf.ops.scalar_decay import scalar_decay, scalar_decay_step
+import torch
+from torch.nn import functional as F
+
+from moe_hf.ops.expert_parts import without_autocast
+from moe_hf.ops.scalar_decay import scalar_decay
+from moe_hf.ops.selective_scan import scan_dtype
 
 
 def ssd(
@@ -55,10 +60,36 @@ def ssd_step(
     b_BGK: torch.Tensor,
     c_BGK: torch.Tensor,
     *,
-    initial_state: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
     mask_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One position of `ssd`, for decoding: (B, H, V), and the new state."""
-    return scalar_decay_step(
-        c_BGK, b_BGK, u_BHV * delta_BH[..., None], delta_BH * a_H, initial_state=initial_state, mask_B=mask_B
-    )
+    """One position of `ssd`, for decoding: the output (B, H, V), and the state after it, (B, H, K, V).
+
+    Large states do not stay in the cache, so it passes over them as few times as it can.
+    """
+    batch, groups, state_size = b_BGK.shape
+    heads, width = u_BHV.shape[1:]
+    dtype = scan_dtype(delta_BH)
+    if mask_B is not None:
+        delta_BH = delta_BH.masked_fill(mask_B[:, None] == 0, 0)
+    decay = torch.exp(delta_BH * a_H).view(batch, groups, -1, 1, 1)
+    value = (u_BHV * delta_BH[..., None]).to(dtype).view(batch, groups, -1, 1, width)
+    key = b_BGK.to(dtype).view(batch, groups, 1, state_size, 1)
+    query = c_BGK.to(dtype).view(batch, groups, 1, 1, state_size)
+    if initial_state is None:
+        state = key * value
+    else:
+        # By group, so that the heads of a group find its key by broadcasting.
+        state = initial_state.to(dtype).view(batch, groups, -1, state_size, width) * decay
+        state = torch.addcmul(state, key, value) if torch.is_grad_enabled() else state.addcmul_(key, value)
+    with without_autocast(u_BHV):
+        out = query @ state
+    return out.view(batch, heads, width), state.view(batch, heads, state_size, width)
+
+
+def ssd_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Small arguments of `ssd`, positional ones and keywords, by which a package's kernel is compared with it."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 70, 4, 64), (2, 70, 4), (2, 70, 2, 64), (2, 70, 2, 64))
+    u, delta, b, c = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    return (u, F.softplus(delta - 2), -torch.arange(1.0, 5, device=device), b, c), {}

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_hf.ops import selective_scan as ops
+from moe_hf.ops import selective_scan_blocks as blocks
 from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, block_length, forward_pass
 
 # (Any: the state is None only where it was not asked for.)
@@ -86,6 +87,14 @@ def test_many_rows_and_channels_are_scanned_in_parts_alike() -> None:
         ours = values_and_gradients(selective_scan, inputs, options)
         theirs = values_and_gradients(reference_selective_scan, inputs, options)
         assert max(map(distance, ours, theirs)) <= 2e-6
+
+
+def test_how_it_is_divided_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, options = make_inputs(70), make_options(70)
+    expected = values_and_gradients(selective_scan, inputs, options)
+    for limits in (blocks.OTHER_LIMITS, blocks.Limits(step=6, block=50)):
+        monkeypatch.setattr(blocks, "CPU_LIMITS", limits)
+        assert max(map(distance, values_and_gradients(selective_scan, inputs, options), expected)) <= 2e-6
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -228,4 +237,4 @@ def test_neither_pass_makes_the_states_of_all_positions() -> None:
         y, last, kept = forward_pass(inputs, keeps=True)
         backward_pass(inputs, kept, y, last)
     assert largest.numbers <= length * channels * state / 15
-    assert kept.numel() == length * channels * state / block_length(state, channels)
+    assert kept.numel() == length * channels * state / block_length(state, channels, inputs.u_BSD.device)

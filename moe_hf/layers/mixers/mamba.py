@@ -1,7 +1,7 @@
 """The mixer of Mamba (Gu and Dao 2023): a short convolution, then a selective scan, then a gate.
 
-Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, N state size, R rank of the
-step sizes.
+Shapes: B batch, S positions of this call (a single step does without), D width of the residual stream, I inner width,
+N state size, R rank of the step sizes.
 """
 
 import torch
@@ -13,6 +13,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.mixers.mamba2 import Mamba2
 from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
+from moe_hf.ops.expert_parts import without_autocast
 from moe_hf.ops.mamba_ssm_scan import MAMBA_SSM_SELECTIVE_SCAN
 from moe_hf.ops.mixer_backends import pick_kernel
 from moe_hf.ops.selective_scan import scan_dtype, selective_scan, selective_scan_step
@@ -30,6 +31,7 @@ class Mamba1(MambaBase):
         inner = config.mamba_inner_width
         super().__init__(config, layer_idx, num_projected=2 * inner, num_convolved=inner)
         self.rank, self.state_size = config.mamba_rank, config.mamba_states
+        self.norm_eps = config.mamba_bcdt_norm_eps
         self.x_proj = nn.Linear(inner, self.rank + 2 * self.state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner, bias=True)
         self.A_log = nn.Parameter(torch.empty(inner, self.state_size))
@@ -43,43 +45,41 @@ class Mamba1(MambaBase):
         """The mixed tokens (B, S, D), and the state after the last real one."""
         u_BSI, gate_BSI = self.in_proj(tokens.x_BSD).chunk(2, dim=-1)
         u_BSI, conv = self.convolve(u_BSI, tokens, before)
+        is_step = self.is_step(tokens, before)
+        if is_step:
+            u_BSI, gate_BSI = u_BSI.squeeze(1), gate_BSI.squeeze(1)
         sizes = [self.rank, self.state_size, self.state_size]
-        step_BSR, b_BSN, c_BSN = self.x_proj(u_BSI).split(sizes, dim=-1)
-        if self.config.mamba_bcdt_norm_eps is not None:
-            eps = self.config.mamba_bcdt_norm_eps
-            step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=eps) for x in (step_BSR, b_BSN, c_BSN))
+        step_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
+        if self.norm_eps is not None:
+            step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
         dtype = scan_dtype(u_BSI)
-        # In half precision a bias of the usual size would round steps by percents.
-        delta_BSI = F.softplus(F.linear(step_BSR, self.dt_proj.weight).to(dtype) + self.dt_proj.bias.to(dtype))
-        y_BSI, state = self._scan(tokens, before, (u_BSI, delta_BSI, b_BSN, c_BSN))
-        y_BSI = torch.addcmul(y_BSI, u_BSI, self.D.to(y_BSI.dtype)) * F.silu(gate_BSI)
-        return self.out_proj(y_BSI), MambaState(conv, state)
+        with without_autocast(u_BSI):
+            # Half precision would round steps, the softplus of a large bias and a small rest, by percents.
+            delta_BSI = F.softplus(self.dt_proj(step_BSR.to(self.dt_proj.weight.dtype)).to(dtype))
+        a_IN = -torch.exp(self.A_log.to(dtype))
+        scan = self._scan_step if is_step else self._scan
+        y_BSI, state = scan(tokens, before, (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN))
+        out_BSD = self.out_proj(torch.addcmul(y_BSI, u_BSI, self.D.to(y_BSI.dtype)) * F.silu(gate_BSI))
+        return (out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
 
     def _scan(
         self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        u_BSI, delta_BSI, b_BSN, c_BSN = inputs
-        a_IN = -torch.exp(self.A_log.to(delta_BSI.dtype))
-        mask_BS = tokens.mask_BS
-        if self.is_step(tokens, before):
-            u_BI, delta_BI, b_BN, c_BN = (x[:, 0] for x in inputs)
-            mask_B = None if mask_BS is None else mask_BS[:, 0]
-            y_BI, state = selective_scan_step(
-                u_BI, delta_BI, a_IN, b_BN, c_BN, initial_state=before.scan, mask_B=mask_B
-            )
-            return y_BI[:, None], state
-        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SELECTIVE_SCAN,), u_BSI.device)
+        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SELECTIVE_SCAN,), tokens.x_BSD.device)
         return (selective_scan if kernel is None else kernel.run)(
-            u_BSI,
-            delta_BSI,
-            a_IN,
-            b_BSN,
-            c_BSN,
+            *inputs,
             initial_state=before.scan,
-            mask_BS=mask_BS,
+            mask_BS=tokens.mask_BS,
             starts_BS=tokens.starts_BS,
             output_final_state=tokens.keeps_state,
         )
+
+    def _scan_step(
+        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask_B = None if tokens.mask_BS is None else tokens.mask_BS[:, 0]
+        u_BI, delta_BI, a_IN, b_BN, c_BN = inputs
+        return selective_scan_step(u_BI, delta_BI, a_IN, b_BN, c_BN, initial_state=before.scan, mask_B=mask_B)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Rates 1 to N in each channel (S4D-real), log-uniform step sizes, and the taps and outputs of MambaBase."""

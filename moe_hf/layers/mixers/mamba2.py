@@ -1,7 +1,7 @@
 """The mixer of Mamba-2 (Dao and Gu 2024): a short convolution, then a scan with one decay per head, then a gated norm.
 
-Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, H heads of width V, G groups
-of heads that share keys and queries, K state size.
+Shapes: B batch, S positions of this call (a single step does without), D width of the residual stream, I inner width,
+H heads of width V, G groups of heads that share keys and queries, K state size.
 """
 
 import torch
@@ -11,6 +11,7 @@ from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
+from moe_hf.ops.fla_ssd import FLA_SSD
 from moe_hf.ops.mamba_ssm_scan import MAMBA_SSM_SSD
 from moe_hf.ops.mixer_backends import pick_kernel
 from moe_hf.ops.selective_scan import scan_dtype
@@ -41,6 +42,7 @@ class Mamba2(MambaBase):
         self.num_groups, self.state_size = config.mamba_num_groups, config.mamba_states
         convolved = inner + 2 * self.num_groups * self.state_size
         super().__init__(config, layer_idx, num_projected=inner + convolved + self.num_heads, num_convolved=convolved)
+        self.step_limit = config.mamba_time_step_limit
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
@@ -55,40 +57,42 @@ class Mamba2(MambaBase):
         inner, shared = self.inner_width, self.num_groups * self.state_size
         gate_BSI, xbc, step_BSH = self.in_proj(tokens.x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
         xbc, conv = self.convolve(xbc, tokens, before)
+        is_step = self.is_step(tokens, before)
+        if is_step:
+            gate_BSI, xbc, step_BSH = gate_BSI.squeeze(1), xbc.squeeze(1), step_BSH.squeeze(1)
         u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)
         u_BSHV = u_BSI.unflatten(-1, (self.num_heads, -1))
         key_BSGK, query_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (key, query))
         dtype = scan_dtype(u_BSHV)
         delta_BSH = F.softplus(step_BSH.to(dtype) + self.dt_bias.to(dtype))
-        if self.config.mamba_time_step_limit is not None:
-            delta_BSH = delta_BSH.clamp(*self.config.mamba_time_step_limit)
-        y_BSHV, state = self._scan(tokens, before, (u_BSHV, delta_BSH, key_BSGK, query_BSGK))
+        if self.step_limit is not None:
+            delta_BSH = delta_BSH.clamp(*self.step_limit)
+        a_H = -torch.exp(self.A_log.to(dtype))
+        scan = self._scan_step if is_step else self._scan
+        y_BSHV, state = scan(tokens, before, (u_BSHV, delta_BSH, a_H, key_BSGK, query_BSGK))
         y_BSHV = torch.addcmul(y_BSHV, u_BSHV.to(dtype), self.D[:, None].to(dtype))
-        return self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI)), MambaState(conv, state)
+        out_BSD = self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI))
+        return (out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
 
     def _scan(
         self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        u_BSHV, delta_BSH, key_BSGK, query_BSGK = inputs
-        a_H = -torch.exp(self.A_log.to(delta_BSH.dtype))
-        mask_BS = tokens.mask_BS
-        if before.scan is not None and self.is_step(tokens, before):
-            u_BHV, delta_BH, key_BGK, query_BGK = (x[:, 0] for x in inputs)
-            mask_B = None if mask_BS is None else mask_BS[:, 0]
-            y_BHV, state = ssd_step(u_BHV, delta_BH, a_H, key_BGK, query_BGK, initial_state=before.scan, mask_B=mask_B)
-            return y_BHV[:, None], state
-        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SSD,), u_BSHV.device)
+        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SSD, FLA_SSD), tokens.x_BSD.device)
         return (ssd if kernel is None else kernel.run)(
-            u_BSHV,
-            delta_BSH,
-            a_H,
-            key_BSGK,
-            query_BSGK,
+            *inputs,
             initial_state=before.scan,
-            mask_BS=mask_BS,
+            mask_BS=tokens.mask_BS,
             starts_BS=tokens.starts_BS,
             output_final_state=tokens.keeps_state,
         )
+
+    def _scan_step(
+        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert before.scan is not None
+        mask_B = None if tokens.mask_BS is None else tokens.mask_BS[:, 0]
+        u_BHV, delta_BH, a_H, key_BGK, query_BGK = inputs
+        return ssd_step(u_BHV, delta_BH, a_H, key_BGK, query_BGK, initial_state=before.scan, mask_B=mask_B)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Rates 1 to H, log-uniform step sizes, and the taps and outputs of MambaBase."""

@@ -23,7 +23,7 @@ from moe_hf.layers.positions import Rotation
 from moe_hf.ops.short_conv import short_conv
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
-SEGMENT_LENGTH = 1024
+SEGMENT_LENGTH = 512
 
 
 class MambaState(NamedTuple):
@@ -44,12 +44,12 @@ class Tokens(NamedTuple):
     starts_BS: torch.Tensor | None
     keeps_state: bool
 
-    def segments(self) -> Iterator["Tokens"]:
-        """The tokens in pieces that follow each other."""
+    def segments(self) -> Iterator[tuple[int, "Tokens"]]:
+        """The tokens in pieces that follow each other, with the position at which each begins."""
         for first in range(0, self.x_BSD.shape[1], SEGMENT_LENGTH):
             part = slice(first, first + SEGMENT_LENGTH)
             mask_BS, starts_BS = (None if x is None else x[:, part] for x in (self.mask_BS, self.starts_BS))
-            yield Tokens(self.x_BSD[:, part], mask_BS, starts_BS, keeps_state=True)
+            yield first, Tokens(self.x_BSD[:, part], mask_BS, starts_BS, keeps_state=True)
 
 
 class MambaBase(Mixer, DrawsOwnWeights):
@@ -95,20 +95,19 @@ class MambaBase(Mixer, DrawsOwnWeights):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x_BSD.shape[1] <= SEGMENT_LENGTH:
             out_BSD, state = self.mix(tokens, state)
         else:
-            outputs = []
-            for segment in tokens.segments():
+            out_BSD = torch.empty_like(x_BSD)
+            for first, segment in tokens.segments():
                 mixed, state = self.mix(segment, state)
-                outputs.append(mixed)
-            out_BSD = torch.cat(outputs, dim=1)
+                out_BSD[:, first : first + SEGMENT_LENGTH] = mixed
         if states is not None and state.conv is not None and state.scan is not None:
             # The convolution's state may be a view that would keep all its inputs alive.
-            states.write("conv", state.conv.clone())
+            states.write("conv", state.conv if x_BSD.shape[1] == 1 else state.conv.clone())
             states.write("scan", state.scan)
         return out_BSD, None
 
     def convolve(self, x_BSC: torch.Tensor, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, torch.Tensor]:
         """The convolved and activated channels, and the inputs that the next call needs."""
-        taps_CW = self.conv1d.weight[:, 0]
+        taps_CW = self.conv1d.weight.squeeze(1)
         x_BSC, state_BPC = short_conv(
             x_BSC,
             taps_CW,
