@@ -10,6 +10,7 @@ from moe_hf.bench.mixers.cases import DECODE, Arm, Case, Claim
 from moe_hf.bench.mixers.comparisons import HOST, OWN
 from moe_hf.bench.mixers.layers import Layer, drawn, transformers_cache, transformers_layer
 from moe_hf.bench.mixers.peers import CachedDotProduct
+from moe_hf.ops.fft_conv import dot_with_past
 from moe_hf.ops.future_fill import epoch_length, future_fill_step
 
 _WIDTH = 768
@@ -83,7 +84,7 @@ def _long_convolution() -> Case:
         @torch.no_grad()
         def dot() -> torch.Tensor:
             length = _LONG + tokens
-            return (inputs_BPD[:, :length] * reversed_LD[-length:]).sum(dim=1)
+            return dot_with_past(inputs_BPD[:, :length], reversed_LD[-length:])
 
         return [Arm(OWN, epoch, tokens=tokens, output=epoch), Arm(DOT, dot, output=dot)]
 
