@@ -1,13 +1,24 @@
-"""The configuration of the RWKV family, which also reads the `config.json` of a dense RWKV-4."""
+"""The configuration of the RWKV family, which also reads the `config.json` of a dense RWKV-4 or RWKV-7."""
 
+import math
 from typing import Any, ClassVar
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.mixers.rwkv import RANK_FACTORS
 from moe_hf.config.strict import strict_config
 
 _RWKV4_NAMES = {"attention_hidden_size": "rwkv_inner_width", "context_length": "max_position_embeddings"}
-# What a dense RWKV-4 says and this family has too, under the same name.
+_RWKV7_NAMES = {
+    "norm_eps": "layer_norm_epsilon",
+    "decay_low_rank_dim": "rwkv_decay_rank",
+    "a_low_rank_dim": "rwkv_rate_rank",
+    "v_low_rank_dim": "rwkv_value_rank",
+    "gate_low_rank_dim": "rwkv_gate_rank",
+    "max_position_embeddings": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+}
+# What a dense RWKV says and this family has too, under the same name.
 _SHARED_NAMES = (
     "vocab_size hidden_size num_hidden_layers intermediate_size use_cache bos_token_id eos_token_id pad_token_id "
     "tie_word_embeddings dtype torch_dtype id2label label2id problem_type"
@@ -23,6 +34,19 @@ _RWKV4_DEFAULTS = {
     "eos_token_id": 0,
     "tie_word_embeddings": False,
 }
+# The same for flash-linear-attention's RWKV7Config.
+_RWKV7_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "hidden_ratio": 4,
+    "num_hidden_layers": 24,
+    "norm_first": True,
+    "norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
 # The last norm of transformers' model has this one whatever its configuration says.
 _NORM_EPSILON = 1e-5
 
@@ -31,15 +55,20 @@ _NORM_EPSILON = 1e-5
 class RWKVWithMoEConfig(MoEDecoderConfig):
     """RWKV's shape with experts: time mixing, and experts (key, squared ReLU, value) behind a shared token shift.
 
-    `mlp_token_shift` follows `rwkv_version`. `from_pretrained` of a dense `RwkvForCausalLM` gives the matching
-    configuration with the default experts.
+    `mlp_token_shift` follows `rwkv_version`. `from_pretrained` of a dense RWKV-4 (transformers' `RwkvForCausalLM`) or
+    RWKV-7 (flash-linear-attention's) gives the matching configuration with the default experts.
 
     >>> RWKVWithMoEConfig(rwkv_version=4).mlp_token_shift
     'rwkv4'
     """
 
     model_type = "rwkv_moe"
-    dense_model_types: ClassVar[tuple[str, ...]] = ("rwkv",)
+    dense_model_types: ClassVar[tuple[str, ...]] = ("rwkv", "rwkv7", "rwkv7_fla")
+    # Time mixing stays whole: its states and vectors belong to all channels.
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        "layers.*.mlp.inner.up_proj": "colwise",
+        "layers.*.mlp.inner.down_proj": "rowwise",
+    }
 
     # That of RWKV's World tokenizer, which version 7 is trained with.
     vocab_size: int = 65536
@@ -69,25 +98,62 @@ class RWKVWithMoEConfig(MoEDecoderConfig):
 
     @classmethod
     def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:
-        """This family's `config.json` for the content of a dense RWKV-4's.
+        """This family's `config.json` for the content of a dense RWKV-4's or RWKV-7's.
 
-        `rescale_every` is left out: it halves activations, and weights in return, to keep half precision in range.
+        Version 4's `rescale_every` is left out: it halves activations, and weights in return, to keep half precision
+        in range.
 
         Raises:
             CheckpointError: the dense model uses a feature that would change its logits here.
         """
-        dense = {**_RWKV4_DEFAULTS, **dense}
-        if dense["layer_norm_epsilon"] != _NORM_EPSILON:
-            raise CheckpointError(
-                f"the dense RWKV-4 sets layer_norm_epsilon={dense['layer_norm_epsilon']!r}; only {_NORM_EPSILON}, "
-                "which its last norm has in any case, can be carried over exactly"
-            )
-        names = {**_RWKV4_NAMES, **{name: name for name in _SHARED_NAMES}}
-        width = dense["hidden_size"]
         return {
             "model_type": cls.model_type,
-            "rwkv_version": 4,
-            # Version 4 has no heads; attention layers of a hybrid would have these.
-            "num_attention_heads": width // 64 if width % 64 == 0 else 1,
-            **{names[key]: value for key, value in dense.items() if key in names},
+            **(_version_4(dense) if dense["model_type"] == "rwkv" else _version_7(dense)),
         }
+
+
+def _version_4(dense: dict[str, Any]) -> dict[str, Any]:
+    dense = {**_RWKV4_DEFAULTS, **dense}
+    _require(dense, "layer_norm_epsilon", _NORM_EPSILON, "RWKV-4")
+    width = dense["hidden_size"]
+    # Version 4 has no heads; attention layers of a hybrid would have these.
+    heads = width // 64 if width % 64 == 0 else 1
+    return {"rwkv_version": 4, "num_attention_heads": heads, **_renamed(dense, _RWKV4_NAMES)}
+
+
+def _version_7(dense: dict[str, Any]) -> dict[str, Any]:
+    dense = {**_RWKV7_DEFAULTS, **{key: value for key, value in dense.items() if value is not None}}
+    width = dense["hidden_size"]
+    head_dim = dense["head_dim"] if "head_dim" in dense else width // dense.get("num_heads", width // 64)
+    for name, needed in {"attn": None, "norm_bias": True, "hidden_act": "sqrelu"}.items():
+        _require({name: needed, **dense}, name, needed, "RWKV-7")
+    values = dense.get("value_dim", width)
+    _require({"value_dim": values if isinstance(values, int) else max(values)}, "value_dim", width, "RWKV-7")
+    # As flash-linear-attention rounds it.
+    inner = dense.get("intermediate_size", 32 * math.ceil(width * dense["hidden_ratio"] / 32))
+    return {
+        "rwkv_version": 7,
+        "num_attention_heads": width // head_dim,
+        "embedding_norm": dense["norm_first"],
+        **{f"rwkv_{what}_rank": _rank(what, width, head_dim) for what in ("decay", "rate", "value", "gate")},
+        **_renamed(dense, _RWKV7_NAMES),
+        "intermediate_size": inner,
+    }
+
+
+def _rank(what: str, width: int, head_dim: int) -> int:
+    # flash-linear-attention widens all but the gate's with the heads, where the configuration says nothing.
+    factor = 1.0 if what == "gate" else head_dim / 64
+    return max(32, round(RANK_FACTORS[what] * width**0.5 * factor / 32) * 32)
+
+
+def _renamed(dense: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    names = {**names, **{name: name for name in _SHARED_NAMES}}
+    return {names[key]: value for key, value in dense.items() if key in names}
+
+
+def _require(dense: dict[str, Any], name: str, needed: Any, what: str) -> None:
+    if dense[name] != needed:
+        raise CheckpointError(
+            f"the dense {what} sets {name}={dense[name]!r}; only {needed!r} can be carried over exactly"
+        )

@@ -1,5 +1,6 @@
 """Turns the state dict of transformers' RWKV-4 into that of a Mixture of Experts, lazily."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,18 @@ from moe_hf.models.upcycled_ffn import ffn_from_dense
 
 _ANY_TIME_MIXING = re.compile(r"(^|\.)blocks\.\d+\.attention\.time_decay$")
 _PROJECTIONS = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+
+
+class Flat(LazyTensor):
+    """A tensor of any shape, such as (1, 1, D), as the vector that it is."""
+
+    def __init__(self, stored: LazyTensor) -> None:
+        super().__init__((math.prod(stored.shape),), stored.get_dtype())
+        self._stored = stored
+
+    def read(self) -> torch.Tensor:
+        """The values, contiguous."""
+        return self._stored.read().flatten()
 
 
 class DenseRWKV4(DenseFormat):
@@ -40,12 +53,13 @@ class DenseRWKV4(DenseFormat):
     ) -> dict[str, LazyTensor]:
         """As in DenseFormat."""
         source = DenseSource(dense, self.name, prefix="rwkv.")
-        _check_shape(source, dense, config)
+        layers = {int(match[1]) for name in dense if (match := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
+        check_fields(source, config, version=4, num_layers=len(layers))
         rows, width = config.vocab_size, config.hidden_size
         state: dict[str, LazyTensor] = {
             "model.embed_tokens.weight": source.sliced("embeddings.weight", (rows, width)),
-            **_norm(source, "model.embed_norm", "blocks.0.pre_ln"),
-            **_norm(source, "model.norm", "ln_out"),
+            **norm_of(source, "model.embed_norm", "blocks.0.pre_ln"),
+            **norm_of(source, "model.norm", "ln_out"),
         }
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
@@ -60,28 +74,22 @@ class DenseRWKV4(DenseFormat):
         return state
 
 
-class _Flat(LazyTensor):
-    """A tensor of shape (1, 1, D) as the vector that it is."""
+def check_fields(source: DenseSource, config: MoEDecoderConfig, version: int, num_layers: int) -> None:
+    """Note every field of the configuration with which a dense RWKV's weights would not compute what they did.
 
-    def __init__(self, stored: LazyTensor) -> None:
-        super().__init__(stored.shape[-1:], stored.get_dtype())
-        self._stored = stored
-
-    def read(self) -> torch.Tensor:
-        """The values, contiguous."""
-        return self._stored.read().flatten()
-
-
-def _check_shape(source: DenseSource, dense: Mapping[str, Any], config: MoEDecoderConfig) -> None:
-    layers = {int(match[1]) for name in dense if (match := re.search(r"(?:^|\.)blocks\.(\d+)\.", name))}
-    if len(layers) > config.num_hidden_layers:
-        source.misfit(f"{len(layers)} layers, but num_hidden_layers={config.num_hidden_layers}")
+    Args:
+        source: gets the notes.
+        config: of the model to build.
+        version: of the dense model.
+        num_layers: of the dense model.
+    """
+    if num_layers > config.num_hidden_layers:
+        source.misfit(f"{num_layers} layers, but num_hidden_layers={config.num_hidden_layers}")
     for name, needed in {
-        "rwkv_version": 4,
-        "mlp_token_shift": "rwkv4",
+        "rwkv_version": version,
+        "mlp_token_shift": f"rwkv{version}",
         "mlp_placement": "each",
         "norm_type": "layer",
-        "embedding_norm": True,
     }.items():
         given = getattr(config, name)
         if given != needed:
@@ -96,7 +104,8 @@ def _check_shape(source: DenseSource, dense: Mapping[str, Any], config: MoEDecod
         )
 
 
-def _norm(source: DenseSource, ours: str, theirs: str) -> dict[str, LazyTensor]:
+def norm_of(source: DenseSource, ours: str, theirs: str) -> dict[str, LazyTensor]:
+    """Weight and bias of a norm, by our name for it."""
     return {f"{ours}.{kind}": source.sliced(f"{theirs}.{kind}") for kind in ("weight", "bias")}
 
 
@@ -106,19 +115,19 @@ def _layer(
     block, width = f"blocks.{layer}", config.hidden_size
     inner, ffn_width = config.rwkv_inner_width or width, config.ffn_width
     state = {
-        **_norm(source, "input_layernorm", f"{block}.ln1"),
-        **_norm(source, "post_attention_layernorm", f"{block}.ln2"),
+        **norm_of(source, "input_layernorm", f"{block}.ln1"),
+        **norm_of(source, "post_attention_layernorm", f"{block}.ln2"),
     }
     for name in ("time_decay", "time_first"):
         state[f"mixer.{name}"] = source.sliced(f"{block}.attention.{name}", (inner,))
     mix_shape = (1, 1, width)
     for name in ("time_mix_key", "time_mix_value", "time_mix_receptance"):
-        state[f"mixer.{name}"] = _Flat(source.sliced(f"{block}.attention.{name}", mix_shape))
+        state[f"mixer.{name}"] = Flat(source.sliced(f"{block}.attention.{name}", mix_shape))
     for ours, theirs in _PROJECTIONS.items():
         shape = (width, inner) if theirs == "output" else (inner, width)
         state[f"mixer.{ours}.weight"] = source.sliced(f"{block}.attention.{theirs}.weight", shape)
     for name in ("time_mix_key", "time_mix_receptance"):
-        state[f"mlp.{name}"] = _Flat(source.sliced(f"{block}.feed_forward.{name}", mix_shape))
+        state[f"mlp.{name}"] = Flat(source.sliced(f"{block}.feed_forward.{name}", mix_shape))
     state["mlp.receptance.weight"] = source.sliced(f"{block}.feed_forward.receptance.weight", (width, width))
     ffn = {
         "up_proj.weight": source.sliced(f"{block}.feed_forward.key.weight", (ffn_width, width)),

@@ -3,33 +3,40 @@
 from typing import ClassVar
 
 from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
-from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.dense_rwkv import DenseRWKV4
+from moe_hf.models.dense_rwkv7 import DenseRWKV7
 from moe_hf.models.dense_source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+
+# As in transformers: version 4 takes the exponential of these, and rates differ by less than half precision tells.
+_IN_FLOAT32 = {*MoEPreTrainedModel._keep_in_fp32_modules_strict, "time_decay", "time_first"}
 
 
 class RWKVWithMoEModel(MoEDecoderModel):
     """RWKV with experts, without a head."""
 
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = _IN_FLOAT32
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())
 
 
 class RWKVWithMoE(MoEForCausalLM):
     """RWKV with experts that predicts the next token."""
 
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = _IN_FLOAT32
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RWKVWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())
 
 
 class RWKVWithMoEForSequenceClassification(MoEForSequenceClassification):
     """RWKV with experts that labels a sequence."""
 
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = _IN_FLOAT32
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RWKVWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())

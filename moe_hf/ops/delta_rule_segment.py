@@ -7,7 +7,7 @@ K key width, V value width.
 Inside a chunk that starts from state Z, with the decays multiplied up to g_t, the corrections u_t = S_{t-1} a_t solve
 a triangular system, u = A Z^T + strictly_lower(A B^T) u + strictly_lower(A K^T) v with A = a_t g_{t-1}, B = b_t / g_t,
 K = k_t / g_t (the WY form: Bischof and Van Loan 1987; Yang et al. 2024, Parallelizing Linear Transformers with the
-Delta Rule, section 3.2). All but the step from Z to the next Z is then batched matrix products over all chunks at once.
+Delta Rule, section 3.2). All but what Z does to u, and u to the next Z, is products over all chunks at once.
 """
 
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class _Parts(NamedTuple):
     pair_NBHPP: torch.Tensor
     inverse_NBHCC: torch.Tensor
     ask_NBHCK: torch.Tensor
-    through_NBHKK: torch.Tensor
+    lasting_NBHPK: torch.Tensor
     content_NBHPV: torch.Tensor
     state_NBHVK: torch.Tensor
     last_state_BHVK: torch.Tensor
@@ -109,13 +109,8 @@ def segment_backward(
 
     dcontent_NBHPV = parts.pair_NBHPP[..., chunk:, :].mT @ dout_NBHCV
     reader_NBHCK = _times(read_NBHPK, sees.from_start_NB1P1)[..., chunk:, :]
-    direct_NBHVK = dcontent_NBHPV[..., :chunk, :].mT @ parts.ask_NBHCK
-    direct_NBHVK += dout_NBHCV.mT @ reader_NBHCK
-    dnext_NBHVK, dfirst_BHVK = _scan_backward(direct_NBHVK, parts.through_NBHKK, dstate_BHVK)
-
-    last_NBH1K = parts.decay_NBHCK[..., -1:, :]
-    dscaled_NBHVK = dnext_NBHVK * last_NBH1K
-    dcontent_NBHPV += _times(write_NBHPK, sees.to_end_NB1P1) @ dscaled_NBHVK.mT
+    dstate_NBHVK = dout_NBHCV.mT @ reader_NBHCK
+    dnext_NBHVK, dscaled_NBHVK, dfirst_BHVK = _scan_backward(parts, dstate_NBHVK, dcontent_NBHPV, dstate_BHVK)
     # Through the triangular system: the gradient of its right-hand side, beside that of the outputs.
     dsolved_NBHCV = parts.inverse_NBHCC.mT @ dcontent_NBHPV[..., :chunk, :]
     dread_NBHPV = torch.cat([dsolved_NBHCV, dout_NBHCV], dim=-2)
@@ -194,13 +189,8 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
     content_NBHPV[..., chunk:, :] = value
     content_NBHPV[..., :chunk, :] = inverse_NBHCC @ (pair_NBHPP[..., :chunk, chunk:] @ content_NBHPV[..., chunk:, :])
 
-    last_NBH1K = decay_NBHCK[..., -1:, :]
     lasting_NBHPK = _times(write_NBHPK, sees.to_end_NB1P1)
-    through_NBHKK = (ask_NBHCK.mT @ lasting_NBHPK[..., :chunk, :]).mul_(last_NBH1K)
-    through_NBHKK.diagonal(dim1=-2, dim2=-1).add_(_times(last_NBH1K, sees.through_NB111).squeeze(-2))
-    written_NBHVK = (content_NBHPV.mT @ lasting_NBHPK).mul_(last_NBH1K)
-    state_NBHVK, last_state_BHVK = _scan(written_NBHVK, through_NBHKK, state_BHVK)
-    content_NBHPV[..., :chunk, :] += ask_NBHCK @ state_NBHVK.mT
+    states = _scan(content_NBHPV, ask_NBHCK, lasting_NBHPK, decay_NBHCK[..., -1:, :], sees.through_NB111, state_BHVK)
     return _Parts(
         decay_NBHCK,
         read_NBHPK,
@@ -210,10 +200,9 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
         pair_NBHPP,
         inverse_NBHCC,
         ask_NBHCK,
-        through_NBHKK,
+        lasting_NBHPK,
         content_NBHPV,
-        state_NBHVK,
-        last_state_BHVK,
+        *states,
     )
 
 
@@ -235,32 +224,56 @@ def _visibility(starts_BS: torch.Tensor | None, chunk: int, like: torch.Tensor) 
 
 
 def _scan(
-    written_NBHVK: torch.Tensor, through_NBHKK: torch.Tensor, state_BHVK: torch.Tensor
+    content_NBHPV: torch.Tensor,
+    ask_NBHCK: torch.Tensor,
+    lasting_NBHPK: torch.Tensor,
+    last_NBH1K: torch.Tensor,
+    through_NB111: torch.Tensor | None,
+    state_BHVK: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states before each chunk, and the one after the last."""
-    num_chunks, shape = len(written_NBHVK), state_BHVK.shape
+    """The states before each chunk, and the one after the last; adds to the corrections what they find in them."""
+    num_chunks, shape, chunk = len(content_NBHPV), state_BHVK.shape, ask_NBHCK.shape[-2]
     states = state_BHVK.new_empty(num_chunks + 1, shape[0] * shape[1], *shape[2:])
     states[0] = state_BHVK.flatten(0, 1)
-    for chunk, (written, through) in enumerate(
-        zip(written_NBHVK.flatten(1, 2), through_NBHKK.flatten(1, 2), strict=True)
-    ):
-        torch.baddbmm(written, states[chunk], through, out=states[chunk + 1])
+    contents, asks, lasting, last = (x.flatten(1, 2) for x in (content_NBHPV, ask_NBHCK, lasting_NBHPK, last_NBH1K))
+    through = None if through_NB111 is None else through_NB111.expand(-1, -1, shape[1], -1, -1).flatten(1, 2)
+    for index in range(num_chunks):
+        before, content = states[index], contents[index]
+        content[:, :chunk].baddbmm_(asks[index], before.mT)
+        kept = before if through is None else before * through[index]
+        torch.baddbmm(kept, content.mT, lasting[index], out=states[index + 1]).mul_(last[index])
     states = states.unflatten(1, shape[:2])
     return states[:-1], states[-1]
 
 
 def _scan_backward(
-    direct_NBHVK: torch.Tensor, through_NBHKK: torch.Tensor, dstate_BHVK: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of the states after each chunk, and of the one before the first."""
-    num_chunks, shape = len(direct_NBHVK), dstate_BHVK.shape
-    dstates = dstate_BHVK.new_empty(num_chunks + 1, shape[0] * shape[1], *shape[2:])
-    dstates[-1] = dstate_BHVK.flatten(0, 1)
-    direct, through = direct_NBHVK.flatten(1, 2), through_NBHKK.flatten(1, 2)
-    for chunk in reversed(range(num_chunks)):
-        torch.baddbmm(direct[chunk], dstates[chunk + 1], through[chunk].mT, out=dstates[chunk])
+    parts: _Parts, dstate_NBHVK: torch.Tensor, dcontent_NBHPV: torch.Tensor, dlast_BHVK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of the states after each chunk, of those before they fade through it, and of the first state.
+
+    Args:
+        parts: of the forward pass.
+        dstate_NBHVK: what the outputs of each chunk ask of the state before it.
+        dcontent_NBHPV: what they ask of the chunk's content; what the states after it ask is added.
+        dlast_BHVK: gradient of the last state.
+    """
+    num_chunks, shape, chunk = len(dstate_NBHVK), dlast_BHVK.shape, parts.ask_NBHCK.shape[-2]
+    dstates = dlast_BHVK.new_empty(num_chunks + 1, shape[0] * shape[1], *shape[2:])
+    dstates[-1] = dlast_BHVK.flatten(0, 1)
+    dscaled = torch.empty_like(dstates[1:])
+    asks, lasting, last = (
+        x.flatten(1, 2) for x in (parts.ask_NBHCK, parts.lasting_NBHPK, parts.decay_NBHCK[..., -1:, :])
+    )
+    through_NB111 = parts.sees.through_NB111
+    through = None if through_NB111 is None else through_NB111.expand(-1, -1, shape[1], -1, -1).flatten(1, 2)
+    direct, dcontents = dstate_NBHVK.flatten(1, 2), dcontent_NBHPV.flatten(1, 2)
+    for index in reversed(range(num_chunks)):
+        dafter = torch.mul(dstates[index + 1], last[index], out=dscaled[index])
+        dcontent = dcontents[index].baddbmm_(lasting[index], dafter.mT)
+        dkept = dafter if through is None else dafter * through[index]
+        torch.baddbmm(direct[index] + dkept, dcontent[:, :chunk].mT, asks[index], out=dstates[index])
     dstates = dstates.unflatten(1, shape[:2])
-    return dstates[1:], dstates[0]
+    return dstates[1:], dscaled.unflatten(1, shape[:2]), dstates[0]
 
 
 def _cut(x_BSHK: torch.Tensor, chunk: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ Shapes: B rows, each a stream of its own, S tokens of a chunk.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -92,7 +93,8 @@ def train_on_stream(
 
     The loss of each update is the mean over its tokens. The gradient reaches back over the chunks of the update, and no
     farther; the state itself reaches back to the beginning. Nothing happens until the first step is asked for, and
-    whoever asks may stop at any time, save `step.cache` (`save_stream_state`) and go on later.
+    whoever asks may stop at any time, save `step.cache` (`save_stream_state`) and go on later. On CPUs in half
+    precision oneDNN, without which it is slow there, may still add some hundred megabytes over time.
 
     Args:
         model: all of whose layers keep a state of constant size; is put into training mode.
@@ -125,9 +127,10 @@ def train_on_stream(
     remaining = iter(chunks)
     try:
         while update := list(islice(remaining, chunks_per_update)):
-            loss = stream_loss(model, update, cache)
             optimizer.zero_grad()
-            loss.backward()
+            with _constant_memory(model):
+                loss = stream_loss(model, update, cache)
+                loss.backward()
             detach_states(cache)
             norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
             routers.step()
@@ -194,6 +197,19 @@ def load_stream_state(path: str | os.PathLike, model: MoEForCausalLM) -> Cache:
         states.write(state_name, state)
     advance(cache, int(seen))
     return cache
+
+
+@contextmanager
+def _constant_memory(model: MoEForCausalLM) -> Iterator[None]:
+    # For each number of rows that it has met oneDNN keeps code, and experts meet ever new ones: hundreds of megabytes.
+    # In float32 PyTorch's other products are as fast at these sizes; half precision needs oneDNN.
+    before = torch.backends.mkldnn.enabled
+    if model.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
 
 
 def _stream_cache(model: MoEForCausalLM) -> Cache:

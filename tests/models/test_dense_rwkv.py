@@ -73,6 +73,15 @@ def test_dense_layers_give_them_too(folder, ids) -> None:
         torch.testing.assert_close(model(ids).logits, logits_of(dense_rwkv(), ids), **CLOSE)
 
 
+def test_in_half_precision_the_rates_of_fading_stay_in_float32(folder, ids) -> None:
+    model = RWKVWithMoE.from_pretrained(folder, dtype=torch.bfloat16)
+    kept = {name.rpartition(".")[2] for name, part in model.named_parameters() if part.dtype == torch.float32}
+    assert kept == {"time_decay", "time_first"}
+    with torch.no_grad():
+        error = (model(ids).logits.float() - logits_of(dense_rwkv(), ids)).norm(dim=-1)
+    assert (error / logits_of(dense_rwkv(), ids).norm(dim=-1)).median() < 0.05
+
+
 @pytest.mark.parametrize(
     "overrides", [{}, {"mlp_layer_types": ["sparse"] * 3, "shared_expert_intermediate_size": 16, "num_experts": 3}]
 )

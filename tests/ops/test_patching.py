@@ -7,6 +7,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.ops.patching import (
     PatchLayout,
     from_patches,
+    last_of_patch_before,
     lay_out,
     num_patches,
     patch_layout,
@@ -67,6 +68,16 @@ def test_a_shift_puts_the_first_in_front_and_drops_the_last() -> None:
 
 def test_a_shift_of_nothing_is_nothing() -> None:
     assert shift_right(torch.zeros(B, 0, D), torch.zeros(D)).shape == (B, 0, D)
+
+
+def test_each_patch_knows_the_end_of_the_one_before() -> None:
+    grid = to_patches(rows(), P)
+    first = torch.tensor([[-1, -2], [-3, -4], [-5, -6]])
+    before = last_of_patch_before(grid, 2, first)
+    assert before[0].tolist() == [[-1, -2], [3, 4], [7, 8]]
+    assert last_of_patch_before(grid, 2)[:, 1:].equal(before[:, 1:])
+    assert last_of_patch_before(grid, 0).shape == (B, 3, 0)
+    assert last_of_patch_before(grid, P)[:, 1:].equal(grid[:, :-1])
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -7,8 +7,8 @@ from transformers import PreTrainedConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.strict import strict_config
 
-# How the ranks grow with the square root of the width, as in the models of the paper.
-_RANK_FACTORS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
+RANK_FACTORS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
+"""How the ranks grow with the square root of the width, as in the models of the paper."""
 
 
 @strict_config
@@ -39,7 +39,7 @@ class RWKVFields(PreTrainedConfig):
         """
         given = getattr(self, f"rwkv_{what}_rank")
         width: Any = self.hidden_size
-        return given or max(32, round(_RANK_FACTORS[what] * width**0.5 / 32) * 32)
+        return given or max(32, round(RANK_FACTORS[what] * width**0.5 / 32) * 32)
 
     def validate_rwkv(self) -> None:
         """Check the version and the widths.
@@ -49,7 +49,7 @@ class RWKVFields(PreTrainedConfig):
         """
         if self.rwkv_version not in (4, 7):
             raise ConfigError(f"rwkv_version={self.rwkv_version!r} is not allowed; it must be 7 or 4")
-        for name in ("rwkv_inner_width", *(f"rwkv_{what}_rank" for what in _RANK_FACTORS)):
+        for name in ("rwkv_inner_width", *(f"rwkv_{what}_rank" for what in RANK_FACTORS)):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value!r} is not allowed; it must be None or an integer >= 1")

@@ -13,6 +13,8 @@ from transformers import initialization as init
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
 from moe_hf.ops.delta_rule import delta_rule, delta_rule_step
+from moe_hf.ops.fla_delta_rule import FLA_DELTA_RULE
+from moe_hf.ops.mixer_backends import pick_kernel
 
 # A channel keeps at least exp(-exp(-0.5)) = 0.545 of itself per token.
 _FASTEST_LOG_DECAY = -math.exp(-0.5)
@@ -87,14 +89,26 @@ class RWKV7(RWKVMixer):
         unit = F.normalize(self._heads(key * self.k_k).to(dtype), dim=-1).to(key.dtype)
         key = torch.addcmul(key, key * (rate - 1), self.k_a)
         heads = [self._heads(part) for part in (receptance, log_decay, key, value)]
-        out, memory = _recurrence(tokens, before, *heads, -unit, unit * self._heads(rate))
-        out = F.group_norm(
-            out.flatten(0, 1).flatten(1), self.g_norm.num_groups, self.g_norm.weight, self.g_norm.bias, self.g_norm.eps
-        ).view_as(x_BSD)
+        out, memory = self._recurrence(tokens, before, *heads, -unit, unit * self._heads(rate))
+        # What g_norm computes, in half the time that it takes for tokens.
+        out = F.layer_norm(out, out.shape[-1:], eps=self.g_norm.eps).flatten(-2)
+        out = torch.addcmul(self.g_norm.bias, out, self.g_norm.weight)
         # What the present token says, beside what the state holds of it.
-        bonus = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True) * heads[3]
-        out = (out + bonus.flatten(-2)) * self.g_lora(xg)
+        share = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True)
+        out = torch.addcmul(self._heads(out), share, heads[3]).flatten(-2) * self.g_lora(xg)
         return Mixed(self.o_proj(out), RWKVState(last, memory), given_value if self.is_first else None)
+
+    def _recurrence(
+        self, tokens: Tokens, before: RWKVState, *parts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mask_BS = tokens.mask_BS
+        if before.memory is not None and tokens.is_step(before):
+            mask_B = None if mask_BS is None else mask_BS[:, 0]
+            out, memory = delta_rule_step(*(part[:, 0] for part in parts), initial_state=before.memory, mask_B=mask_B)
+            return out[:, None], memory
+        kernel = pick_kernel(self.config.mixer_backend, (FLA_DELTA_RULE,), tokens.x_BSD.device)
+        recur = delta_rule if kernel is None else kernel.run
+        return recur(*parts, initial_state=before.memory, mask_BS=mask_BS, starts_BS=tokens.starts_BS)
 
     def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return x_BSD.unflatten(-1, (self.g_norm.num_groups, -1))
@@ -124,12 +138,3 @@ class RWKV7(RWKVMixer):
         init.ones_(self.g_norm.weight)
         init.zeros_(self.g_norm.bias)
         init.normal_(self.o_proj.weight, mean=0.0, std=residual_std)
-
-
-def _recurrence(tokens: Tokens, before: RWKVState, *parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    mask_BS = tokens.mask_BS
-    if before.memory is not None and tokens.is_step(before):
-        mask_B = None if mask_BS is None else mask_BS[:, 0]
-        out, memory = delta_rule_step(*(part[:, 0] for part in parts), initial_state=before.memory, mask_B=mask_B)
-        return out[:, None], memory
-    return delta_rule(*parts, initial_state=before.memory, mask_BS=mask_BS, starts_BS=tokens.starts_BS)
