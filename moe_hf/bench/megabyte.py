@@ -46,6 +46,7 @@ class Settings:
     context_length: int = 2048
     batch_size: int = 1
     patch_size: int = 8
+    local_lookback: int = 2
     flat_layers: int = 4
     flat_width: int = 128
     global_layers: int = 2
@@ -69,6 +70,7 @@ def byte_models(settings: Settings) -> dict[str, Callable[[], PreTrainedModel]]:
         **_fields(settings, settings.global_width),
         num_hidden_layers=settings.global_layers,
         patch_size=settings.patch_size,
+        local_lookback=settings.local_lookback,
         local_config={
             **_widths(settings.local_width),
             "num_hidden_layers": settings.local_layers,

@@ -47,11 +47,12 @@ def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, An
         return ARCHITECTURES[word], {}
     mixers = [part.partition("*")[0].strip() for part in word.split(",")]
     unknown = next((mixer for mixer in mixers if mixer not in MIXER_NAMES), None)
-    if unknown is not None:
-        names = [*ARCHITECTURES, *MIXER_NAMES]
+    if unknown is not None or set(mixers) == {"none"}:
+        # Within a pattern only mixers have names.
+        names = [*MIXER_NAMES, *(ARCHITECTURES if len(mixers) == 1 else ())]
         raise ConfigError(
             f"architecture={word!r} is not allowed; it must be {', '.join(ARCHITECTURES)}, or a pattern of mixers such "
-            f"as 'mamba*3,attention' made of {', '.join(MIXER_NAMES)}{did_you_mean(unknown, names)}"
+            f"as 'mamba*3,attention' made of {', '.join(MIXER_NAMES)}{did_you_mean(str(unknown), names)}"
         )
     first = next((mixer for mixer in mixers if mixer not in ("attention", "none")), "attention")
     fields: dict[str, Any] = {"mixer": word}
@@ -72,7 +73,10 @@ def is_of_architecture(config: Any, word: str) -> bool:
         return False
     if not fields:
         return len(set(config.mixer_of_layer) - {"none"}) == 1
-    return (
-        config.mixer_of_layer
-        == config_class(**{**fields, "num_hidden_layers": config.num_hidden_layers}).mixer_of_layer
-    )
+    try:
+        shape = {"num_hidden_layers": config.num_hidden_layers, "mlp_placement": config.mlp_placement}
+        meant = config_class(**{**fields, **shape})
+    except ConfigError:
+        # The pattern does not fit into so many layers.
+        return False
+    return config.mixer_of_layer == meant.mixer_of_layer

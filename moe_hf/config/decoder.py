@@ -67,8 +67,8 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         mixer_backend: "auto", "torch", "fla" or "mamba_ssm": who computes the recurrences; packages run on CUDA only.
         mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
             2021, Primer); 0 turns it off.
-        attn_topk, attn_topk_blocks, attn_block_size: with `attn_implementation="topk_sparse"`, keys that each query looks
-            at; with "topk_block", blocks of keys and keys per block. A number >= 1, a share of the keys in (0, 1), or a
+        attn_topk, attn_topk_blocks, attn_block_size: with `attn_implementation="topk_sparse"`, keys that each query
+            looks at; with "topk_block", blocks of keys and keys per block. A number >= 1, a share of the keys in (0, 1), or a
             list with one for each layer.
         layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
         mlp_layer_types: "sparse" (experts), "dense" or "none" per layer; None means alternating, sparse first, or all
@@ -217,8 +217,7 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         if self.router_aux_loss_coef is None:
             self.router_aux_loss_coef = _default_aux_loss_coef(self.router_type)
         if self.mlp_layer_types is None:
-            kinds = ("none", "sparse") if self.mlp_placement == "interleaved" else ("sparse", "dense")
-            self.mlp_layer_types = [kinds[i % 2] for i in range(self.num_hidden_layers)]
+            self.mlp_layer_types = _default_mlp_layer_types(self.mlp_placement, self.num_hidden_layers)
         if self.layer_types is None:
             self.layer_types = self.caches_of_layers()
         super().__post_init__(**kwargs)
@@ -235,15 +234,13 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
         overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
         config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
-        if not {
-            "mixer",
-            "mixer_short_conv",
-            "mlp_placement",
-            "mlp_token_shift",
-            "num_hidden_layers",
-        }.isdisjoint(overrides):
-            # What was derived from the old values must be derived again.
-            config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        # It follows from the other fields, and files of earlier versions have other words for it.
+        config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        if not {"mlp_placement", "num_hidden_layers"}.isdisjoint(overrides):
+            placement = config_dict.get("mlp_placement", cls.mlp_placement)
+            usual = _default_mlp_layer_types(placement, len(config_dict.get("mlp_layer_types") or []))
+            if config_dict.get("mlp_layer_types") == usual:
+                config_dict = {key: value for key, value in config_dict.items() if key != "mlp_layer_types"}
         if "router_type" in overrides:
             derived = _default_aux_loss_coef(config_dict.get("router_type", cls.router_type))
             if config_dict.get("router_aux_loss_coef") == derived:
@@ -282,6 +279,13 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
             CheckpointError: the dense model uses a feature that would change its logits here.
         """
         raise NotImplementedError(f"{cls.__name__} reads no dense checkpoints")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, but for `layer_types`, which follows from the other fields.
+
+        transformers reads a `config.json` also by its base class, which refuses words that it does not know there.
+        """
+        return {key: value for key, value in super().to_dict().items() if key != "layer_types"}
 
     def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
         # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
@@ -477,6 +481,11 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
     def _require(self, condition: bool, name: str, allowed: str) -> None:
         if not condition:
             raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")
+
+
+def _default_mlp_layer_types(placement: str, num_layers: int) -> list[str]:
+    kinds = ("none", "sparse") if placement == "interleaved" else ("sparse", "dense")
+    return [kinds[i % 2] for i in range(num_layers)]
 
 
 def _default_aux_loss_coef(router_type: str) -> float:

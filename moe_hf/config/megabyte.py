@@ -38,15 +38,18 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
 
     Args:
         patch_size: bytes P of a patch; divides `hidden_size`.
+        local_lookback: bytes of the patch before that the local decoder reads again ahead of each patch, in [0, P], so
+            that the first bytes of a patch are predicted from their neighbours too (the purpose of the paper's
+            cross-patch attention, section 2.3.2). 0 is the paper's plain form; None means P // 2.
         local_config: fields of the local decoder, as a dictionary or whole. What is left out is taken from the global
             decoder: the shape at half its size, everything else alike. It attends, whatever the global decoder does.
 
     Raises:
         ConfigError: a value is wrong, or the two decoders do not fit together.
 
-    >>> config = MegaByteWithMoEConfig(hidden_size=512, patch_size=8, local_config={"num_hidden_layers": 2})
+    >>> config = MegaByteWithMoEConfig(hidden_size=768, patch_size=8, local_config={"num_hidden_layers": 2})
     >>> config.local_config.hidden_size, config.global_config.max_position_embeddings
-    (256, 1025)
+    (384, 1025)
     """
 
     model_type = "megabyte_moe"
@@ -59,6 +62,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
     vocab_size: int = 264
     max_position_embeddings: int = 8192
     patch_size: int = 8
+    local_lookback: int | None = None
     local_config: dict[str, Any] | MoEDecoderConfig | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -69,6 +73,8 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
                 "hidden_size=512, and local_config holds the local decoder's"
             )
         self._require(self.patch_size >= 1, "patch_size", "an integer >= 1")
+        if self.local_lookback is None:
+            self.local_lookback = self.patch_size // 2
         given, self.local_config = self.local_config, None
         backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
@@ -110,6 +116,11 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         return self.local_config
 
     @property
+    def lookback(self) -> int:
+        """`local_lookback`, never None."""
+        return self.local_lookback or 0
+
+    @property
     def router_of_sparse_layer(self) -> list[str]:
         """The router's name for each sparse layer, the global decoder's first."""
         return [*super().router_of_sparse_layer, *self.local_decoder_config.router_of_sparse_layer]
@@ -140,8 +151,12 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         }.items():
             _require_local(local, name, getattr(local, name) == allowed, f"{allowed!r}, whatever else differs")
         _require_local(local, "mixer", set(local.mixer_of_layer) == {"attention"}, "'attention': patches are short")
+        self._require(0 <= self.lookback <= size, "local_lookback", f"None or an integer in [0, patch_size={size}]")
+        places = size + self.lookback
         longest = local.max_position_embeddings
-        _require_local(local, "max_position_embeddings", longest >= size, f"at least patch_size={size}")
+        _require_local(
+            local, "max_position_embeddings", longest >= places, f"at least patch_size + local_lookback = {places}"
+        )
 
     def _decoder_fields(self) -> dict[str, Any]:
         hosts = {field.name for field in fields(PreTrainedConfig)}
@@ -153,7 +168,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             "hidden_size": width,
             "num_hidden_layers": max(1, self.num_hidden_layers // 2),
             "num_attention_heads": math.gcd(width, max(1, self.num_attention_heads // 2)),
-            "max_position_embeddings": self.patch_size,
+            "max_position_embeddings": self.patch_size + self.lookback,
             **{name: (getattr(self, name) or 0) * width // self.hidden_size for name in _WIDTHS},
         }
         if "intermediate_size" in given and "moe_intermediate_size" not in given:

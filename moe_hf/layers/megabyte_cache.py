@@ -1,7 +1,7 @@
 """What MegaByte keeps between calls: the global decoder's cache, and each row's unfinished patch.
 
-Shapes: B batch, S bytes of a call, K patches, C columns of the global cache, P bytes per patch, L width of the local
-decoder, E experts, k slots.
+Shapes: B batch, S bytes of a call, K patches, C columns of the global cache, P bytes per patch, R bytes looked
+back at, L width of the local decoder, E experts, k slots.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ class MegaByteCache(Cache):
     """Two caches and the place of each row in its patch, which may differ between rows.
 
     The global cache grows once per patch, by one column for all rows together: rows that did not finish a patch then
-    have a hidden column. The local cache never has more than P - 1 columns, of which a row reads those of its patch.
+    have a hidden column. The local cache holds the current patch alone, behind what the local decoder looks back
+    at; where the rows' places differ and it looks back, there is none.
 
     Attributes:
         global_cache: of the global decoder.
@@ -33,6 +34,7 @@ class MegaByteCache(Cache):
         common_phase: the phase of all rows; None where they differ.
         patch_B: number of the current patch, counted from 0.
         tail_BP: the bytes of the current patch; arbitrary from `phase_B` on.
+        before_BR: the last bytes of the patch before, as many as the local decoder looks back; arbitrary in patch 0.
         slices_BPL: what the global decoder says to each place of the current patch.
         routing: see `Routing`.
     """
@@ -44,7 +46,7 @@ class MegaByteCache(Cache):
         self.seen = 0
         self.common_phase: int | None = 0
         self.global_mask_BC: torch.Tensor | None = None
-        self.phase_B = self.patch_B = self.tail_BP = self.slices_BPL = torch.empty(0)
+        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.slices_BPL = torch.empty(0)
         self.routing: Routing = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -87,7 +89,7 @@ class MegaByteCache(Cache):
                 layer.keys, layer.values, layer.is_initialized = None, None, False
         self.local_cache, self.global_mask_BC = None, None
         self.seen, self.common_phase = 0, 0
-        self.phase_B = self.patch_B = self.tail_BP = self.slices_BPL = torch.empty(0)
+        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.slices_BPL = torch.empty(0)
         self.routing = {}
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -164,6 +166,7 @@ class MegaByteCache(Cache):
     def remember(
         self,
         grid_BKP: torch.Tensor,
+        before_BKR: torch.Tensor,
         slices_BKPL: torch.Tensor,
         routing: Routing,
         length: int,
@@ -173,6 +176,7 @@ class MegaByteCache(Cache):
 
         Args:
             grid_BKP: the bytes, from the current patch of each row on.
+            before_BKR: the bytes before each patch, as `before_BR` has them.
             slices_BKPL: what the global decoder says to them.
             routing: what its routers said about each patch, (B, K, E) or (B, K, k).
             length: S, the bytes of this call, padding included.
@@ -189,10 +193,21 @@ class MegaByteCache(Cache):
         elif int(self.phase_B.min()) == int(self.phase_B.max()):
             self.common_phase = int(self.phase_B[0])
         self.tail_BP = grid_BKP[row_B, last_B]
+        self.before_BR = before_BKR[row_B, last_B]
         self.slices_BPL = slices_BKPL[row_B, last_B]
         self.routing = {name: [x_BKE[row_B, last_B] for x_BKE in layers] for name, layers in routing.items()}
         self.local_cache = None
         self.seen += length
+
+    def behind_known(self, routing: Routing) -> Routing:
+        """What routers said about the current patch, then what they said about those of a call, (B, K, ...)."""
+        return {
+            name: [
+                torch.cat([known[:, None], *new], dim=1)
+                for known, *new in zip(layers, *([routing[name]] if routing[name] else []), strict=True)
+            ]
+            for name, layers in self.routing.items()
+        }
 
     def next_patches(self, full_B: torch.Tensor, slices_BPL: torch.Tensor, routing: Routing) -> None:
         """Begin a new patch in the rows whose patch is full: what it is told, and what the routers said about it."""
@@ -201,6 +216,8 @@ class MegaByteCache(Cache):
             name: [torch.where(full_B[:, None], new, old) for new, old in zip(routing[name], layers, strict=True)]
             for name, layers in self.routing.items()
         }
+        before_BR = self.tail_BP[:, self.tail_BP.shape[1] - self.before_BR.shape[1] :]
+        self.before_BR = torch.where(full_B[:, None], before_BR, self.before_BR)
         self.patch_B = self.patch_B + full_B.long()
         self.phase_B = self.phase_B.masked_fill(full_B, 0)
 
@@ -219,8 +236,30 @@ class MegaByteCache(Cache):
     def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if not self.seen:
             return
-        for name in ("phase_B", "patch_B", "tail_BP", "slices_BPL"):
+        for name in ("phase_B", "patch_B", "tail_BP", "before_BR", "slices_BPL"):
             setattr(self, name, change(getattr(self, name)))
         if self.global_mask_BC is not None:
             self.global_mask_BC = change(self.global_mask_BC)
         self.routing = {name: [change(state) for state in states] for name, states in self.routing.items()}
+
+
+def real_bytes(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """(B, S), True at real bytes of a call of `length` bytes; None where all are.
+
+    Args:
+        attention_mask: (B, past + S), nonzero at real bytes.
+        length: S.
+
+    Raises:
+        ConfigError: the mask has another form.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        form = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+        raise ConfigError(
+            f"attention_mask of shape {form} is not allowed; it must be (batch, bytes), nonzero at real bytes"
+        )
+    real_BS = attention_mask[:, -length:] != 0
+    # Worth waiting for on any device: a byte that is real in every row is read in one step.
+    return None if not torch.compiler.is_compiling() and bool(real_BS.all()) else real_BS

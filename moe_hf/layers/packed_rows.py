@@ -40,6 +40,17 @@ def document_starts(position_ids: torch.Tensor, batch: int) -> torch.Tensor | No
     return starts_BS.expand(batch, -1)
 
 
+def positions_within_documents(bounds: torch.Tensor, length: int) -> torch.Tensor:
+    """(1, S) positions that start again with each document.
+
+    >>> positions_within_documents(torch.tensor([0, 3, 5]), 5).tolist()
+    [[0, 1, 2, 0, 1]]
+    """
+    position_S = torch.arange(length, device=bounds.device)
+    begun_S = bounds.to(position_S.dtype)[torch.searchsorted(bounds.to(position_S.dtype), position_S, right=True) - 1]
+    return (position_S - begun_S)[None]
+
+
 def none_if_all(mask_BS: torch.Tensor) -> torch.Tensor | None:
     """The mask, or None where it is seen to hide nothing, which takes the faster ways."""
     return None if _can_look(mask_BS) and bool(mask_BS.all()) else mask_BS

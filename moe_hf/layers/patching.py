@@ -5,12 +5,14 @@ Shapes: B batch, S bytes, P bytes per patch, K patches, D width of a patch vecto
 
 import torch
 from torch import nn
+from transformers import initialization as init
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.ops.patching import num_patches, shift_right, to_patches
 
 
-class MegaBytePatching(nn.Module):
+class MegaBytePatching(nn.Module, DrawsOwnWeights):
     """MegaByte's patch embedder (Yu et al. 2023, 2305.07185, section 2.2.1), without its positions.
 
     Positions of bytes, joined in the same way, are positions of patches: a decoder that adds those needs no others.
@@ -47,6 +49,10 @@ class MegaBytePatching(nn.Module):
         self.start = nn.Parameter(torch.empty(dim))
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.start, std=0.02)
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """The patch of start is as loud as the bytes."""
+        init.normal_(self.start, mean=0.0, std=std)
 
     def forward(self, byte_ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """A vector per patch, (B, K, D), with K = ceil(S / P).

@@ -70,8 +70,12 @@ def family_of(source: str) -> Family:
         CheckpointError: it has no `config.json`, or is of a type that no family reads.
         OSError: it cannot be found.
     """
-    model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    family = FAMILIES.get(str(model_type)) or family_of_dense(str(model_type))
+    found = PreTrainedConfig.get_config_dict(source)[0]
+    if not found:
+        raise CheckpointError(f"{source} has no config.json; name a folder that has one")
+    # Old files of GPT-2 do not name their type.
+    model_type = str(found.get("model_type", "gpt2"))
+    family = FAMILIES.get(model_type) or family_of_dense(model_type)
     if family is None:
         raise CheckpointError(
             f"{source} holds a model of type {model_type!r}; known are {', '.join([*FAMILIES, *dense_model_types()])}"

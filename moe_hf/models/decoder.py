@@ -30,7 +30,7 @@ from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
-from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all
+from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all, positions_within_documents
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.dense_loading import LoadsDense
@@ -236,6 +236,12 @@ class MoEDecoderModel(MoEPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        self._refuse_what_no_layer_could_do(attention_mask, past_key_values, inputs_embeds.shape[1])
+        if position_ids is None and "cu_seq_lens_q" in kwargs and len(inputs_embeds) == 1:
+            position_ids = positions_within_documents(kwargs["cu_seq_lens_q"], inputs_embeds.shape[1])
+        if position_ids is not None and past_key_values is None and _hides_nothing(attention_mask):
+            # With a mask, transformers would not look for documents.
+            attention_mask = None
         packed = position_ids is not None and attention_mask is None and not _has_seen(past_key_values)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -245,7 +251,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if past_key_values is None and attention_mask is None and is_flash_attention_requested(self.config):
             if len(position_ids) == len(inputs_embeds) > 1:
                 kwargs = {**document_bounds(position_ids), **kwargs}
-        if use_cache and past_key_values is None:
+        if use_cache and past_key_values is None and not self._recomputes:
             past_key_values = self.new_cache()
 
         x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
@@ -272,6 +278,32 @@ class MoEDecoderModel(MoEPreTrainedModel):
         counts = self.config.router_eval_capacity_factor is not None
         return RoutedCache(config=self.config) if counts else DynamicCache(config=self.config)
 
+    @property
+    def _recomputes(self) -> bool:
+        return self.training and any(layer.gradient_checkpointing for layer in self.layers)
+
+    def _refuse_what_no_layer_could_do(self, attention_mask: Any, cache: Cache | None, length: int) -> None:
+        keeps_states = set(self.config.layer_types or []) != {"full_attention"}
+        if cache is not None and self._recomputes:
+            raise ConfigError(
+                "a cache together with activation checkpointing is not allowed while training: layers would not write "
+                "into it; turn one of the two off"
+            )
+        if attention_mask is None:
+            return
+        if keeps_states and (isinstance(attention_mask, dict) or attention_mask.ndim != 2):
+            given = "dict" if isinstance(attention_mask, dict) else f"shape {tuple(attention_mask.shape)}"
+            raise ConfigError(
+                f"attention_mask of {given} is not allowed; where layers keep a state it must be (batch, positions), "
+                "nonzero at real tokens"
+            )
+        seen = 0 if cache is None else cache.get_seq_length()
+        if keeps_states and isinstance(seen, int) and attention_mask.shape[1] not in (length, seen + length):
+            raise ConfigError(
+                f"attention_mask of shape {tuple(attention_mask.shape)} is not allowed; it must have {seen + length} "
+                f"columns, for {seen} tokens in the cache and {length} new ones"
+            )
+
     def _masks(
         self,
         inputs_embeds: torch.Tensor,
@@ -283,14 +315,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if isinstance(attention_mask, dict):
             # generate prepares masks itself for caches that can be compiled.
             return Masks(attention_mask["full_attention"], None, None)
-        if not self._attends:
-            if attention_mask is not None and attention_mask.ndim != 2:
-                raise ConfigError(
-                    f"attention_mask of shape {tuple(attention_mask.shape)} is not allowed; without attention layers "
-                    "it must be (batch, positions), nonzero at real tokens"
-                )
-            causal = None
-        else:
+        causal = None
+        if self._attends:
             causal = create_causal_mask(
                 config=self.config,
                 inputs_embeds=inputs_embeds,
@@ -319,4 +345,12 @@ class MoEDecoderModel(MoEPreTrainedModel):
 
 
 def _has_seen(cache: Cache | None) -> bool:
-    return cache is not None and bool(cache.get_seq_length() > 0)
+    if cache is None:
+        return False
+    seen = cache.get_seq_length()
+    # A compiler cannot look into a static cache's counter; it is compiled for decoding.
+    return bool(seen > 0) if isinstance(seen, int) or not torch.compiler.is_compiling() else True
+
+
+def _hides_nothing(mask: Any) -> bool:
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and none_if_all(mask) is None

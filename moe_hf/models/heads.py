@@ -93,6 +93,12 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
     ) -> None:
         # transformers calls the cache "cache_params" where the name of the class contains "mamba".
         given = model_kwargs.pop("past_key_values", None)
+        wanted = generation_config.cache_implementation or ""
+        if wanted.startswith("offloaded") and set(self.config.layer_types or []) != {"full_attention"}:
+            raise ConfigError(
+                f"cache_implementation={wanted!r} is not allowed for layers that keep a state; leave it out: states are "
+                "small"
+            )
         name = "cache_params" if "mamba" in type(self).__name__.lower() else "past_key_values"
         if given is not None:
             model_kwargs[name] = given

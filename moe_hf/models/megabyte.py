@@ -16,13 +16,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.layers.megabyte_cache import MegaByteCache, Routing
-from moe_hf.layers.packed_rows import document_starts, none_if_all
+from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.megabyte_cache import MegaByteCache, Routing, real_bytes
+from moe_hf.layers.packed_rows import document_starts
 from moe_hf.layers.patching import MegaBytePatching
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
-from moe_hf.models.megabyte_outputs import RECORDINGS, ROUTING, Told, joined, routing_of
-from moe_hf.ops.patching import PatchLayout, lay_out, patch_layout, pick_up
+from moe_hf.models.megabyte_outputs import ROUTING, Told, joined, recordings, routing_of
+from moe_hf.ops.patching import PatchLayout, last_of_patch_before, lay_out, patch_layout, pick_up
 
 
 class PatchDecoder(MoEDecoderModel):
@@ -47,18 +48,6 @@ class MegaBytePreTrainedModel(MoEPreTrainedModel):
     def _is_stateful(self) -> bool:
         return True
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, MegaBytePatching):
-            init.normal_(module.start, mean=0.0, std=std)
-        elif isinstance(module, MegaByteWithMoEModel):
-            init.normal_(module.local_start, mean=0.0, std=std)
-            # As loud as the bytes' own vectors. What the global decoder says is noise at first, and louder it would
-            # drown the bytes before, from which the local decoder learns the most.
-            init.normal_(module.to_local.weight, mean=0.0, std=std / module.to_local.in_features**0.5)
-
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers; the patch embedder and the local configuration follow."""
         embedding = super().resize_token_embeddings(*args, **kwargs)
@@ -69,7 +58,7 @@ class MegaBytePreTrainedModel(MoEPreTrainedModel):
         return embedding
 
 
-class MegaByteWithMoEModel(MegaBytePreTrainedModel):
+class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
     """Bytes to the hidden states that predict the byte behind each (Yu et al. 2023, 2305.07185, section 2).
 
     The place of byte t in its patch is given the bytes of the patch before t, and what the global decoder says about
@@ -87,6 +76,11 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         self.local_decoder = MoEDecoderModel(local_config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def draw_weights(self, std: float, residual_std: float) -> None:
+        """What the global decoder says is as loud as the bytes: it is noise at first and would drown them if louder."""
+        init.normal_(self.local_start, mean=0.0, std=std)
+        init.normal_(self.to_local.weight, mean=0.0, std=std / self.to_local.in_features**0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         """The bytes' vectors in the local decoder; those of the patch embedder are its own."""
@@ -110,6 +104,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        last_only: bool = False,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Hidden states (B, S, L) behind each byte, and what was asked to be recorded.
@@ -127,6 +122,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
             past_key_values: a `MegaByteCache` of earlier calls.
             inputs_embeds: not allowed.
             use_cache: whether to return the state for the next call.
+            last_only: return what stands behind each row's last byte alone; the local decoder then reads one patch.
             **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`.
 
         Raises:
@@ -139,7 +135,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
                 f"MegaByte needs a MegaByteCache, got {type(past_key_values).__name__}; leave past_key_values and "
                 "cache_implementation out, or take one from model.new_cache()"
             )
-        mask_BS = _mask_of_call(attention_mask, input_ids)
+        mask_BS = real_bytes(attention_mask, input_ids.shape[1])
         going_on = past_key_values is not None and past_key_values.seen > 0
         starts_BS = None
         if position_ids is not None and attention_mask is None and not going_on:
@@ -147,13 +143,10 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         cache = past_key_values
         if cache is None and use_cache and starts_BS is None:
             cache = self.new_cache()
-        wanted = {
-            f"output_{name}": bool(kwargs.get(f"output_{name}", getattr(self.config, f"output_{name}", False)))
-            for name in RECORDINGS
-        }
+        wanted = recordings(kwargs, self.config)
         if cache is not None and going_on and input_ids.shape[1] == 1 and mask_BS is None:
             return self._next_byte(input_ids, cache, wanted)
-        return self._read(input_ids, mask_BS, starts_BS, cache, wanted)
+        return self._read(input_ids, mask_BS, starts_BS, cache, wanted, last_only)
 
     def _read(
         self,
@@ -162,6 +155,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         starts_BS: torch.Tensor | None,
         cache: MegaByteCache | None,
         wanted: dict[str, bool],
+        last_only: bool,
     ) -> MoeModelOutputWithPast:
         """Any number of bytes, all patches at once; those of an unfinished patch are read again with them."""
         batch, length = input_ids.shape
@@ -172,27 +166,59 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         grid_BKP = lay_out(ids, size, layout)
         told = self._tell(grid_BKP, layout, starts_BS is not None, cache, wanted)
 
-        before_BKPL = self.local_decoder.embed_tokens(grid_BKP[..., :-1])
-        first_BK1L = self.local_start.to(before_BKPL.dtype).expand(batch, layout.num_patches, 1, -1)
-        local_in = told.slices_BKPL + torch.cat([first_BK1L, before_BKPL], dim=2)
-        local = self.local_decoder(inputs_embeds=local_in.flatten(0, 1), use_cache=False, **wanted)
+        # Where the byte behind each is predicted.
+        place_BU = torch.arange(layout.num_patches * size, device=ids.device).expand(batch, -1)
+        place_BS = pick_up(place_BU.unflatten(1, (-1, size)), shape[1], layout, offset=1)[:, -length:]
+        known_BR, absent_BK = None, layout.begins_BK
+        if cache is not None and cache.seen:
+            known_BR, absent_BK = cache.before_BR, torch.zeros_like(absent_BK)
+            absent_BK[:, 0] = cache.patch_B == 0
+        before_BKR = last_of_patch_before(grid_BKP, self.config.lookback, known_BR)
+        if cache is not None:
+            count = shape[1] if mask is None else mask.long().sum(dim=1)
+            cache.remember(grid_BKP, before_BKR, told.slices_BKPL, told.routing, length, count)
+        row_B1 = torch.arange(batch, device=ids.device)[:, None]
+        parts: tuple[torch.Tensor, ...] = (grid_BKP, before_BKR, absent_BK, told.slices_BKPL)
+        if last_only:
+            place_BS = place_BS[:, -1:]
+            parts = tuple(part[row_B1, place_BS // size] for part in parts)
+        local = self._places(*parts, wanted=wanted)
+        places = size + self.config.lookback
 
         def at_bytes(x: torch.Tensor) -> torch.Tensor:
+            x = x[:, places - size :]
+            if last_only:
+                return x[row_B1, place_BS % size]
             return pick_up(x.unflatten(0, (batch, -1)), shape[1], layout, offset=1)[:, -length:]
 
         def of_places(x: torch.Tensor) -> torch.Tensor:
-            return at_bytes(x.unflatten(0, (-1, size))).flatten(0, 1)
+            return at_bytes(x.unflatten(0, (-1, places))).flatten(0, 1)
 
-        if cache is not None:
-            count = shape[1] if mask is None else mask.long().sum(dim=1)
-            cache.remember(grid_BKP, told.slices_BKPL, told.routing, length, count)
-        place_BU = torch.arange(layout.num_patches, device=ids.device).repeat_interleave(size).expand(batch, -1)
-        patch_BS = pick_up(place_BU.unflatten(1, (-1, size)), shape[1], layout, offset=1)[:, -length:]
-        row_B1 = torch.arange(batch, device=ids.device)[:, None]
         routing = {
-            name: [x_BKE[row_B1, patch_BS].flatten(0, 1) for x_BKE in told.routing[name]] for name in told.routing
+            name: [x_BKE[row_B1, place_BS // size].flatten(0, 1) for x_BKE in layers]
+            for name, layers in told.routing.items()
         }
         return joined(local, told.outputs, routing, cache, wanted, at_bytes, of_places)
+
+    def _places(
+        self,
+        grid_BKP: torch.Tensor,
+        before_BKR: torch.Tensor,
+        absent_BK: torch.Tensor,
+        slices_BKPL: torch.Tensor,
+        *,
+        wanted: dict[str, bool],
+    ) -> MoeModelOutputWithPast:
+        """The local decoder on all places of all patches, those looked back at in front, (B * K, R + P, L)."""
+        back = self.config.lookback
+        bytes_BKWL = self.local_decoder.embed_tokens(torch.cat([before_BKR, grid_BKP[..., :-1]], dim=2))
+        start = self.local_start.to(bytes_BKWL.dtype)
+        if back:
+            seen_BKRL = torch.where(absent_BK[..., None, None], start, bytes_BKWL[:, :, :back])
+            bytes_BKWL = torch.cat([seen_BKRL, bytes_BKWL[:, :, back:]], dim=2)
+        start_BK1L = start.expand(*grid_BKP.shape[:2], 1, -1)
+        in_BKWL = torch.cat([start_BK1L, bytes_BKWL], dim=2) + nn.functional.pad(slices_BKPL, (0, 0, back, 0))
+        return self.local_decoder(inputs_embeds=in_BKWL.flatten(0, 1), use_cache=False, **wanted)
 
     def _tell(
         self,
@@ -205,7 +231,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         """The global decoder on the patches that come before each patch of the grid."""
         going_on = cache is not None and cache.seen > 0
         if cache is not None and going_on:
-            # What was said to the first patch of the grid is known, and its bytes are those of the others' start.
+            # What is said to the first patch of the grid is known; the others are said what it holds.
             vectors_BKD = self.patching(grid_BKP[:, :-1].flatten(1))
             position_BK = cache.patch_B[:, None] + layout.position_BK[:, 1:]
             real_BK = layout.real_BK[:, 1:]
@@ -218,8 +244,9 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
             real_BK[:, 0] = True
         outputs = None
         if vectors_BKD.shape[1]:
-            masked = layout.slot_BS is not None and not packed
-            outputs = self._global_step(vectors_BKD, position_BK, real_BK if masked else None, cache, wanted)
+            plain = layout.slot_BS is None
+            hidden_BK = None if plain or packed else real_BK
+            outputs = self._global_step(vectors_BKD, position_BK, hidden_BK, cache, wanted, plain and not going_on)
         slices: list[torch.Tensor] = []
         routing: Routing = {name: [] for name in ROUTING}
         if outputs is not None:
@@ -227,13 +254,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
             routing = routing_of(outputs, len(grid_BKP))
         if cache is not None and going_on:
             slices.insert(0, cache.slices_BPL[:, None])
-            known = {name: [x_BE[:, None] for x_BE in layers] for name, layers in cache.routing.items()}
-            routing = {
-                name: [torch.cat(pair, dim=1) for pair in zip(known[name], routing[name], strict=True)]
-                if routing[name]
-                else known[name]
-                for name in ROUTING
-            }
+            routing = cache.behind_known(routing)
         return Told(torch.cat(slices, dim=1), routing, outputs)
 
     def _global_step(
@@ -243,6 +264,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         real_BK: torch.Tensor | None,
         cache: MegaByteCache | None,
         wanted: dict[str, bool],
+        plain: bool = False,
     ) -> MoeModelOutputWithPast:
         self._require_room(position_BK)
         mask_BK = real_BK
@@ -253,7 +275,8 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         return self.global_decoder(
             inputs_embeds=vectors_BKD,
             attention_mask=None if mask_BK is None else mask_BK.long(),
-            position_ids=position_BK,
+            # Given none, attention need not look for documents.
+            position_ids=None if plain else position_BK,
             past_key_values=None if cache is None else cache.global_cache,
             use_cache=cache is not None,
             **wanted,
@@ -267,54 +290,56 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel):
         self, input_ids: torch.Tensor, cache: MegaByteCache, wanted: dict[str, bool]
     ) -> MoeModelOutputWithPast:
         """One real byte in every row: the global decoder reads only where it ends a patch."""
-        size, batch = self.config.patch_size, len(input_ids)
+        size, batch, common = self.config.patch_size, len(input_ids), cache.common_phase
         cache.seen += 1
         cache.tail_BP = cache.tail_BP.scatter(1, cache.phase_B[:, None], input_ids)
         cache.phase_B = cache.phase_B + 1
         full_B = cache.phase_B == size
-        common = cache.common_phase
         outputs = None
         if bool(full_B.any()) if common is None else common + 1 == size:
             vectors_B1D = self.patching(cache.tail_BP)
-            everywhere = common is not None
-            mask_B1 = None if everywhere else full_B[:, None]
+            mask_B1 = full_B[:, None] if common is None else None
             outputs = self._global_step(vectors_B1D, cache.patch_B[:, None] + 1, mask_B1, cache, wanted)
             routing = {name: list(outputs.get(name) or ()) for name in ROUTING}
             cache.next_patches(full_B, self._slices(outputs)[:, 0], routing)
         if common is not None:
             cache.common_phase = (common + 1) % size
         local = self._next_place(cache, wanted)
-
-        def last(x: torch.Tensor) -> torch.Tensor:
-            return x[:, -1:]
-
-        def last_of_places(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(0, (batch, -1))[:, -1]
-
-        return joined(local, outputs, cache.routing, cache, wanted, last, last_of_places)
+        return joined(
+            local,
+            outputs,
+            cache.routing,
+            cache,
+            wanted,
+            lambda x: x[:, -1:],
+            lambda x: x.unflatten(0, (batch, -1))[:, -1],
+        )
 
     def _next_place(self, cache: MegaByteCache, wanted: dict[str, bool]) -> MoeModelOutputWithPast:
         """The local decoder at the place behind the last byte of each row, the last one of what it returns."""
-        common = cache.common_phase
-        # A state, unlike keys, cannot be hidden from the rows whose patch ended.
-        croppable = all(kind == "full_attention" for kind in self.local_decoder.config.layer_types or [])
-        if common == 0 or (common is None and not croppable):
+        common, back = cache.common_phase, self.config.lookback
+        # A state, unlike keys, cannot be hidden from the rows whose patch ended; and what is looked back at was read
+        # in another place.
+        lasting = not back and all(kind == "full_attention" for kind in self.local_decoder.config.layer_types or [])
+        if common == 0 or (common is None and not lasting):
             cache.local_cache = None
-        place_BW = cache.phase_B[:, None]
+        place_BW = cache.phase_B[:, None] + back
         if cache.local_cache is None:
-            width = (int(cache.phase_B.max()) if common is None else common) + 1
+            width = (int(cache.phase_B.max()) if common is None else common) + back + 1
             place_BW = place_BW - torch.arange(width - 1, -1, -1, device=place_BW.device)
             cache.local_cache = self.local_decoder.new_cache()
-        columns = cache.trim_local(self.config.patch_size - 1) + place_BW.shape[1]
+        columns = cache.trim_local(self.config.patch_size - 1 + back) + place_BW.shape[1]
         mask = None
         if common is None:
-            mask = (torch.arange(columns, device=place_BW.device) >= columns - 1 - cache.phase_B[:, None]).long()
+            mask = (torch.arange(columns, device=place_BW.device) >= columns - 1 - back - cache.phase_B[:, None]).long()
         known_BW = place_BW.clamp(min=0)
-        before_BWL = self.local_decoder.embed_tokens(cache.tail_BP.gather(1, (place_BW - 1).clamp(min=0)))
-        before_BWL = torch.where((place_BW == 0)[..., None], self.local_start.to(before_BWL.dtype), before_BWL)
+        bytes_BW = torch.cat([cache.before_BR, cache.tail_BP], dim=1).gather(1, (place_BW - 1).clamp(min=0))
+        absent_BW = (place_BW <= 0) | ((place_BW <= back) & (cache.patch_B == 0)[:, None])
+        bytes_BWL = self.local_decoder.embed_tokens(bytes_BW)
+        bytes_BWL = torch.where(absent_BW[..., None], self.local_start.to(bytes_BWL.dtype), bytes_BWL)
         row_B1 = torch.arange(len(place_BW), device=place_BW.device)[:, None]
         return self.local_decoder(
-            inputs_embeds=before_BWL + cache.slices_BPL[row_B1, known_BW],
+            inputs_embeds=bytes_BWL + nn.functional.pad(cache.slices_BPL, (0, 0, back, 0))[row_B1, known_BW],
             attention_mask=mask,
             position_ids=known_BW,
             past_key_values=cache.local_cache,
@@ -358,6 +383,11 @@ class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
         else:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers; of a prompt, the hidden states behind its last byte will do where nothing is recorded."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        return inputs if any(recordings(inputs, self.config).values()) else {**inputs, "last_only": True}
+
 
 class MegaByteWithMoEForSequenceClassification(MegaBytePreTrainedModel, MoEForSequenceClassification):
     """MegaByte with experts that labels a sequence."""
@@ -368,15 +398,3 @@ class MegaByteWithMoEForSequenceClassification(MegaBytePreTrainedModel, MoEForSe
         super().__init__(config)
         self.score = nn.Linear(config.local_decoder_config.hidden_size, config.num_labels or 0, bias=False)
         self.post_init()
-
-
-def _mask_of_call(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor | None:
-    """(B, S), True at real bytes of this call; None where all are."""
-    if attention_mask is None:
-        return None
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
-        shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
-        raise ConfigError(
-            f"attention_mask of shape {shape} is not allowed; it must be (batch, bytes), nonzero at real bytes"
-        )
-    return none_if_all(attention_mask[:, -input_ids.shape[1] :] != 0)

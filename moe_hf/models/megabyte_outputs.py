@@ -3,10 +3,11 @@
 Shapes: B batch, K patches, P bytes per patch, L width of the local decoder, E experts, k slots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_hf.layers.megabyte_cache import MegaByteCache, Routing
@@ -27,6 +28,14 @@ class Told(NamedTuple):
     slices_BKPL: torch.Tensor
     routing: Routing
     outputs: MoeModelOutputWithPast | None
+
+
+def recordings(given: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, bool]:
+    """Which recordings are asked for, by keyword arguments or else by the configuration, as "output_..."."""
+    return {
+        f"output_{name}": bool(given.get(f"output_{name}", getattr(config, f"output_{name}", False)))
+        for name in RECORDINGS
+    }
 
 
 def routing_of(outputs: MoeModelOutputWithPast, batch: int) -> Routing:

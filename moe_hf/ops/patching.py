@@ -55,6 +55,18 @@ def shift_right(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     return torch.cat([first.to(x.dtype).expand_as(x[:, :1]), x[:, :-1]], dim=1)
 
 
+def last_of_patch_before(x: torch.Tensor, count: int, first: torch.Tensor | None = None) -> torch.Tensor:
+    """The last `count` bytes of the patch before each, (B, K, `count`), out of (B, K, P).
+
+    Args:
+        x: bytes in patches.
+        count: in [0, P].
+        first: (B, `count`), what stands before the first patch; None leaves arbitrary bytes there.
+    """
+    last = x[..., x.shape[2] - count :]
+    return torch.cat([last[:, :1] if first is None else first[:, None], last[:, :-1]], dim=1)
+
+
 class PatchLayout(NamedTuple):
     """Where the bytes of each row stand in patches, when every document begins a patch of its own.
 

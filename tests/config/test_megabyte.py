@@ -30,7 +30,7 @@ def test_the_local_decoder_is_half_as_large_and_else_alike() -> None:
     assert local.resid_dropout == 0.1
     assert local.mlp_gated
     # Patches are short, and attention alone does not know their order.
-    assert (local.mixer, local.position_embedding_type, local.max_position_embeddings) == ("attention", "learned", 6)
+    assert (local.mixer, local.position_embedding_type, local.max_position_embeddings) == ("attention", "learned", 9)
 
 
 def test_the_local_decoder_s_own_fields_win() -> None:
@@ -63,6 +63,11 @@ def test_the_global_decoder_counts_patches() -> None:
     # 70 bytes are 11 whole patches; the patch of start stands before them.
     assert part.max_position_embeddings == 12
     assert (part.hidden_size, part.router_z_loss_coef, part.dtype) == (48, 0.5, whole.dtype)
+
+
+def test_the_local_decoder_looks_half_a_patch_back_unless_told() -> None:
+    assert config().local_lookback == 3
+    assert config(local_lookback=0).local_config.max_position_embeddings == 6
 
 
 def test_routers_of_both_decoders_are_counted() -> None:
@@ -108,7 +113,11 @@ def test_an_override_on_loading_reaches_both_decoders(tmp_path) -> None:
         ({"local_config": {"num_experts": 8}}, "local_config: num_experts=8 is not allowed; it must be 4"),
         ({"local_config": {"vocab_size": 8}}, "local_config: vocab_size=8 is not allowed; it must be 264"),
         ({"local_config": {"mixer": "retention"}}, "local_config: mixer='retention' is not allowed"),
-        ({"local_config": {"max_position_embeddings": 5}}, "max_position_embeddings=5 .* at least patch_size=6"),
+        ({"local_config": {"max_position_embeddings": 8}}, "=8 .* at least patch_size \\+ local_lookback = 9"),
+        (
+            {"local_lookback": 7},
+            r"local_lookback=7 is not allowed; it must be None or an integer in \[0, patch_size=6\]",
+        ),
         ({"local_config": {"hiden_size": 24}}, "unknown field 'hiden_size'; did you mean 'hidden_size'"),
         ({"local_config": {"router_eval_capacity_factor": 1.0}}, "router_eval_capacity_factor=1.0 is not allowed"),
     ],

@@ -8,12 +8,11 @@ from pathlib import Path
 from moe_hf.base.errors import ConfigError
 from moe_hf.bench.recall.arms import ARMS
 from moe_hf.bench.recall.learning import Recipe
-from moe_hf.bench.recall.report import draw_picture, missed_gates, summarise, write_table
+from moe_hf.bench.recall.report import missed_gates, summarise, write_report
 from moe_hf.bench.recall.sweep import Results, sweep
 from moe_hf.bench.recall.tasks import TASKS
 
 logger = logging.getLogger(__name__)
-PAGE = "mixers.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for arm in given.mixers:
             sweep(task, arm, results, recipe)
     summary = summarise(results.runs(), recipe)
-    write_table(summary, given.output_dir)
-    draw_picture(summary, given.output_dir / "images")
+    write_report(summary, given.output_dir)
     missed = missed_gates(summary)
     for line in missed:
         logger.warning(line)

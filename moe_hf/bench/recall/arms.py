@@ -19,6 +19,7 @@ _SHAPE: dict[str, Any] = {
     "intermediate_size": 2 * _WIDTH,
     "max_position_embeddings": LENGTH,
     "mlp_layer_types": ["dense", "dense"],
+    "mlp_gated": False,
     "resid_dropout": 0.0,
     "embd_dropout": 0.0,
     "attention_dropout": 0.0,
@@ -48,6 +49,14 @@ class Arm(NamedTuple):
 
 ARMS: dict[str, Arm] = {
     "attention": Arm("gpt2_moe", {}, gate=0.97),
+    "topk_sparse": Arm("gpt2_moe", {"attn_topk": 8}, gate=0.97, attn_implementation="topk_sparse"),
+    "retention": Arm("retnet_moe", {}, gate=0.6),
+    "mamba 1": Arm("mamba_moe", {"mamba_version": 1}, gate=0.8),
+    "mamba 2": Arm("mamba_moe", {"mamba_state_size": 32, "mamba_head_dim": 32}, gate=0.97),
+    "rwkv 4": Arm("rwkv_moe", {"rwkv_version": 4}, gate=0.9),
+    "rwkv 7": Arm("rwkv_moe", {}, gate=0.97),
+    "hyena": Arm("hyena_moe", {}, gate=0.2),
+    "hyena, attention": Arm("hyena_moe", {"mixer": ["hyena", "attention"]}, gate=0.97),
 }
 """Every arm by the name that the tables give it."""
 

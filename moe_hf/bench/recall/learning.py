@@ -30,14 +30,14 @@ class Recipe(NamedTuple):
         solved: accuracy in (0, 1] on the trained variant at which a run ends.
     """
 
-    steps: int = 1200
+    steps: int = 1000
     sweep_steps: int = 500
-    batch_size: int = 64
-    warmup_steps: int = 50
+    batch_size: int = 32
+    warmup_steps: int = 100
     weight_decay: float = 0.1
     eval_every: int = 50
     test_examples: int = 512
-    solved: float = 0.998
+    solved: float = 0.995
 
 
 class Learnt(NamedTuple):
