@@ -68,8 +68,8 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
             2021, Primer); 0 turns it off.
         attn_topk, attn_topk_blocks, attn_block_size: with `attn_implementation="topk_sparse"`, keys that each query
-            looks at; with "topk_block", blocks of keys and keys per block. A number >= 1, a share of the keys in (0, 1), or a
-            list with one for each layer.
+            looks at; with "topk_block", blocks of keys and keys per block. A number >= 1, a share of the keys in
+            (0, 1), or a list with one for each layer.
         layer_types: transformers' word for the cache and mask of each layer; None derives it from the mixers.
         mlp_layer_types: "sparse" (experts), "dense" or "none" per layer; None means alternating, sparse first, or all
             sparse where FFNs are interleaved.

@@ -96,8 +96,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         wanted = generation_config.cache_implementation or ""
         if wanted.startswith("offloaded") and set(self.config.layer_types or []) != {"full_attention"}:
             raise ConfigError(
-                f"cache_implementation={wanted!r} is not allowed for layers that keep a state; leave it out: states are "
-                "small"
+                f"cache_implementation={wanted!r} is not allowed for layers that keep a state; leave it out: "
+                "states are small"
             )
         name = "cache_params" if "mamba" in type(self).__name__.lower() else "past_key_values"
         if given is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
@@ -229,7 +229,30 @@ def test_overrides_of_a_saved_configuration_are_validated(tiny_config: MakeConfi
     with pytest.raises(ConfigError, match="num_experts_per_tok=9"):
         GPT2WithMoEConfig.from_pretrained(tmp_path, num_experts_per_tok=9)
     with pytest.raises(ConfigError, match="mlp_layer_types"):
+        GPT2WithMoEConfig.from_pretrained(tmp_path, mlp_layer_types=["sparse"] * 2)
+
+
+def test_a_usual_list_of_ffns_follows_the_number_of_layers_and_their_placement(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    tiny_config().save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2).mlp_layer_types == ["sparse", "dense"]
+    moved = GPT2WithMoEConfig.from_pretrained(tmp_path, mlp_placement="interleaved")
+    assert moved.mlp_layer_types == ["none", "sparse"] * 2
+    tiny_config(mlp_layer_types=["dense", "sparse", "sparse", "dense"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="2 entries"):
         GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+
+
+def test_a_saved_configuration_is_read_by_transformers_base_class_and_from_older_files(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    # Trainer resumes through the base class, which refuses names of layer types that it does not know.
+    tiny_config(mixer_short_conv=3).save_pretrained(tmp_path)
+    PreTrainedConfig.from_json_file(tmp_path / "config.json")
+    old = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**old, "layer_types": ["hybrid"] * 4}))
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path).layer_types == ["attention_with_state"] * 4
 
 
 def test_an_override_under_an_alias_wins_over_the_saved_value(tiny_config: MakeConfig, tmp_path: Path) -> None:
