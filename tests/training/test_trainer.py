@@ -27,6 +27,7 @@ from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.metrics import read_metrics
 from moe_hf.training.trainer import MoETrainer
 from moe_hf.training.training_arguments import MoETrainingArguments
+from tests.models.families import tiny_family
 
 VOCABULARY, LENGTH = 40, 8
 SPEED = ("tokens_per_second", "mfu", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -168,6 +169,22 @@ RESUME_CASES = {
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["gpt2-rotary-conv", "mamba-attention", "mamba-interleaved", "rwkv7", "hyena"])
+def test_a_run_of_any_mixer_resumes_to_the_bit(tmp_path, kind):
+    def build(folder, *callbacks):
+        model = tiny_family(kind, resid_dropout=0.1).train()
+        return make_trainer(tmp_path / folder, model, None, callbacks, max_steps=4, save_strategy="steps", save_steps=2)
+
+    whole = build("whole")
+    whole.train()
+    build("parts", StopAfter(2)).train()
+    resumed = build("parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    for (name, tensor), twin in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(tensor, twin), name
+
+
 @pytest.mark.parametrize("case", RESUME_CASES)
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, case):
     options, make_data, stop = RESUME_CASES[case]
