@@ -52,7 +52,7 @@ def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, An
         names = [*MIXER_NAMES, *(ARCHITECTURES if len(mixers) == 1 else ())]
         raise ConfigError(
             f"architecture={word!r} is not allowed; it must be {', '.join(ARCHITECTURES)}, or a pattern of mixers such "
-            f"as 'mamba*3,attention' made of {', '.join(MIXER_NAMES)}{did_you_mean(str(unknown), names)}"
+            f"as 'mamba*3,attention' made of {', '.join(MIXER_NAMES)}{did_you_mean(unknown, names) if unknown else ''}"
         )
     first = next((mixer for mixer in mixers if mixer not in ("attention", "none")), "attention")
     fields: dict[str, Any] = {"mixer": word}

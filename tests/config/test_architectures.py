@@ -24,7 +24,19 @@ def test_a_hybrid_belongs_to_the_family_of_its_first_other_mixer() -> None:
     assert architecture_config("attention")[0] is GPT2WithMoEConfig
 
 
-@pytest.mark.parametrize("word", ["mambo", "mamba,attentoin", "transformer"])
+def test_a_pattern_that_does_not_fit_and_other_placements_of_ffns_are_told_apart() -> None:
+    six = create_moe_config("tiny", architecture="mamba", num_hidden_layers=6)
+    assert not is_of_architecture(six, "mamba*3,attention")
+    apart = create_moe_config("tiny", architecture="mamba,attention", mlp_placement="interleaved")
+    assert is_of_architecture(apart, "mamba,attention")
+
+
+def test_within_a_pattern_mixers_are_suggested_not_families() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'retention'"):
+        architecture_config("retent,attention")
+
+
+@pytest.mark.parametrize("word", ["mambo", "mamba,attentoin", "transformer", "none"])
 def test_an_unknown_word_is_refused_with_what_there_is(word: str) -> None:
     with pytest.raises(ConfigError, match=r"it must be gpt2, retnet.*pattern of mixers"):
         architecture_config(word)
