@@ -104,6 +104,8 @@ class RetNetWithMoEConfig(MoEDecoderConfig):
             )
         if dense.get("intermediate_size") is None:
             dense["intermediate_size"] = _ffn_width(dense["hidden_size"], dense.get("hidden_ratio", 2) or 4)
+        # Its norm takes null for no.
+        dense["elementwise_affine"] = bool(dense["elementwise_affine"])
         names = {**_RETNET_NAMES, **{name: name for name in _SHARED_NAMES}}
         return {"model_type": cls.model_type, **{names[key]: value for key, value in dense.items() if key in names}}
 

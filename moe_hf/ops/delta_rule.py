@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moe_hf.ops.delta_rule_segment import Edges, Sequences, segment_backward, segment_forward
+from moe_hf.ops.scalar_decay import real_starts
 
 # Tokens whose pairs are worked on at once, and tokens whose intermediate results are alive at once.
 _CHUNK, _SEGMENT = 32, 256
@@ -43,7 +44,8 @@ def delta_rule(
         initial_state: (B, H, V, K); None is the empty state, zeros.
         mask_BS: nonzero at real tokens; None means that all are. Padding, wherever it stands, leaves the state as it
             is; the output there means nothing.
-        starts_BS: True at a token that begins a document, before which the state is emptied; None means none inside.
+        starts_BS: bool, True at a token that begins a document, before which the state is emptied; None means none
+            inside. At padding none begins.
         output_final_state: whether the state after the last token is wanted.
 
     Returns:
@@ -51,6 +53,7 @@ def delta_rule(
         where the value is), or None.
     """
     initial_state = _state_for(initial_state, key_BSHK, value_BSHV)
+    starts_BS = real_starts(starts_BS, mask_BS)
     tokens = (receptance_BSHK, log_decay_BSHK, key_BSHK, value_BSHV, a_BSHK, b_BSHK)
     out_BSHV, final_state, _ = _delta_rule(*tokens, initial_state, mask_BS, starts_BS)
     return out_BSHV, final_state if output_final_state else None
@@ -74,6 +77,7 @@ def reference_delta_rule(
     Args and returns as in `delta_rule`.
     """
     state_BHVK = _state_for(initial_state, key_BSHK, value_BSHV)
+    starts_BS = real_starts(starts_BS, mask_BS)
     tokens = (receptance_BSHK, log_decay_BSHK, key_BSHK, value_BSHV, a_BSHK, b_BSHK)
     columns = [part.to(state_BHVK.dtype).unbind(1) for part in tokens]
     length = value_BSHV.shape[1]

@@ -12,7 +12,7 @@ import torch
 
 from moe_hf.base.optional import require
 from moe_hf.ops.mixer_backends import Kernel
-from moe_hf.ops.scalar_decay import scalar_decay, without_padding
+from moe_hf.ops.scalar_decay import real_starts, scalar_decay, without_padding
 
 
 def fla_scalar_decay(
@@ -42,7 +42,8 @@ def fla_scalar_decay(
             starts_BS=starts_BS,
             output_final_state=output_final_state,
         )
-    key_BSHK, log_decay = without_padding(key_BSHK, log_decay, mask_BS)
+    key_BSHK, value_BSHV, log_decay = without_padding(key_BSHK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     query_BSHK, key_BSHK = (x.to(value_BSHV.dtype).contiguous() for x in (query_BSHK, key_BSHK))
     batch, length = value_BSHV.shape[:2]
     sequences, options = [query_BSHK, key_BSHK, value_BSHV.contiguous()], dict[str, Any]()
@@ -57,7 +58,9 @@ def fla_scalar_decay(
             empty_NHKV = state.new_zeros(len(documents.bounds) - 1, *state.shape[1:])
             state = empty_NHKV.index_copy(0, documents.first_B, kept_BHKV)
     kernel = _kernel()
-    if log_decay.dim() == 1 and "g_gamma" in inspect.signature(kernel).parameters:
+    # The kernel's own decays per head get no gradient.
+    is_fixed = log_decay.dim() == 1 and not (torch.is_grad_enabled() and log_decay.requires_grad)
+    if is_fixed and "g_gamma" in inspect.signature(kernel).parameters:
         options["g_gamma"] = log_decay.float()
     else:
         log_BSH = log_decay.float().expand(batch, length, -1)
@@ -100,9 +103,10 @@ def _kernel() -> Callable[..., Any]:
 
 
 def _example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
+    # Drawn on the CPU whatever torch's default device is: generators of other devices draw other numbers.
+    generator = torch.Generator("cpu").manual_seed(0)
     shapes = ((2, 70, 2, 32), (2, 70, 2, 32), (2, 70, 2, 64), (2, 2, 32, 64))
-    query, key, value, state = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    query, key, value, state = (torch.randn(shape, generator=generator, device="cpu").to(device) for shape in shapes)
     log_decay_H = torch.tensor([-0.03, -0.3], device=device)
     starts_BS = torch.arange(140, device=device).view(2, 70) % 23 == 5
     return (query, key, value, log_decay_H), {"initial_state": state, "starts_BS": starts_BS}

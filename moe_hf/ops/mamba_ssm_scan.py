@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moe_hf.base.optional import require
 from moe_hf.ops.mixer_backends import Kernel
-from moe_hf.ops.selective_scan import selective_scan
+from moe_hf.ops.scalar_decay import real_starts
+from moe_hf.ops.selective_scan import selective_scan, without_padding
 from moe_hf.ops.ssd import ssd, ssd_example
 
 # Positions whose share of an initial state is worked out at once: (B, these, D, N) numbers.
@@ -55,8 +56,7 @@ def mamba_ssm_selective_scan(
             starts_BS=starts_BS,
             output_final_state=output_final_state,
         )
-    if mask_BS is not None:
-        delta_BSD = delta_BSD.masked_fill(mask_BS[..., None] == 0, 0)
+    u_BSD, delta_BSD, b_BSN = without_padding((u_BSD, delta_BSD, b_BSN), mask_BS)
     # It wants one dtype for all; step sizes would lose too much in half precision.
     u, delta, b, c = (x.float().transpose(1, 2).contiguous() for x in (u_BSD, delta_BSD, b_BSN, c_BSN))
     y, state_BDN = _function("selective_scan_interface", "selective_scan_fn")(
@@ -95,8 +95,8 @@ def mamba_ssm_ssd(
     output_final_state: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`moe_hf.ops.ssd.ssd` by `mamba_chunk_scan_combined`, which does all that it does."""
-    if mask_BS is not None:
-        delta_BSH = delta_BSH.masked_fill(mask_BS[..., None] == 0, 0)
+    u_BSHV, delta_BSH, b_BSGK = without_padding((u_BSHV, delta_BSH, b_BSGK), mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     documents_BS = None if starts_BS is None else starts_BS.cumsum(dim=1).to(torch.int32)
     y_BSHV, state_BHVK = _function("triton.ssd_combined", "mamba_chunk_scan_combined")(
         u_BSHV.contiguous(),
@@ -114,8 +114,8 @@ def mamba_ssm_ssd(
 
 
 def _selective_scan_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    generator = torch.Generator().manual_seed(0)
-    u, delta, b, c = (torch.randn(2, 70, 16, generator=generator).to(device) for _ in range(4))
+    generator = torch.Generator("cpu").manual_seed(0)
+    u, delta, b, c = (torch.randn(2, 70, 16, generator=generator, device="cpu").to(device) for _ in range(4))
     rates_DN = -torch.arange(1.0, 17, device=device).expand(16, -1).contiguous()
     return (u, F.softplus(delta - 2), rates_DN, b, c), {}
 

@@ -19,9 +19,10 @@ class Kernel(NamedTuple):
     Attributes:
         package: a key of `OPTIONAL_PACKAGES`.
         op: what it computes, for messages.
-        run: takes and returns what our own op does.
+        run: takes and returns what our own op does: an output and, unless `output_final_state` is False, a state.
         ours: our own op.
-        example: small arguments on a device, positional ones and keywords, to compare the two by.
+        example: small arguments on a device, positional ones and keywords, to compare the two by; those that the
+            kernel itself computes with, or only our own code would be tested.
     """
 
     package: str
@@ -32,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def pick_kernel(requested: str, kernels: tuple[Kernel, ...], device: torch.device) -> Kernel | None:
-    """The kernel to use; None means our own code.
+    """The kernel to use; None means our own code, as it always does while torch.compile looks.
 
     Args:
         requested: "auto" takes the first of `kernels` that is installed and agrees with our own code, on CUDA only;
@@ -43,11 +44,11 @@ def pick_kernel(requested: str, kernels: tuple[Kernel, ...], device: torch.devic
     Raises:
         BackendUnavailableError: a package was asked for by name and is absent, is not on CUDA, fails, or disagrees.
     """
-    if requested == "torch":
+    # A compiler would have to trace the comparison; what it makes of our own code needs no package.
+    if requested == "torch" or torch.compiler.is_compiling():
         return None
     if requested == "auto":
-        # A compiler would have to trace the comparison; what it makes of our own code needs no package.
-        if device.type != "cuda" or torch.compiler.is_compiling():
+        if device.type != "cuda":
             return None
         return next((kernel for kernel in kernels if obstacle(kernel, device) is None), None)
     for kernel in kernels:
@@ -67,15 +68,35 @@ def obstacle(kernel: Kernel, device: torch.device) -> str | None:
         return f"{package.module} runs on CUDA only, and the tensors are on {device.type}"
     if not is_available(kernel.package):
         return f"the package {package.module!r} is not installed; {package.install}"
-    args, kwargs = kernel.example(device)
-    with torch.no_grad():
-        expected = kernel.ours(*args, **kwargs)[0].float()
+    return disagreement(kernel, device)
+
+
+def disagreement(kernel: Kernel, device: torch.device) -> str | None:
+    """How a kernel fails, or differs from our own code in output, final state or gradient of its first argument."""
+    module = OPTIONAL_PACKAGES[kernel.package].module
+    # The first call may come from anywhere, and what is found holds for all.
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         try:
-            got = kernel.run(*args, **kwargs)[0].float()
+            args, kwargs = kernel.example(device)
+            ours, theirs = (_results(op, args, kwargs) for op in (kernel.ours, kernel.run))
+            differences = {
+                name: float((theirs[name] - expected).norm() / expected.norm()) for name, expected in ours.items()
+            }
         # Packages fail in ways of their own, as where their compiled part is absent.
         except Exception as error:
-            return f"{package.module} fails at {kernel.op}: {type(error).__name__}: {error}"
-    difference = float((got - expected).norm() / expected.norm())
-    if not difference <= _WORST_ERROR:
-        return f"{package.module} computes {kernel.op} differently here (relative difference {difference:.1e})"
+            return f"{module} fails at {kernel.op}: {type(error).__name__}: {error}"
+    for name, difference in differences.items():
+        if not difference <= _WORST_ERROR:
+            return f"{module} computes {kernel.op} differently here ({name}, relative difference {difference:.1e})"
     return None
+
+
+def _results(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Output and state as in generation; and the gradient as in training, which asks for no state."""
+    with torch.no_grad():
+        out, state = op(*args, **kwargs)
+    first = args[0].detach().clone().requires_grad_()
+    with torch.enable_grad():
+        trained = op(first, *args[1:], **{**kwargs, "output_final_state": False})[0]
+        (gradient,) = torch.autograd.grad(trained.float().square().sum(), [first])
+    return {"output": out.float(), "final state": state.float(), "gradient": gradient.float()}

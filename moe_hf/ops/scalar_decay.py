@@ -41,8 +41,10 @@ def scalar_decay(
         value_BSHV: what is written.
         log_decay: natural logarithms of the decay, finite and <= 0: (H,), or (B, S, H) for one per token.
         initial_state: (B, H, K, V); None is the empty one.
-        mask_BS: nonzero at real tokens; padding, wherever it stands, leaves the state as it is. None: all are real.
-        starts_BS: bool, True at tokens before which the state is emptied. None: no document begins inside.
+        mask_BS: nonzero at real tokens; padding, wherever it stands, leaves the state as it is, whatever its keys,
+            values and decays are. None: all are real.
+        starts_BS: bool, True at tokens before which the state is emptied, unless they are padding. None: no document
+            begins inside. What is not finite in one document may still reach others of its row.
         output_final_state: whether the state after the last token is returned.
         chunk_size: positions whose products are formed at once, >= 1.
         segment_size: positions between two states that are kept, a multiple of `chunk_size`.
@@ -60,7 +62,8 @@ def scalar_decay(
             f"chunk_size={chunk_size}, segment_size={segment_size} are not allowed; the segment must be a multiple of "
             f"the chunk, such as {CHUNK_SIZE} and {SEGMENT_SIZE}"
         )
-    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     inputs = (query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     out_BSHV, state_BHKV, _ = _scalar_decay(*inputs, starts_BS, chunk_size, segment_size, trains)
@@ -86,7 +89,7 @@ def scalar_decay_step(
         initial_state: (B, H, K, V), which is not written to.
         mask_B: nonzero where the token is real. None: all are.
     """
-    key_BGK, log_decay = without_padding(key_BGK, log_decay, mask_B)
+    key_BGK, value_BHV, log_decay = without_padding(key_BGK, value_BHV, log_decay, mask_B)
     dtype, (batch, groups, width) = initial_state.dtype, key_BGK.shape
     decay_BH11 = log_decay.to(dtype).exp()[..., None, None]
     value_BGR1V = value_BHV.to(dtype).unflatten(1, (groups, -1))[..., None, :]
@@ -110,20 +113,22 @@ def reference_scalar_decay(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`S_t = exp(log_decay_t) S_(t-1) + k_t v_t^T` and `o_t = q_t S_t`, token by token (RetNet, section 2.2).
 
-    Arguments and result are those of `scalar_decay`.
+    Arguments and result are those of `scalar_decay`, but a start cuts off what is not finite as well.
     """
     _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
     batch, length, heads, _ = value_BSHV.shape
     query_BSHK, key_BSHK = (x.to(inputs.dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in inputs[:2])
     decay_BSH = log_decay.to(inputs.dtype).exp().expand(batch, length, -1)
-    if starts_BS is not None:
-        decay_BSH = decay_BSH.masked_fill(starts_BS[..., None], 0)
     state_BHKV = _first_state(inputs, initial_state)
     out = []
     tokens = (x.unbind(dim=1) for x in (query_BSHK, key_BSHK, value_BSHV.to(inputs.dtype), decay_BSH))
-    for query_BHK, key_BHK, value_BHV, decay_BH in zip(*tokens, strict=True):
+    starts = [None] * length if starts_BS is None else starts_BS[..., None, None, None].unbind(dim=1)
+    for query_BHK, key_BHK, value_BHV, decay_BH, begins in zip(*tokens, starts, strict=True):
+        if begins is not None:
+            state_BHKV = state_BHKV.masked_fill(begins, 0)
         state_BHKV = decay_BH[..., None, None] * state_BHKV + key_BHK[..., :, None] * value_BHV[..., None, :]
         out.append((query_BHK[..., None] * state_BHKV).sum(dim=-2))
     out_BSHV = torch.stack(out, dim=1).to(value_BSHV.dtype)
@@ -146,7 +151,8 @@ def parallel_scalar_decay(
     Arguments and result are those of `scalar_decay`.
     """
     _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, log_decay = without_padding(key_BSGK, log_decay, mask_BS)
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
     batch, length, heads, _ = value_BSHV.shape
     query, key = (x.to(inputs.dtype).transpose(1, 2) for x in inputs[:2])
@@ -172,19 +178,32 @@ def parallel_scalar_decay(
 
 
 def without_padding(
-    key: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and decays that leave the state as it is where the mask is 0.
+    key: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values and decays that leave the state as it is where the mask is 0.
 
     Args:
         key: (..., G, K).
+        value: (..., H, V).
         log_decay: (H,) or (..., H).
         mask: (...), nonzero at real tokens; None means that all are.
     """
     if mask is None:
-        return key, log_decay
+        return key, value, log_decay
     absent = (mask == 0)[..., None]
-    return key.masked_fill(absent[..., None], 0), torch.where(absent, 0.0, log_decay)
+    # Both factors of what is written: zero times what is not finite would not be zero.
+    key, value = (x.masked_fill(absent[..., None], 0) for x in (key, value))
+    return key, value, torch.where(absent, 0.0, log_decay)
+
+
+def real_starts(starts_BS: torch.Tensor | None, mask_BS: torch.Tensor | None) -> torch.Tensor | None:
+    """Where documents begin, bool: padding neither writes nor decays, and begins none.
+
+    Args:
+        starts_BS: bool, or None where none begins.
+        mask_BS: nonzero at real tokens; None means that all are.
+    """
+    return starts_BS if starts_BS is None or mask_BS is None else starts_BS & (mask_BS != 0)
 
 
 def _check(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 # A state is (B, G, K, X) in here: the heads of a group lie side by side, so that one product serves them all.
 
@@ -257,8 +258,11 @@ def _differentiate_decay(
     Only the last is a difference of sums, so that rounding cannot add up over the sequence.
     """
     value, heads = opened.value, opened.value.shape[4]
+    # Nothing decays between a token's writing and its own reading, and that share would drown the others.
+    pair = pair.tril(-1)
     read = (opened.query @ opened.states).mul_(dread).unflatten(4, (heads, -1)).sum(dim=5)
     through = (opened.states * dafter).unflatten(4, (heads, -1)).sum(dim=(3, 5))[..., None, :]
     written = (value * dadded).sum(dim=5) + (pair.sum(dim=4) - pair.sum(dim=5)).transpose(3, 4)
-    before = written.cumsum(dim=3) - written
+    # Without the position's own share from the start: taking it off the sum would leave its rounding.
+    before = F.pad(written[:, :, :, :-1].cumsum(dim=3), (0, 0, 1, 0))
     return read.flip(3).cumsum(dim=3).flip(3) + before + through * opened.decays.whole[..., 0]

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.ops.expert_parts import without_autocast
+from moe_hf.ops.scalar_decay import real_starts
 from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, forward_pass, num_blocks, scan_dtype
 
 _LOG2_E = math.log2(math.e)
@@ -39,14 +41,22 @@ def selective_scan(
         b_BSN: how the input enters the state.
         c_BSN: how the state is read.
         initial_state: (B, D, N), the state before the first position; None is zero.
-        mask_BS: nonzero at real tokens; padding leaves the state as it is. None means that all are real.
-        starts_BS: True where a document begins: the state is emptied just before. None means nowhere.
+        mask_BS: nonzero at real tokens; padding leaves the state as it is, whatever u, delta and b are there. None
+            means that all are real.
+        starts_BS: bool, True where a document begins: the state is emptied just before, even of what is not finite.
+            At padding none begins. None means nowhere.
         output_final_state: whether to return the state after the last real token.
 
     Returns:
-        (B, S, D) in the dtype of `u_BSD`; and the state, (B, D, N) in float32 (float64 for float64), or None.
+        (B, S, D) in the dtype of `u_BSD`; and the state, (B, D, N), or None. State and arithmetic are in float64 where
+        `u_BSD` is, else in float32 whatever the others are, `initial_state` included.
+
+    Raises:
+        ConfigError: shapes do not fit.
     """
-    delta_BSD = _without_padding(delta_BSD, mask_BS)
+    _check(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, initial_state)
+    u_BSD, delta_BSD, b_BSN = without_padding((u_BSD, delta_BSD, b_BSN), mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
     inputs = (u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, initial_state)
     trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y_BSD, state_BDN, _ = _scan(*inputs, starts_BS, trains)
@@ -62,18 +72,15 @@ def selective_scan_step(
     *,
     initial_state: torch.Tensor | None = None,
     mask_B: torch.Tensor | None = None,
-    starts_B: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One position of `selective_scan`, for decoding: (B, D) in the dtype of `u_BD`, and the new state (B, D, N)."""
     dtype = scan_dtype(u_BD)
-    delta_BD = _without_padding(delta_BD, mask_B).to(dtype)
+    u_BD, delta_BD, b_BN = without_padding((u_BD, delta_BD, b_BN), mask_B)
+    delta_BD = delta_BD.to(dtype)
     state_BDN = (delta_BD * u_BD.to(dtype)).unsqueeze(-1) * b_BN.to(dtype).unsqueeze(1)
     if initial_state is not None:
         decay_BDN = torch.exp2((delta_BD * _LOG2_E).unsqueeze(-1) * a_DN.to(dtype))
-        before_BDN = initial_state.to(dtype)
-        if starts_B is not None:
-            before_BDN = before_BDN.masked_fill(starts_B[:, None, None], 0)
-        state_BDN = torch.addcmul(state_BDN, decay_BDN, before_BDN)
+        state_BDN = torch.addcmul(state_BDN, decay_BDN, initial_state.to(dtype))
     with without_autocast(u_BD):
         # Four times as fast as with the state on the left, once there are several rows.
         y_BD = torch.bmm(c_BN.to(dtype).unsqueeze(1), state_BDN.transpose(1, 2)).squeeze(1)
@@ -93,8 +100,11 @@ def reference_selective_scan(
     output_final_state: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`selective_scan` position by position, as the paper writes it."""
+    _check(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, initial_state)
     dtype = scan_dtype(u_BSD)
-    u, delta, a, b, c = (x.to(dtype) for x in (u_BSD, _without_padding(delta_BSD, mask_BS), a_DN, b_BSN, c_BSN))
+    u_BSD, delta_BSD, b_BSN = without_padding((u_BSD, delta_BSD, b_BSN), mask_BS)
+    u, delta, a, b, c = (x.to(dtype) for x in (u_BSD, delta_BSD, a_DN, b_BSN, c_BSN))
+    starts_BS = real_starts(starts_BS, mask_BS)
     state = u.new_zeros(len(u), *a.shape) if initial_state is None else initial_state.to(dtype)
     starts = torch.zeros_like(u[..., 0], dtype=torch.bool) if starts_BS is None else starts_BS.bool()
     outputs = []
@@ -105,9 +115,38 @@ def reference_selective_scan(
     return torch.stack(outputs, dim=1).to(u_BSD.dtype), state if output_final_state else None
 
 
-def _without_padding(delta: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Step sizes that are 0 at padding: no decay and no input."""
-    return delta if mask is None else delta.masked_fill(mask[..., None] == 0, 0)
+def without_padding(inputs: tuple[torch.Tensor, ...], mask: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """The inputs with zeros at padding: a step of size 0 neither decays nor writes.
+
+    Args:
+        inputs: step sizes and what they multiply, for else what is not finite would pass; each (*mask.shape, ...).
+        mask: nonzero at real tokens; None means that all are.
+    """
+    if mask is None:
+        return inputs
+    absent = mask == 0
+    return tuple(x.masked_fill(absent.view(*absent.shape, *[1] * (x.ndim - absent.ndim)), 0) for x in inputs)
+
+
+def _check(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    state: torch.Tensor | None,
+) -> None:
+    shapes = {"u": u.shape, "delta": delta.shape, "a": a.shape, "b": b.shape, "c": c.shape}
+    fits = u.ndim == 3 and a.ndim == 2 and delta.shape == u.shape and len(a) == u.shape[2]
+    if not fits or not b.shape == c.shape == (*u.shape[:2], a.shape[1]):
+        given = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ConfigError(
+            f"the shapes of {given} do not fit; they must be (B, S, D) for u and delta, (D, N) for a, and (B, S, N) "
+            "for b and c"
+        )
+    expected = (len(u), *a.shape)
+    if state is not None and state.shape != expected:
+        raise ConfigError(f"initial_state of shape {tuple(state.shape)} does not fit; it must be {expected}")
 
 
 # The compiler would unroll the loop over positions: this operator is what it sees instead.

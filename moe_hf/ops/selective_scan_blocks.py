@@ -135,17 +135,27 @@ class _Part:
             self.time_first(c_BSN, time),
         )
 
+    def starts_in(self, block: int) -> list[tuple[int, int]]:
+        """The (position in the block, sequence of this part) of each document that begins there."""
+        first, last = self.rows.start, self.rows.stop
+        return [(position, row - first) for position, row in self.starts[block] if first <= row < last]
+
     def scan(self, block: int, values: _Block, x_Tbd: torch.Tensor, before_bNd: torch.Tensor) -> tuple[_Steps, _Steps]:
         """The decays and the states of a block, from the state before it; both live until the next call."""
         num_steps = len(x_Tbd)
         decay, states = self.decay.first(num_steps), self.states.first(num_steps)
         torch.mul(values.delta_Tbd[:, :, None], self.rate_Nd, out=decay.whole)
         torch.exp2(decay.whole, out=decay.whole)
-        for position, row in self.starts[block]:
-            if self.rows.start <= row < self.rows.stop:
-                decay.whole[position, row - self.rows.start] = 0
+        begun: dict[int, list[int]] = defaultdict(list)
+        for position, row in self.starts_in(block):
+            decay.whole[position, row] = 0
+            begun[position].append(row)
         torch.mul(x_Tbd[:, :, None], values.b_TbN[..., None], out=states.whole)
-        for state_bNd, decay_bNd in zip(states.each, decay.each, strict=True):
+        for position, (state_bNd, decay_bNd) in enumerate(zip(states.each, decay.each, strict=True)):
+            if position in begun:
+                # Zero times a state that is not finite would not be zero.
+                before_bNd = before_bNd.clone()
+                before_bNd[begun[position]] = 0
             state_bNd.addcmul_(decay_bNd, before_bNd)
             before_bNd = state_bNd
         return decay, states
@@ -289,6 +299,8 @@ def _block_backward(
     # The gradient of the exponent is that of the previous state times that state.
     dprevious[1:].mul_(states.whole[:-1])
     dprevious[0].mul_(before_bNd)
+    for position, row in part.starts_in(block):
+        dprevious[position, row] = 0
     dexponent = dprevious
     da_Nd = torch.mul(dexponent, values.delta_Tbd[:, :, None], out=dstates.whole).sum(dim=(0, 1))
     ddelta_Tbd = dexponent.mul_(part.a_Nd).sum(dim=2)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from moe_hf.ops.expert_parts import without_autocast
 from moe_hf.ops.scalar_decay import scalar_decay
-from moe_hf.ops.selective_scan import scan_dtype
+from moe_hf.ops.selective_scan import scan_dtype, without_padding
 
 
 def ssd(
@@ -70,8 +70,7 @@ def ssd_step(
     batch, groups, state_size = b_BGK.shape
     heads, width = u_BHV.shape[1:]
     dtype = scan_dtype(delta_BH)
-    if mask_B is not None:
-        delta_BH = delta_BH.masked_fill(mask_B[:, None] == 0, 0)
+    u_BHV, delta_BH, b_BGK = without_padding((u_BHV, delta_BH, b_BGK), mask_B)
     decay = torch.exp(delta_BH * a_H).view(batch, groups, -1, 1, 1)
     value = (u_BHV * delta_BH[..., None]).to(dtype).view(batch, groups, -1, 1, width)
     key = b_BGK.to(dtype).view(batch, groups, 1, state_size, 1)
@@ -89,7 +88,8 @@ def ssd_step(
 
 def ssd_example(device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Small arguments of `ssd`, positional ones and keywords, by which a package's kernel is compared with it."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 70, 4, 64), (2, 70, 4), (2, 70, 2, 64), (2, 70, 2, 64))
-    u, delta, b, c = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
-    return (u, F.softplus(delta - 2), -torch.arange(1.0, 5, device=device), b, c), {}
+    generator = torch.Generator("cpu").manual_seed(0)
+    shapes = ((2, 70, 4, 64), (2, 70, 4), (2, 70, 2, 64), (2, 70, 2, 64), (2, 4, 64, 64))
+    u, delta, b, c, state = (torch.randn(shape, generator=generator, device="cpu").to(device) for shape in shapes)
+    options = {"initial_state": state, "starts_BS": torch.arange(140, device=device).view(2, 70) % 23 == 5}
+    return (u, F.softplus(delta - 2), -torch.arange(1.0, 5, device=device), b, c), options

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moe_hf.ops.scalar_decay import real_starts
 from moe_hf.ops.wkv_segment import EMPTY, segment_backward, segment_forward
 
 # Tokens whose scans run side by side within a segment, and tokens whose intermediate results are alive at once.
@@ -44,7 +45,8 @@ def wkv(
             state: 0, 0 and -1e38.
         mask_BS: nonzero at real tokens; None means that all are. Padding, wherever it stands, leaves the state as it
             is; the output there means nothing.
-        starts_BS: True at a token that begins a document, before which the state is emptied; None means none inside.
+        starts_BS: bool, True at a token that begins a document, before which the state is emptied; None means none
+            inside. At padding none begins.
         output_final_state: whether the state after the last token is wanted.
 
     Returns:
@@ -52,6 +54,7 @@ def wkv(
         value is), or None.
     """
     initial_state = _state_for(initial_state, value_BSD)
+    starts_BS = real_starts(starts_BS, mask_BS)
     out_BSD, final_state, _ = _wkv(decay_D, bonus_D, key_BSD, value_BSD, initial_state, mask_BS, starts_BS)
     return out_BSD, final_state if output_final_state else None
 
@@ -72,6 +75,7 @@ def reference_wkv(
     Args and returns as in `wkv`.
     """
     state_B3D = _state_for(initial_state, value_BSD)
+    starts_BS = real_starts(starts_BS, mask_BS)
     empty_3D = empty_wkv_state(1, value_BSD.shape[-1], dtype=state_B3D.dtype, device=state_B3D.device)
     length = value_BSD.shape[1]
     real = [None] * length if mask_BS is None else mask_BS.unbind(1)

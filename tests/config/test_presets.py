@@ -108,3 +108,23 @@ def test_an_unknown_size_or_field_is_named() -> None:
         create_moe_config("tiny", num_expert=4)
     with pytest.raises(ConfigError, match="num_experts_per_tok=17"):
         create_moe_config("500m", num_experts_per_tok=17)
+
+
+def test_the_tiny_megabyte_is_wider_over_patches_and_reads_bytes() -> None:
+    config = create_moe_config("tiny", architecture="megabyte")
+    local = config.local_decoder_config
+    assert (config.vocab_size, config.max_position_embeddings, config.patch_size) == (264, 1024, 8)
+    assert (config.hidden_size, config.intermediate_size, config.shared_expert_intermediate_size) == (256, 1024, 768)
+    assert (local.hidden_size, local.intermediate_size, local.shared_expert_intermediate_size) == (128, 512, 384)
+    assert (config.position_embedding_type, config.mixer_short_conv, local.mixer_short_conv) == ("rotary", 3, 3)
+    narrow = create_moe_config("tiny", architecture="megabyte", hidden_size=64, local_config={"hidden_size": 32})
+    assert (narrow.intermediate_size, narrow.local_decoder_config.intermediate_size) == (256, 128)
+
+
+def test_a_large_megabyte_has_half_the_width_in_a_patch_and_four_bytes_for_a_token() -> None:
+    config = create_moe_config("500m", architecture="megabyte")
+    local = config.local_decoder_config
+    assert (config.vocab_size, config.max_position_embeddings, config.hidden_size) == (264, 4096, 1024)
+    assert (local.hidden_size, local.num_hidden_layers, local.intermediate_size) == (512, 4, 2048)
+    shorter = create_moe_config("500m", architecture="megabyte", max_position_embeddings=512)
+    assert shorter.max_position_embeddings == 512

@@ -62,6 +62,11 @@ def test_names_of_flash_linear_attention_set_the_same_field(alias: str, name: st
     assert alias not in config.to_dict()
 
 
+def test_a_dense_norm_without_a_word_on_weights_has_none() -> None:
+    found = RetNetWithMoEConfig.dict_from_dense({"model_type": "retnet", "elementwise_affine": None})
+    assert found["retention_norm_affine"] is False
+
+
 def test_the_defaults_are_retnet_s() -> None:
     config = RetNetWithMoEConfig()
     assert config.mixer_of_layer == ["retention"] * 12

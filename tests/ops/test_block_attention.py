@@ -174,10 +174,23 @@ def test_compiles_forward_and_backward() -> None:
         assert got.equal(expected)
 
 
+def test_the_compiler_is_told_the_strides_of_what_is_transposed() -> None:
+    query = normal(2, 13, 4, 5).transpose(1, 2)
+    key, value = normal(2, 20, 2, 5, seed=1).transpose(1, 2), normal(2, 20, 2, 6, seed=2).transpose(1, 2)
+    given = (query, key, value, None, normal(4), None, 7, 2.0, 4, 0.3, 0.0, 0.0)
+    operators = torch.ops.moe_hf
+    torch.library.opcheck(operators.topk_block_attention.default, given, test_utils="test_faketensor")
+    made = operators.topk_block_attention(*given)
+    given = (normal(2, 13, 4, 6).transpose(1, 2), *made, *given)
+    torch.library.opcheck(operators.topk_block_attention_backward.default, given, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
         ({"top_k": 0}, "top_k must be an integer >= 1 or a fraction"),
+        ({"top_k": "3"}, "got '3'"),
+        ({"top_k": 1.0}, "to keep all, which a fraction of 1.0 would mean, give an integer"),
         ({"block_size": 0}, "block_size must be an integer >= 1"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"query_start": 8}, "do not stand among 20 keys"),

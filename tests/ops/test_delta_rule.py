@@ -151,6 +151,18 @@ def test_packed_documents_equal_separate_ones():
     assert distance(last, pieces[-1][1].double()) <= CLOSE
 
 
+@pytest.mark.parametrize("form", [reference_delta_rule, delta_rule])
+def test_a_document_does_not_begin_at_padding(form):
+    *parts, state = sequences(70)
+    options = edges("padding and documents", 70)
+    mask, starts = options["mask_BS"], options["starts_BS"]
+    assert not mask[starts].all()
+    given, end = form(*parts, initial_state=state, **options)
+    wanted, last = form(*parts, initial_state=state, mask_BS=mask, starts_BS=starts & mask)
+    torch.testing.assert_close(given[mask], wanted[mask], rtol=0, atol=0)
+    torch.testing.assert_close(end, last, rtol=0, atol=0)
+
+
 def test_padding_anywhere_is_as_if_it_were_not_there():
     *parts, _ = sequences(50)
     real = torch.ones(B, 50, dtype=torch.long)

@@ -3,6 +3,7 @@
 The package computes on GPUs only: what can be tested without one is that its layout and ours meet.
 """
 
+import inspect
 from itertools import pairwise
 from types import ModuleType
 
@@ -24,7 +25,8 @@ def chunk_simple_gla(
     """(B, T, H, ...) in and out; with `cu_seqlens` one row of N documents, which have a state each."""
     assert q.dtype == k.dtype == v.dtype
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    decay = (g_gamma.expand(*v.shape[:3]) if g is None else g).exp()
+    # (It has no gradient for `g_gamma`.)
+    decay = (g_gamma.detach().expand(*v.shape[:3]) if g is None else g).exp()
     bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     assert cu_seqlens is None or len(q) == 1
     outputs, states = [], []
@@ -83,7 +85,9 @@ def results(function, inputs: dict[str, torch.Tensor], **options) -> list[torch.
 @pytest.mark.parametrize("names", [(), ("initial_state",), ("mask_BS",), ("initial_state", "starts_BS", "mask_BS")])
 def test_the_kernel_is_called_so_that_it_gives_what_ours_gives(calls, per_token: bool, names: tuple[str, ...]) -> None:
     inputs = draw(per_token)
+    # (One at padding, which is none.)
     starts = torch.arange(B * S).view(B, S) % 11 == 0
+    starts[1, 3] = True
     assert starts[0, 0]
     assert not starts[1, 0]
     state = torch.randn(B, H, K, V, generator=torch.Generator().manual_seed(1))
@@ -93,6 +97,16 @@ def test_the_kernel_is_called_so_that_it_gives_what_ours_gives(calls, per_token:
     for ours, theirs in zip(expected, results(fla_scalar_decay, inputs, **chosen), strict=True):
         assert (ours - theirs).norm() <= 1e-5 * ours.norm()
     assert len(calls) == 1
+
+
+def test_decays_per_head_that_need_no_gradient_are_not_spread(calls) -> None:
+    inputs = draw(False)
+    takes_them = "g_gamma" in inspect.signature(inspect.unwrap(adapter._kernel())).parameters
+    fla_scalar_decay(*inputs.values())
+    fla_scalar_decay(*(x.requires_grad_() for x in inputs.values()))
+    with torch.no_grad():
+        fla_scalar_decay(*inputs.values())
+    assert ["g_gamma" in call for call in calls] == [takes_them, False, takes_them]
 
 
 def test_queries_and_keys_get_the_type_of_the_values(calls) -> None:

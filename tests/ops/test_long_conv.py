@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.fft_conv import fft_conv, future_outputs, smooth_size
+from moe_hf.ops.fft_conv import fft_conv
 from moe_hf.ops.long_conv import extended_history, long_conv, reference_long_conv
 
 LIMIT = 1e-5
@@ -171,7 +171,9 @@ class TestNothingLeaks:
         other[:, 40:] = 5.0
         out, changed = (long_conv(x, inputs["filter_LD"]) for x in (inputs["x_BSD"], other))
         # The transform spreads rounding of the largest value over all.
-        torch.testing.assert_close(out[:, :40], changed[:, :40], atol=1e-6 * float(changed.detach().abs().max()), rtol=0)
+        torch.testing.assert_close(
+            out[:, :40], changed[:, :40], atol=1e-6 * float(changed.detach().abs().max()), rtol=0
+        )
 
 
 class TestContinuation:
@@ -195,6 +197,11 @@ class TestContinuation:
             history = extended_history(x[:, now], **here)
         assert distance(torch.cat(pieces, dim=1), whole) < LIMIT
         assert history.shape == x.shape
+
+    def test_what_stands_at_padding_never_enters_the_history(self) -> None:
+        x = torch.tensor([[torch.nan, 2.0, torch.inf, 4.0]])[..., None]
+        history = extended_history(x, mask_BS=torch.tensor([[0, 1, 0, 1]]))
+        assert history.flatten().tolist() == [0, 0, 2, 4]
 
     def test_the_history_is_right_aligned_and_begins_with_the_last_document(self) -> None:
         x = torch.arange(1.0, 7.0).view(1, 6, 1)
@@ -226,30 +233,6 @@ class TestLength:
         expected = reference_long_conv(**{**inputs, "history_BPD": short[:, 2:]})
         assert distance(out, expected) < LIMIT
 
-    def test_transform_sizes_are_the_smallest_smooth_ones(self) -> None:
-        def is_smooth(n: int) -> bool:
-            for prime in (2, 3, 5):
-                while n % prime == 0:
-                    n //= prime
-            return n == 1
-
-        for least in (1, 2, 3, 97, 1025, 4097, 16383, 20001):
-            size = smooth_size(least)
-            assert size >= least
-            assert size % 2 == 0
-            assert is_smooth(size)
-            assert not any(is_smooth(n) for n in range(least, size) if n % 2 == 0)
-
-
-class TestFutureOutputs:
-    @pytest.mark.parametrize(("past", "count", "lags"), [(1, 1, 2), (30, 7, 37), (30, 70, 100), (5, 9, 14)])
-    def test_are_what_follows_if_only_zeros_come(self, past: int, count: int, lags: int) -> None:
-        inputs = make(2, past, 0, lags=lags, width=3)
-        x, filter_LD = inputs["x_BSD"].detach(), inputs["filter_LD"].detach()
-        out = future_outputs(x, filter_LD, count)
-        expected = reference_long_conv(torch.zeros(2, count, 3), filter_LD, history_BPD=x)
-        assert distance(out, expected) < LIMIT
-
 
 class TestCompiled:
     @pytest.mark.parametrize("layout", ["plain", "padded", "packed"])
@@ -270,6 +253,26 @@ class TestCompiled:
         mask, starts = flags(2, 13, 0.7, seed=5), flags(2, 13, 0.1, seed=6)
         given = (*inputs.values(), mask, starts)
         torch.library.opcheck(torch.ops.moe_hf.long_conv.default, given)
+
+    @pytest.mark.parametrize("length", [1, 5, 8, 20])
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_the_compiler_is_told_the_strides_of_what_lies_by_channel(self, length: int, padded: bool) -> None:
+        x, filter_LD, skip = torch.randn(2, 7, length).mT, torch.randn(7, 32).t(), torch.randn(7)
+        mask = torch.ones(2, length, dtype=torch.long)
+        mask[0, 0] = 0
+        given = (x, filter_LD, skip, None, mask if padded else None, None)
+        operators = torch.ops.moe_hf
+        check = "test_faketensor"
+        torch.library.opcheck(operators.long_conv.default, given, test_utils=check)
+        torch.library.opcheck(
+            operators.long_conv_backward.default, (torch.randn(2, length, 7), *given), test_utils=check
+        )
+
+    def test_no_position_at_all(self) -> None:
+        x = torch.randn(2, 0, 3, requires_grad=True)
+        out = long_conv(x, torch.randn(4, 3))
+        out.sum().backward()
+        assert out.shape == x.grad.shape == (2, 0, 3)
 
     def test_without_a_history_the_plain_form_needs_no_gather(self) -> None:
         inputs = make(2, 40, 0, lags=40, width=3)

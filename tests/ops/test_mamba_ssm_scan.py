@@ -89,6 +89,21 @@ def test_kernels_are_called_so_that_they_give_what_ours_give(kernel: Kernel, nam
             assert (ours - theirs).norm() <= 1e-5 * ours.norm()
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.op)
+def test_what_stands_at_padding_neither_is_read_nor_begins_a_document(kernel: Kernel) -> None:
+    args, mask = arguments(kernel), torch.arange(140).view(2, 70) % 7 != 3
+    starts = torch.arange(140).view(2, 70) % 23 == 5
+    starts[0, 10] = starts[1, 68] = True
+    assert not mask[starts].all()
+    for options in ({}, {"starts_BS": starts}):
+        with torch.no_grad():
+            expected, last = kernel.ours(*args, mask_BS=mask, **options)
+            u = args[0].masked_fill(~mask.view(2, 70, *[1] * (args[0].ndim - 2)), torch.nan)
+            out, state = kernel.run(u, *args[1:], mask_BS=mask, **options)
+        torch.testing.assert_close(out[mask], expected[mask], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+
+
 def test_a_last_state_that_must_have_a_gradient_is_not_left_to_the_kernel() -> None:
     # Its backward pass ignores the gradient of the last state.
     u, *others = arguments(MAMBA_SSM_SELECTIVE_SCAN)

@@ -96,6 +96,48 @@ def test_stays_exact_when_little_and_when_much_is_forgotten(strength):
 
 
 @pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("log_decay", [-5.0, -12.0, -20.0])
+@pytest.mark.parametrize("function", [scalar_decay, parallel_scalar_decay])
+def test_the_gradient_of_a_strong_decay_is_not_lost_in_that_of_the_token_itself(function, log_decay, per_token):
+    inputs = draw(130, per_token=per_token)
+    inputs["log_decay"] = torch.full_like(inputs["log_decay"], log_decay)
+    expected = value_and_gradients(reference_scalar_decay, inputs)["log_decay"]
+    found = value_and_gradients(function, {name: x.float() for name, x in inputs.items()})["log_decay"]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("function", [reference_scalar_decay, scalar_decay, parallel_scalar_decay])
+def test_what_stands_at_padding_is_not_read(function):
+    inputs = {name: x for name, x in draw(70).items() if name != "initial_state"}
+    mask = draw_rows(70, "mask")
+    expected, expected_state = function(**inputs, mask_BS=mask)
+    for name in ("key_BSGK", "value_BSHV", "log_decay"):
+        x = inputs[name]
+        inputs[name] = x.masked_fill((mask == 0).view(B, 70, *[1] * (x.ndim - 2)), torch.nan)
+    out, state = function(**inputs, mask_BS=mask)
+    torch.testing.assert_close(out[mask != 0], expected[mask != 0], rtol=0, atol=0)
+    torch.testing.assert_close(state, expected_state, rtol=0, atol=0)
+
+
+def test_a_step_does_not_read_what_stands_at_padding():
+    inputs = {name: x if name == "initial_state" else x[:, 0] for name, x in draw(1).items()}
+    state = inputs["initial_state"]
+    odd = {name: x if x is state else torch.full_like(x, torch.nan) for name, x in inputs.items()}
+    _, after = scalar_decay_step(*list(odd.values())[:4], initial_state=state, mask_B=torch.zeros(B))
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+
+
+def test_in_the_reference_a_start_cuts_off_what_is_not_finite():
+    inputs = draw(9)
+    inputs["value_BSHV"][:, 3] = torch.inf
+    starts = (torch.arange(9) == 5).expand(B, 9)
+    out, state = reference_scalar_decay(**inputs, starts_BS=starts)
+    assert not out[:, 4].isfinite().all()
+    assert out[:, 5:].isfinite().all()
+    assert state.isfinite().all()
+
+
+@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("kinds", [("mask",), ("starts",), ("mask", "starts")])
 @pytest.mark.parametrize("function", [reference_scalar_decay, scalar_decay, parallel_scalar_decay])
 def test_documents_and_padding_equal_each_document_by_itself(function, kinds, per_token):
@@ -113,7 +155,11 @@ def by_documents(initial_state: torch.Tensor, mask_BS=None, starts_BS=None, **in
     rows, states = [], []
     for row in range(B):
         length = inputs["value_BSHV"].shape[1]
-        bounds = [0, *(starts_BS[row].nonzero().flatten().tolist() if starts_BS is not None else []), length]
+        # A start at padding is none.
+        begun = (
+            None if starts_BS is None else starts_BS[row] if mask_BS is None else starts_BS[row] & (mask_BS[row] != 0)
+        )
+        bounds = [0, *(begun.nonzero().flatten().tolist() if begun is not None else []), length]
         state, outs = initial_state[row : row + 1], []
         for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
             state = torch.zeros_like(state) if index else state

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.ops import selective_scan as ops
 from moe_hf.ops import selective_scan_blocks as blocks
 from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, block_length, forward_pass
@@ -124,13 +125,14 @@ def test_a_sequence_in_pieces_is_the_whole(sizes: tuple[int, ...]) -> None:
 
 def test_steps_are_the_scan() -> None:
     inputs, options = make_inputs(9), make_options(9)
+    del options["starts_BS"]
     for chosen in ({}, options):
         whole, last = selective_scan(*inputs, **chosen)
         u, delta, a, b, c = inputs
         state: Any = chosen.get("initial_state")
         outputs = []
         for t in range(9):
-            step = {f"{name}_B": chosen[f"{name}_BS"][:, t] for name in ("mask", "starts") if f"{name}_BS" in chosen}
+            step = {"mask_B": chosen["mask_BS"][:, t]} if chosen else {}
             y, state = selective_scan_step(u[:, t], delta[:, t], a, b[:, t], c[:, t], initial_state=state, **step)
             outputs.append(y)
         assert distance(torch.stack(outputs, dim=1), whole) <= 1e-6
@@ -147,6 +149,75 @@ def test_padding_anywhere_is_as_if_it_were_not_there() -> None:
     assert distance(ours[:, kept], alone) <= 1e-6
     assert distance(state, last) <= 1e-6
     assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("scan", [selective_scan, reference_selective_scan])
+def test_what_stands_at_padding_is_not_read(scan: Any) -> None:
+    inputs = [x.detach() for x in make_inputs(20)]
+    mask = make_options(20)["mask_BS"]
+    mask[1, 0] = 0
+    expected, last = scan(*inputs, mask_BS=mask)
+    odd = [x if x.ndim == 2 else x.masked_fill((mask == 0)[..., None], torch.nan) for x in inputs]
+    ours, state = scan(*odd, mask_BS=mask)
+    assert torch.equal(ours[mask != 0], expected[mask != 0])
+    assert torch.equal(state, last)
+    u, delta, a, b, c = odd
+    first = torch.ones(BATCH, CHANNELS, STATE)
+    step = selective_scan_step(u[:, 0], delta[:, 0], a, b[:, 0], c[:, 0], initial_state=first, mask_B=mask[:, 0])
+    assert torch.equal(step[1][mask[:, 0] == 0], first[mask[:, 0] == 0])
+
+
+def test_a_document_does_not_begin_at_padding() -> None:
+    inputs, options = make_inputs(70), make_options(70)
+    mask = options["mask_BS"] != 0
+    assert (options["starts_BS"] & ~mask).any()
+    for scan in (selective_scan, reference_selective_scan):
+        ours = values_and_gradients(scan, inputs, options)
+        theirs = values_and_gradients(
+            reference_selective_scan, inputs, options | {"starts_BS": options["starts_BS"] & mask}
+        )
+        assert max(map(distance, ours, theirs)) <= 2e-6
+
+
+@pytest.mark.parametrize("scan", [selective_scan, reference_selective_scan])
+def test_a_start_cuts_off_what_is_not_finite_in_value_and_gradient(scan: Any) -> None:
+    inputs = make_inputs(20)
+    clean = [x.detach().clone().requires_grad_() for x in inputs]
+    with torch.no_grad():
+        inputs[0][:, 3] = torch.inf
+    starts = (torch.arange(20) == 11).expand(BATCH, 20)
+    found = []
+    for given in (inputs, clean):
+        y, state = scan(*given, starts_BS=starts)
+        gradients = torch.autograd.grad(y[:, 11:].sum() + state.sum(), [given[i] for i in (0, 1, 3, 4)])
+        found.append([y[:, 11:], state, *(x[:, 11:] for x in gradients)])
+    assert not scan(*inputs, starts_BS=starts)[0][:, 10].isfinite().all()
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("place", "shape", "text"),
+    [
+        (1, (BATCH, 6, 1), "delta"),
+        (2, (1, STATE), "do not fit"),
+        (3, (1, 6, STATE), "do not fit"),
+        (4, (BATCH, 6, 1), "do not fit"),
+        (5, (1, CHANNELS, STATE), "initial_state of shape"),
+    ],
+)
+def test_shapes_that_would_be_stretched_are_refused(place: int, shape: tuple[int, ...], text: str) -> None:
+    arguments = [*make_inputs(6), torch.zeros(BATCH, CHANNELS, STATE)]
+    arguments[place] = torch.zeros(shape)
+    for scan in (selective_scan, reference_selective_scan):
+        with pytest.raises(ConfigError, match=text):
+            scan(*arguments[:5], initial_state=arguments[5])
+
+
+def test_a_state_in_double_precision_is_read_in_that_of_the_input() -> None:
+    inputs, state = make_inputs(6), make_options(6)["initial_state"]
+    expected = selective_scan(*inputs, initial_state=state)
+    assert all(map(torch.equal, selective_scan(*inputs, initial_state=state.double()), expected))
 
 
 def test_documents_in_one_row_do_not_see_each_other_nor_the_initial_state() -> None:

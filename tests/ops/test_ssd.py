@@ -55,6 +55,23 @@ def test_steps_are_the_scan_in_value_and_gradient(trains: bool) -> None:
             assert (our - their).norm() <= 2e-6 * their.norm()
 
 
+def test_what_stands_at_padding_neither_is_read_nor_begins_a_document() -> None:
+    u, delta, a, b, c = make_inputs()
+    mask = torch.arange(B * S).view(B, S) % 4 != 2
+    starts = torch.arange(B * S).view(B, S) % 5 == 2
+    assert (starts & ~mask).any()
+    expected, last = ssd(u, delta, a, b, c, mask_BS=mask, starts_BS=starts & mask)
+    for x in (u, delta, b):
+        x[~mask] = torch.nan
+    ours, state = ssd(u, delta, a, b, c, mask_BS=mask, starts_BS=starts)
+    torch.testing.assert_close(ours[mask], expected[mask])
+    torch.testing.assert_close(state, last)
+    given = torch.ones(B, H, K, V)
+    _, after = ssd_step(u[:, 2], delta[:, 2], a, b[:, 2], c[:, 2], initial_state=given, mask_B=mask[:, 2])
+    assert not mask[:, 2].all()
+    assert torch.equal(after[~mask[:, 2]], given[~mask[:, 2]])
+
+
 def test_a_step_does_not_write_to_the_state_it_is_given() -> None:
     u, delta, a, b, c = (x[:, 0] if x.ndim > 1 else x for x in make_inputs())
     given = torch.ones(B, H, K, V)

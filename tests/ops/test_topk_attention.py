@@ -189,6 +189,30 @@ def test_compiles_forward_and_backward() -> None:
         assert got.equal(expected)
 
 
+def test_the_compiler_is_told_the_strides_of_what_is_transposed() -> None:
+    query = normal(2, 13, 4, 5).transpose(1, 2)
+    key, value = normal(2, 20, 2, 5, seed=1).transpose(1, 2), normal(2, 20, 2, 6, seed=2).transpose(1, 2)
+    given = (query, key, value, holey_mask(), normal(4), None, 3.0, True, 7, 0, 0.3, 0.0, 0.0)
+    torch.library.opcheck(torch.ops.moe_hf.topk_attention.default, given, test_utils="test_faketensor")
+    dout = normal(2, 13, 4, 6).transpose(1, 2)
+    torch.library.opcheck(
+        torch.ops.moe_hf.topk_attention_backward.default, (dout, *given), test_utils="test_faketensor"
+    )
+
+
+@pytest.mark.parametrize("top_k", [2, 0.2, 9])
+def test_the_softcap_makes_no_logits_equal_before_the_choice(top_k: int | float) -> None:
+    # In single precision, the cap rounds all of these logits to the same.
+    key = torch.arange(40.0, 50.0)[torch.randperm(10, generator=torch.Generator().manual_seed(0))].view(1, 1, 10, 1)
+    query, value = torch.full((1, 1, 1, 1), 5.0), key.clone()
+    kept = {2: 2, 0.2: 2, 9: 9}[top_k]
+    wanted = key.flatten().sort(descending=True).values[:kept].mean()
+    options: dict[str, Any] = {"softcap": 2.0, "scale": 1.0}
+    assert float(topk_sparse_attention(query, key, value, top_k, **options)) == pytest.approx(float(wanted))
+    out, _ = reference_topk_attention(query, key, value, top_k, **options)
+    assert float(out) == pytest.approx(float(wanted))
+
+
 @pytest.mark.parametrize("width", [5, 64, 300, 1029])
 @pytest.mark.parametrize("k", [1, 5])
 def test_largest_is_topk(width: int, k: int) -> None:
@@ -212,6 +236,9 @@ def test_a_fraction_counts_the_keys_that_a_row_sees() -> None:
         ({"top_k": 0}, "top_k must be an integer >= 1 or a fraction"),
         ({"top_k": 1.5}, "got 1.5"),
         ({"top_k": True}, "got True"),
+        ({"top_k": "3"}, "got '3'"),
+        ({"top_k": [3]}, r"got \[3\]"),
+        ({"top_k": 1.0}, "got 1.0; to keep all, which a fraction of 1.0 would mean, give an integer"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"window": 0}, "window must be None or an integer >= 1"),
         ({"query_start": -1}, "do not fit behind 20 keys"),

@@ -54,8 +54,9 @@ class Mamba1(MambaBase):
             step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
         dtype = scan_dtype(u_BSI)
         with without_autocast(u_BSI):
-            # Half precision would round steps, the softplus of a large bias and a small rest, by percents.
-            delta_BSI = F.softplus(self.dt_proj(step_BSR.to(self.dt_proj.weight.dtype)).to(dtype))
+            # Autocast would round the steps, the softplus of a large bias and a small rest, by percents. The bias says
+            # what the projection computes in: a quantised weight has a dtype of its own.
+            delta_BSI = F.softplus(self.dt_proj(step_BSR.to(self.dt_proj.bias.dtype)).to(dtype))
         a_IN = -torch.exp(self.A_log.to(dtype))
         scan = self._scan_step if is_step else self._scan
         y_BSI, state = scan(tokens, before, (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN))

@@ -4,7 +4,7 @@ Shapes: B batch, S positions of this call, D width, H heads, K key width of a he
 channels that are turned.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -128,9 +128,7 @@ class Retention(Mixer):
             )
             out_BSHV = out_BHV[:, None]
         else:
-            kernel = pick_kernel(self.config.mixer_backend, (FLA_SCALAR_DECAY,), x_BSD.device)
-            form = _FORMS[self.config.retention_form]
-            out_BSHV, state_BHKV = (form if kernel is None or form is not scalar_decay else kernel.run)(
+            out_BSHV, state_BHKV = self._form(x_BSD.device)(
                 query,
                 key,
                 value,
@@ -144,6 +142,12 @@ class Retention(Mixer):
         if self.g_proj is not None:
             out_BSX = F.silu(self.g_proj(x_BSD)) * out_BSX
         return self.o_proj(out_BSX), state_BHKV
+
+    def _form(self, device: torch.device) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+        """What computes a sequence; kernels of packages compute the chunkwise form alone."""
+        form = _FORMS[self.config.retention_form]
+        kernel = pick_kernel(self.config.mixer_backend, (FLA_SCALAR_DECAY,), device) if form is scalar_decay else None
+        return form if kernel is None else kernel.run
 
     def _rotation(self, position_ids: torch.Tensor, shared_values: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Cosines and sines of the positions' angles, (B or 1, S, P), in float32; nothing where none are turned."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
@@ -94,6 +95,18 @@ class TestOperator:
         assert run(operator, x).equal(run(operator, x))
         operator.train()
         assert not run(operator, x).equal(run(operator, x))
+
+    def test_room_is_asked_for_without_touching_the_cache(self) -> None:
+        operator = make()
+        cache = DynamicCache(config=operator.config)
+        asked = {"past_key_values": cache, "padding_mask": None, "document_starts": None}
+        operator.require_room(40, **asked)
+        with pytest.raises(ConfigError, match="41 tokens is longer than the filter, which has 40"):
+            operator.require_room(41, **asked)
+        operator.require_room(41, **{**asked, "document_starts": torch.arange(41)[None] == 20})
+        operator.require_room(41, **{**asked, "padding_mask": (torch.arange(41)[None] > 0).long()})
+        assert cache.layers[0].recent_inputs(2) is None
+        operator.require_room(41, **{**asked, "past_key_values": None})
 
     def test_work_per_token_grows_with_the_logarithm(self) -> None:
         operator = make(3)

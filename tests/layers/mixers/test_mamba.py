@@ -25,8 +25,9 @@ def make_mixer(version: int, **fields: Any) -> tuple[MambaWithMoEConfig, Any]:
     return config, mixer
 
 
-def mix(mixer: Any, x_BSD: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+def mix(mixer: Any, x_BSD: torch.Tensor, cache: DynamicCache | None = None, **given: Any) -> torch.Tensor:
     rest: dict[str, Any] = {"attention_mask": None, "padding_mask": None, "document_starts": None, "rotation": None}
+    rest |= given
     positions = torch.arange(x_BSD.shape[1])[None]
     return mixer(x_BSD, past_key_values=cache, position_ids=positions, shared_values={}, **rest)[0]
 
@@ -70,7 +71,7 @@ class Adapter(nn.Module):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
-        self.base, self.weight = base, base.weight
+        self.base, self.weight, self.bias = base, base.weight, base.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + 0.5
@@ -84,6 +85,47 @@ def test_an_adapter_in_place_of_a_projection_is_heard(version: int, name: str, x
     before = mix(mixer, x_BSD)
     setattr(mixer, name, Adapter(getattr(mixer, name)))
     assert (mix(mixer, x_BSD) - before).abs().max() > 1e-4
+
+
+class Quantised(nn.Module):
+    """A linear layer with integers for weights, which computes in the dtype of its bias, as bitsandbytes' do."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.scale = base.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((base.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = base.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = x.dtype if self.bias is None else self.bias.dtype
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias).to(dtype)
+
+
+@pytest.mark.parametrize("kind", ["single", "half", "autocast"])
+def test_integers_for_weights_change_little(version: int, kind: str, x_BSD: torch.Tensor) -> None:
+    _, mixer = make_mixer(version)
+    exact = mix(mixer, x_BSD)
+    for name, module in list(mixer.named_children()):
+        if isinstance(module, nn.Linear):
+            setattr(mixer, name, Quantised(module))
+    if kind == "half":
+        mixer, x_BSD = mixer.to(torch.bfloat16), x_BSD.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        ours = mix(mixer, x_BSD)
+    assert (ours - exact).norm() <= 4e-2 * exact.norm()
+
+
+def test_convolution_and_scan_agree_that_no_document_begins_at_padding(version: int, x_BSD: torch.Tensor) -> None:
+    _, mixer = make_mixer(version)
+    mask = torch.ones(B, S, dtype=torch.long)
+    mask[0, 4:6] = mask[1, 8] = 0
+    starts = torch.zeros(B, S, dtype=torch.bool)
+    starts[0, 9] = True
+    expected = mix(mixer, x_BSD, padding_mask=mask, document_starts=starts)
+    starts[0, 5] = starts[1, 8] = True
+    torch.testing.assert_close(
+        mix(mixer, x_BSD, padding_mask=mask, document_starts=starts)[mask != 0], expected[mask != 0]
+    )
 
 
 def test_a_step_leaves_the_states_of_the_step_before_alone(version: int, x_BSD: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from moe_hf import RetNetWithMoEConfig
+from moe_hf import BackendUnavailableError, RetNetWithMoEConfig
 from moe_hf.layers.mixers import retention
 from moe_hf.layers.mixers.retention import Retention
 
@@ -155,3 +155,18 @@ def test_half_precision_keeps_its_type_and_the_state_in_float32() -> None:
 def test_norms_have_the_configured_epsilon() -> None:
     assert isinstance(make_layer().g_norm, nn.RMSNorm)
     assert make_layer(layer_norm_epsilon=0.5).g_norm.eps == 0.5
+
+
+@pytest.mark.parametrize("form", ["parallel", "recurrent"])
+def test_forms_that_no_kernel_computes_look_for_none(form: str) -> None:
+    x = draw()
+    with pytest.raises(BackendUnavailableError, match="runs on CUDA only"):
+        run(make_layer(mixer_backend="fla"), x)
+    expected = run(make_layer(), x)
+    torch.testing.assert_close(run(make_layer(mixer_backend="fla", retention_form=form), x), expected)
+
+
+def test_the_compiler_takes_our_own_code_whatever_package_is_named() -> None:
+    layer, x = make_layer(mixer_backend="fla"), draw()
+    compiled = torch.compile(lambda x_BSD: run(layer, x_BSD), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), run(make_layer(), x))
