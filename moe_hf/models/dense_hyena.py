@@ -5,18 +5,20 @@ Shapes: L lags, E features of a lag, W width of the filter's network.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.hyena_filter import lag_features, window_decays
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, Held, LazyTensor
+from moe_hf.models.lazy_tensors import Held, LazyTensor
 from moe_hf.models.upcycle import warn_if_logits_change
 from moe_hf.models.upcycled_ffn import ffn_from_dense
 
 _ANY_FILTER = re.compile(r"(^|\.)backbone\.layers\.\d+\.mixer\.filter_fn\.bias$")
+# The positions, which follow from the length; and the further names of the sines that all share one tensor.
+_UNUSED = re.compile(r"\.filter_fn\.(pos_emb\.t|implicit_filter\.\d+\.freq)$")
 _FILTER = "mixer.filter_fn"
 _NETWORK = f"{_FILTER}.implicit_filter"
 
@@ -25,6 +27,13 @@ class HyenaDNA(DenseFormat):
     """LongSafari's HyenaDNA (Nguyen et al. 2023) as on the Hub, with or without its "hyena." prefix."""
 
     name = "dense HyenaDNA"
+    fixed_fields: ClassVar[tuple[str, ...]] = (
+        "layer_norm_epsilon",
+        "hidden_act",
+        "hyena_filter_frequency",
+        "hyena_filter_shift",
+        "hyena_filter_learned_features",
+    )
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of a HyenaDNA.
@@ -43,7 +52,7 @@ class HyenaDNA(DenseFormat):
         dtype: torch.dtype | None = None,
     ) -> dict[str, LazyTensor]:
         """As in DenseFormat."""
-        source = DenseSource(dense, self.name, prefix="hyena.")
+        source = DenseSource(dense, self.name, prefix="hyena.", ignored=_UNUSED)
         _check_shape(source, dense, config)
         shape = (config.vocab_size, config.hidden_size)
         embedding = source.sliced("backbone.embeddings.word_embeddings.weight", shape)
@@ -55,16 +64,11 @@ class HyenaDNA(DenseFormat):
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        if with_head and not config.tie_word_embeddings:
-            has_own = source.has("lm_head.weight") or not head_was_tied
-            state["lm_head.weight"] = source.sliced("lm_head.weight", shape) if has_own else Copied(embedding)
+        # Its files may hold a head of its own although config.json says nothing of it.
+        was_tied = head_was_tied and not source.has("lm_head.weight")
+        state |= source.head("lm_head.weight", embedding, config, with_head, was_tied)
         if "score.weight" in dense:
             state["score.weight"] = source.sliced("score.weight")
-        source.raise_if_incomplete()
-        if with_head and config.tie_word_embeddings and source.has("lm_head.weight"):
-            # Its tokens are a few letters, so that this costs nothing.
-            if not torch.equal(source.sliced("lm_head.weight").read(), embedding.read()):
-                source.misfit("a head that is not its embedding, but tie_word_embeddings=True; pass False")
         source.raise_if_incomplete()
         warn_if_logits_change(config)
         return state
@@ -92,6 +96,8 @@ def _check_shape(source: DenseSource, dense: Mapping[str, Any], config: MoEDecod
         source.misfit(f"Hyena operators in all layers, but mixer is {config.mixer!r}")
     if config.position_embedding_type != "none":
         source.misfit(f"no positions, but position_embedding_type is {config.position_embedding_type!r}")
+    source.require(config, norm_type="layer", mlp_gated=False, mlp_bias=True)
+    source.require(config, embedding_norm=False, mlp_token_shift="none")
     inner = config.intermediate_size
     if config.sparse_layers and config.moe_intermediate_size != inner:
         source.misfit(f"FFNs of width {inner}, but moe_intermediate_size={config.moe_intermediate_size}")

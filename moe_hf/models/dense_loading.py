@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense_source import DenseFormat, is_head_tied, open_slices
+from moe_hf.models.dense_fit import fitting_state
+from moe_hf.models.dense_source import DenseFormat, open_slices
 
 
 class LoadsDense(PreTrainedModel):
@@ -73,8 +74,10 @@ class LoadsDense(PreTrainedModel):
                 # Without a head the model's own names lack the prefix.
                 bare = not any(name.startswith("model.") for name in wanted)
                 config = cast(MoEDecoderConfig, model.config)
-                tied = is_head_tied(checkpoint_files[0], dense.head_is_tied)
-                lazy = dense.state_dict(slices, config, "lm_head.weight" in wanted, tied, model.dtype)
+                body = type(cast(PreTrainedModel, model.base_model))
+                lazy = fitting_state(
+                    dense, slices, checkpoint_files[0], config, body, "lm_head.weight" in wanted, model.dtype
+                )
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}
         loaded = super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)

@@ -9,7 +9,7 @@ import torch
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.mamba import make_mamba
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, LazyTensor
+from moe_hf.models.lazy_tensors import LazyTensor
 from moe_hf.models.upcycled_ffn import fresh_ffn
 
 
@@ -24,6 +24,11 @@ class _Ones(LazyTensor):
 class _DenseMamba(DenseFormat):
     # A parameter of each mixer that the other version does not have.
     mark: ClassVar[str]
+    fixed_fields: ClassVar[tuple[str, ...]] = (
+        "layer_norm_epsilon",
+        "mamba_bcdt_norm_eps",
+        "mamba_num_groups",
+    )
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of this version."""
@@ -58,8 +63,7 @@ class _DenseMamba(DenseFormat):
             if kind != "none":
                 state[f"model.layers.{layer}.post_attention_layernorm.weight"] = _Ones(config.hidden_size)
                 state |= {f"model.layers.{layer}.{name}": x for name, x in fresh_ffn(config, layer, dtype).items()}
-        if with_head and not config.tie_word_embeddings:
-            state["lm_head.weight"] = Copied(embedding) if head_was_tied else source.sliced("lm_head.weight", matrix)
+        state |= source.head("lm_head.weight", embedding, config, with_head, head_was_tied)
         source.raise_if_incomplete()
         return state
 
@@ -97,6 +101,7 @@ def _layers_with_mixer(source: DenseSource, dense: Mapping[str, Any], config: Mo
         source.misfit(f"RMS norms, but norm_type={config.norm_type!r}")
     if config.position_embedding_type == "learned":
         source.misfit("no positions, but position_embedding_type='learned'")
+    source.require(config, embedding_norm=False, mlp_token_shift="none")
     ours = [layer for layer, mixer in enumerate(mixers) if mixer == "mamba"]
     count = len({match[1] for name in dense if (match := re.search(r"(?:^|\.)layers\.(\d+)\.mixer\.", name))})
     if count > len(ours):

@@ -6,13 +6,13 @@ long as the weights of a token's experts sum to 1.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, LazyTensor
+from moe_hf.models.lazy_tensors import LazyTensor
 from moe_hf.models.upcycle import warn_if_logits_change
 from moe_hf.models.upcycled_ffn import ffn_from_dense
 
@@ -24,6 +24,14 @@ class DenseRetNet(DenseFormat):
 
     name = "dense RetNet"
     head_is_tied = False
+    fixed_fields: ClassVar[tuple[str, ...]] = (
+        "layer_norm_epsilon",
+        "hidden_act",
+        "retention_heads",
+        "retention_rotation",
+        "retention_rope_theta",
+        "retention_norm",
+    )
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of a dense RetNet.
@@ -54,9 +62,8 @@ class DenseRetNet(DenseFormat):
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        if with_head and not config.tie_word_embeddings:
-            copied = Copied(state["model.embed_tokens.weight"])
-            state["lm_head.weight"] = copied if head_was_tied else source.sliced("lm_head.weight", embedding)
+        table = state["model.embed_tokens.weight"]
+        state |= source.head("lm_head.weight", table, config, with_head, head_was_tied)
         if "score.weight" in dense:
             state["score.weight"] = source.sliced("score.weight")
         source.raise_if_incomplete()
@@ -70,9 +77,8 @@ def _check_shape(source: DenseSource, dense: Mapping[str, Any], config: MoEDecod
         source.misfit(f"{len(layers)} layers, but num_hidden_layers={config.num_hidden_layers}")
     if set(config.mixer_of_layer) != {"retention"}:
         source.misfit(f"retention in every layer, but mixer={config.mixer!r}")
-    for name, needed in {"norm_type": "rms", "mlp_gated": True, "mlp_bias": False, "retention_bias": False}.items():
-        if getattr(config, name) != needed:
-            source.misfit(f"what {name}={needed!r} describes, but {name}={getattr(config, name)!r}")
+    source.require(config, norm_type="rms", mlp_gated=True, mlp_bias=False, retention_bias=False)
+    source.require(config, embedding_norm=False, mlp_token_shift="none", mlp_placement="each")
     if config.position_embedding_type == "learned":
         source.misfit("no learned positions, but position_embedding_type is 'learned'")
     inner = config.intermediate_size

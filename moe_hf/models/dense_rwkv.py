@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, LazyTensor
+from moe_hf.models.lazy_tensors import LazyTensor
 from moe_hf.models.upcycle import warn_if_logits_change
 from moe_hf.models.upcycled_ffn import ffn_from_dense
 
@@ -34,6 +34,7 @@ class DenseRWKV4(DenseFormat):
 
     name = "dense RWKV-4"
     head_is_tied = False
+    fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon", "hidden_act")
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of a dense RWKV-4.
@@ -64,11 +65,8 @@ class DenseRWKV4(DenseFormat):
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        if with_head and not config.tie_word_embeddings:
-            embedding = state["model.embed_tokens.weight"]
-            state["lm_head.weight"] = (
-                Copied(embedding) if head_was_tied else source.sliced("head.weight", (rows, width))
-            )
+        embedding = state["model.embed_tokens.weight"]
+        state |= source.head("head.weight", embedding, config, with_head, head_was_tied)
         source.raise_if_incomplete()
         warn_if_logits_change(config)
         return state

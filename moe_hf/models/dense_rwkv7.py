@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense_rwkv import Flat, check_fields, norm_of
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, LazyTensor
+from moe_hf.models.lazy_tensors import LazyTensor
 from moe_hf.models.upcycle import warn_if_logits_change
 from moe_hf.models.upcycled_ffn import ffn_from_dense
 
+# The first layer's values are mixed with nothing.
+_UNUSED = re.compile(r"(^|\.)layers\.0\.attn\.v_lora\.")
 _ANY_TIME_MIXING = re.compile(r"(^|\.)layers\.\d+\.attn\.r_k$")
 # In the order in which old checkpoints hold them as the rows of one tensor.
 _MIXES = ("r", "w", "k", "v", "a", "g")
@@ -24,6 +26,7 @@ class DenseRWKV7(DenseFormat):
 
     name = "dense RWKV-7"
     head_is_tied = False
+    fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon", "hidden_act", "num_attention_heads")
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of a dense RWKV-7.
@@ -42,7 +45,7 @@ class DenseRWKV7(DenseFormat):
         dtype: torch.dtype | None = None,
     ) -> dict[str, LazyTensor]:
         """As in DenseFormat."""
-        source = DenseSource(dense, self.name, prefix="model.")
+        source = DenseSource(dense, self.name, prefix="model.", ignored=_UNUSED)
         layers = {int(match[1]) for name in dense if (match := re.search(r"(?:^|\.)layers\.(\d+)\.", name))}
         check_fields(source, config, version=7, num_layers=len(layers))
         rows, width = config.vocab_size, config.hidden_size
@@ -55,11 +58,8 @@ class DenseRWKV7(DenseFormat):
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        if with_head and not config.tie_word_embeddings:
-            embedding = state["model.embed_tokens.weight"]
-            state["lm_head.weight"] = (
-                Copied(embedding) if head_was_tied else source.sliced("lm_head.weight", (rows, width))
-            )
+        embedding = state["model.embed_tokens.weight"]
+        state |= source.head("lm_head.weight", embedding, config, with_head, head_was_tied)
         source.raise_if_incomplete()
         warn_if_logits_change(config)
         return state

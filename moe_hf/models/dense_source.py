@@ -1,6 +1,7 @@
 """What is read of a dense checkpoint: unread slices of its tensors, and everything that is wrong with them at once."""
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.lazy_tensors import LazyTensor, Sliced
+from moe_hf.models.lazy_tensors import Copied, LazyTensor, Sliced
 
 _CONVERT = "if you trust it, load it with AutoModelForCausalLM and save_pretrained it, which writes safetensors"
+# What may be left behind: the heads of transformers' other tasks, and tables of rotations.
+_NO_WEIGHTS = re.compile(r"^(score|classifier|qa_outputs|multiple_choice_head)\.|(^|\.)(inv_freq|rotary\.\w+)$")
 
 
 class DenseFormat(ABC):
@@ -22,10 +25,12 @@ class DenseFormat(ABC):
     Attributes:
         name: what a reader calls it, as it stands behind "a".
         head_is_tied: whether its head is its embedding's matrix where its `config.json` does not say.
+        fixed_fields: fields of the configuration that change what the dense weights compute, but not their shapes.
     """
 
     name: ClassVar[str]
     head_is_tied: ClassVar[bool] = True
+    fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon",)
 
     @abstractmethod
     def recognises(self, names: Iterable[str]) -> bool:
@@ -50,7 +55,7 @@ class DenseFormat(ABC):
             dtype: type of the experts' stacks; None is that of the dense weights. The loader casts what is left.
 
         Raises:
-            CheckpointError: tensors are missing or do not fit the configuration.
+            CheckpointError: tensors are missing, left over, or do not fit the configuration.
         """
 
 
@@ -61,12 +66,18 @@ class DenseSource:
         dense: name to unread slice.
         what: what the checkpoint is, as in "dense GPT-2".
         prefix: some checkpoints put it before the names, others do not.
+        ignored: finds the names of tensors that nobody needs to read, such as masks.
     """
 
-    def __init__(self, dense: Mapping[str, Any], what: str, prefix: str = "") -> None:
+    def __init__(
+        self, dense: Mapping[str, Any], what: str, prefix: str = "", ignored: re.Pattern | None = None
+    ) -> None:
         self._dense = dense
         self._what = what
         self._prefix = prefix
+        self._unread = {
+            name for name in dense if not _NO_WEIGHTS.search(name) and not (ignored and ignored.search(name))
+        }
         self._missing: list[str] = []
         self._misfits: list[str] = []
 
@@ -90,6 +101,7 @@ class DenseSource:
             part: (i, n) takes the i-th of n equal blocks of columns.
         """
         found = self._dense.get(f"{self._prefix}{name}", self._dense.get(name))
+        self._unread -= {f"{self._prefix}{name}", name}
         if found is None:
             self._missing.append(name)
             return Sliced(_Absent())
@@ -104,12 +116,41 @@ class DenseSource:
             columns = slice(index * size, (index + 1) * size)
         return Sliced(found, transpose, columns)
 
+    def head(
+        self, name: str, embedding: LazyTensor, config: MoEDecoderConfig, with_head: bool, was_tied: bool
+    ) -> dict[str, LazyTensor]:
+        """The language-model head by our name; empty where it is tied to the embedding or not needed.
+
+        Args:
+            name: of the dense model's head.
+            embedding: of the dense model.
+            config: of the model to build.
+            with_head: whether that model has a head.
+            was_tied: whether the dense model's head is its embedding.
+        """
+        shape = (config.vocab_size, config.hidden_size)
+        if with_head and not config.tie_word_embeddings:
+            return {"lm_head.weight": Copied(embedding) if was_tied else self.sliced(name, shape)}
+        if with_head and not was_tied and self.has(name):
+            # Some files hold the embedding twice.
+            head = self.sliced(name, shape)
+            if embedding.shape == head.shape == shape and not torch.equal(head.read(), embedding.read()):
+                self.misfit("a head that is not its embedding, but tie_word_embeddings=True; pass False")
+        self._unread -= {f"{self._prefix}{name}", name}
+        return {}
+
+    def require(self, config: MoEDecoderConfig, **needed: Any) -> None:
+        """Note every field of the configuration that has another value than the dense weights need."""
+        for name, value in needed.items():
+            if getattr(config, name) != value:
+                self.misfit(f"what {name}={value!r} describes, but {name}={getattr(config, name)!r}")
+
     def misfit(self, text: str) -> None:
         """Note what the checkpoint has that the configuration does not allow."""
         self._misfits.append(text)
 
     def raise_if_incomplete(self) -> None:
-        """Report everything that was found wrong, in one error.
+        """Report everything that was found wrong, in one error; weights that nobody has read are wrong, too.
 
         Raises:
             CheckpointError: something was.
@@ -117,10 +158,9 @@ class DenseSource:
         if self._missing:
             # The same tensor may be asked for several times.
             missing = list(dict.fromkeys(self._missing))
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise CheckpointError(
                 f"the {self._what} checkpoint has {len(self._dense)} tensors but lacks {len(missing)} that are "
-                f"needed: {shown}; it is incomplete or not a {self._what.removeprefix('dense ')}"
+                f"needed: {listed(missing)}; it is incomplete or not a {self._what.removeprefix('dense ')}"
             )
         if self._misfits:
             misfits = list(dict.fromkeys(self._misfits))
@@ -128,6 +168,21 @@ class DenseSource:
             raise CheckpointError(
                 f"the {self._what} checkpoint has {shown}; drop the override, or choose another checkpoint"
             )
+        if self._unread:
+            raise CheckpointError(
+                f"the {self._what} checkpoint has {len(self._dense)} tensors, but the configuration has no place for "
+                f"{len(self._unread)} of them: {listed(self._unread)}; drop the override, or correct its config.json"
+            )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of many names; those of a set in the order of the alphabet.
+
+    >>> listed("abcdefg")
+    'a, b, c, d, e, ...'
+    """
+    names = sorted(names) if isinstance(names, set) else list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def open_slices(files: list[str]) -> dict[str, Any]:

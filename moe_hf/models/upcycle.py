@@ -6,7 +6,7 @@ long as the weights of a token's experts sum to 1.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers.utils import logging
@@ -14,18 +14,26 @@ from transformers.utils import logging
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, SigmoidBiasRouter, SwitchRouter
 from moe_hf.models.dense_source import DenseFormat, DenseSource
-from moe_hf.models.lazy_tensors import Copied, Drawn, LazyTensor
+from moe_hf.models.lazy_tensors import Drawn, LazyTensor
 from moe_hf.models.upcycled_ffn import ffn_from_dense
 
 logger = logging.get_logger(__name__)
 
 _ANY_ATTENTION = re.compile(r"(^|\.)h\.\d+\.attn\.c_attn\.weight$")
+# The causal mask and what it hides keys with, which old checkpoints hold.
+_MASKS = re.compile(r"(^|\.)h\.\d+\.attn\.(bias|masked_bias)$")
 
 
 class DenseGPT2(DenseFormat):
     """transformers' `GPT2LMHeadModel`, with or without its "transformer." prefix."""
 
     name = "dense GPT-2"
+    fixed_fields: ClassVar[tuple[str, ...]] = (
+        "layer_norm_epsilon",
+        "hidden_act",
+        "num_attention_heads",
+        "scale_attn_by_inverse_layer_idx",
+    )
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of a dense GPT-2.
@@ -44,7 +52,7 @@ class DenseGPT2(DenseFormat):
         dtype: torch.dtype | None = None,
     ) -> dict[str, LazyTensor]:
         """As in DenseFormat."""
-        source = DenseSource(dense, self.name, prefix="transformer.")
+        source = DenseSource(dense, self.name, prefix="transformer.", ignored=_MASKS)
         _check_shape(source, dense, config)
         rows, width = config.vocab_size, config.hidden_size
         positions = (config.max_position_embeddings, width)
@@ -57,10 +65,8 @@ class DenseGPT2(DenseFormat):
         for layer in range(config.num_hidden_layers):
             parts = _layer(source, config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        if with_head and not config.tie_word_embeddings:
-            embedding = state["model.embed_tokens.weight"]
-            head = Copied(embedding) if head_was_tied else source.sliced("lm_head.weight", (rows, width))
-            state["lm_head.weight"] = head
+        embedding = state["model.embed_tokens.weight"]
+        state |= source.head("lm_head.weight", embedding, config, with_head, head_was_tied)
         if "score.weight" in dense:
             state["score.weight"] = source.sliced("score.weight")
         source.raise_if_incomplete()
@@ -104,6 +110,10 @@ def _check_shape(source: DenseSource, dense: Mapping[str, Any], config: MoEDecod
         source.misfit(f"{len(layers)} layers, but num_hidden_layers={config.num_hidden_layers}")
     if config.position_embedding_type != "learned":
         source.misfit(f"learned positions, but position_embedding_type is {config.position_embedding_type!r}")
+    if set(config.mixer_of_layer) != {"attention"}:
+        source.misfit(f"attention in every layer, but mixer={config.mixer!r}, mlp_placement={config.mlp_placement!r}")
+    source.require(config, norm_type="layer", mlp_gated=False, mlp_bias=True, attention_bias=True)
+    source.require(config, embedding_norm=False, mlp_token_shift="none", mlp_placement="each")
     inner = config.intermediate_size
     if config.sparse_layers and config.moe_intermediate_size != inner:
         source.misfit(f"FFNs of width {inner}, but moe_intermediate_size={config.moe_intermediate_size}")

@@ -15,7 +15,8 @@ from moe_hf.base.files import whole_folder
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
-from moe_hf.models.dense_source import is_head_tied, open_slices
+from moe_hf.models.dense_fit import fitting_state
+from moe_hf.models.dense_source import open_slices
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.lazy_tensors import LazyTensor, dtype_named
 from moe_hf.models.upcycle import why_logits_change
@@ -81,8 +82,7 @@ def upcycle_directory(
             f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
             f"{names}; its config.json says that it is one"
         )
-    tied = is_head_tied(files[0], dense.head_is_tied)
-    state = dense.state_dict(slices, config, head_was_tied=tied, dtype=dtype)
+    state = fitting_state(dense, slices, files[0], config, family.model, dtype=dtype)
     dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
     config.dtype = dtype
     config.architectures = [family.causal_lm.__name__]

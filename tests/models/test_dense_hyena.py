@@ -250,6 +250,13 @@ class TestWrongInput:
             ({"num_hidden_layers": 2}, "3 layers, but num_hidden_layers=2"),
             ({"mixer": "attention"}, "Hyena operators in all layers"),
             ({"moe_intermediate_size": 8}, "moe_intermediate_size=8"),
+            ({"norm_type": "rms"}, "norm_type='layer' describes"),
+            ({"mlp_gated": True}, "mlp_gated=False describes"),
+            ({"mlp_token_shift": "rwkv7"}, "mlp_token_shift='none' describes"),
+            ({"mlp_layer_types": ["none", "sparse", "dense"]}, r"would drop \(model\.layers\.0\.mlp"),
+            ({"hidden_act": "relu"}, "hidden_act='gelu_pytorch_tanh', but 'relu'"),
+            ({"hyena_filter_learned_features": False}, "hyena_filter_learned_features=True, but False"),
+            ({"hyena_filter_frequency": 3.0}, "hyena_filter_frequency=.*, but 3.0"),
         ],
     )
     def test_a_misfitting_override(self, folder, changes, text: str) -> None:

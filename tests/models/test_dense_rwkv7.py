@@ -166,3 +166,26 @@ def test_ranks_that_the_configuration_leaves_out_are_the_paper_s(tmp_path) -> No
 def test_what_cannot_be_carried_over_is_refused(tmp_path, overrides, text: str) -> None:
     with pytest.raises(CheckpointError, match=text):
         RWKVWithMoE.from_pretrained(save(tmp_path, dense_tensors(), **overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"mlp_layer_types": ["none", "sparse", "sparse"]}, r"would drop \(model\.layers\.0\.mlp\.inner"),
+        ({"embedding_norm": False}, r"no place for 2 of them: model\.layers\.0\.pre_norm\.bias"),
+        ({"position_embedding_type": "learned"}, r"cannot give 1 of the model's tensors \(model\.embed_positions"),
+        ({"hidden_act": "relu"}, "hidden_act='relu2', but 'relu'"),
+        ({"layer_norm_epsilon": 1e-3}, "layer_norm_epsilon=1e-05, but 0.001"),
+        ({"tie_word_embeddings": True}, "a head that is not its embedding"),
+    ],
+)
+def test_an_override_that_would_not_keep_the_logits_is_refused(folder, overrides, text: str) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        RWKVWithMoE.from_pretrained(folder, **overrides)
+
+
+def test_the_first_layer_s_values_have_nothing_to_be_mixed_with(tmp_path) -> None:
+    tensors = dense_tensors()
+    tensors["model.layers.0.attn.v_lora.lora.0.weight"] = torch.ones(4, D)
+    model = RWKVWithMoE.from_pretrained(save(tmp_path, tensors))
+    assert not [name for name in model.state_dict() if "layers.0.mixer.v_lora" in name]
