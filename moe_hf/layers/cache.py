@@ -4,6 +4,7 @@ A state is any tensor whose first dimension is the batch, such as a recurrent st
 Importing this module makes the layer types known to `DynamicCache(config=...)` and `StaticCache(config=...)`.
 """
 
+from functools import singledispatch
 from typing import Any, ClassVar
 
 import torch
@@ -200,6 +201,7 @@ def advance(cache: Cache | None, num_tokens: int) -> None:
             layer.advance(num_tokens)
 
 
+@singledispatch
 def detach_states(cache: Cache) -> None:
     """Cut the gradient between what the cache holds and the calls that it came from (truncated backpropagation)."""
     for layer in cache.layers:

@@ -30,7 +30,7 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
 
     Args:
         dim: channels D, each with a filter of its own.
-        max_length: lags that there are; a longer sequence is an error.
+        max_length: lags that there are; a longer document is an error, padding not counted.
         embedding_dim: features E of a lag: the lag itself, and cosines and sines of (E - 1) / 2 frequencies; odd, >= 3.
         mlp_width: width W of the network.
         num_inner_layers: its layers between the first and the last.
@@ -135,9 +135,9 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
             starts_BS: True where a document begins that does not see what came before it.
 
         Raises:
-            ConfigError: the sequence is longer than `max_length`.
+            ConfigError: a document is longer than `max_length`.
         """
-        filter_LD = self.filter(x_BSD.shape[1])
+        filter_LD = self.filter(min(x_BSD.shape[1], self.max_length))
         return long_conv(x_BSD, filter_LD, self.skip, mask_BS=mask_BS, starts_BS=starts_BS)
 
     def extra_repr(self) -> str:

@@ -243,6 +243,11 @@ class MegaByteCache(Cache):
         self.routing = {name: [change(state) for state in states] for name, states in self.routing.items()}
 
 
+@detach_states.register
+def _(cache: MegaByteCache) -> None:
+    cache.detach()
+
+
 def real_bytes(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
     """(B, S), True at real bytes of a call of `length` bytes; None where all are.
 

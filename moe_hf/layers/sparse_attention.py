@@ -62,7 +62,8 @@ def topk_sparse_forward(
         sliding_window: is in the mask already, where there is one.
         softcap, s_aux: bound and sinks of the logits, as in Gemma 2 and gpt-oss.
         attn_topk: keys that a query keeps, a fraction of those that it sees, or one of these per layer.
-        output_attentions: whether to return the weights, made all at once then.
+        output_attentions: whether to return the weights, made all at once then. A layer has to hand it down: the stock
+            GPT-2 does not, so that its `attentions` are an empty tuple, as with "sdpa".
         **kwargs: what does not concern attention; what does and cannot be honoured is refused.
 
     Returns:
@@ -119,7 +120,8 @@ def topk_block_forward(
         sliding_window: of this layer; None means none.
         attn_topk_blocks: blocks that a query attends to, a fraction of those that it sees, or one of these per layer.
         attn_block_size: keys of a block, or a number per layer.
-        output_attentions: whether to return the weights, made all at once then.
+        output_attentions: whether to return the weights, made all at once then. A layer has to hand it down: the stock
+            GPT-2 does not, so that its `attentions` are an empty tuple, as with "sdpa".
         **kwargs: what does not concern attention; what does and cannot be honoured is refused.
 
     Returns:

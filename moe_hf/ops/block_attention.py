@@ -12,6 +12,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.block_passes import BlockOptions, Result, Tensors, backward_pass, forward_pass, num_choices
 from moe_hf.ops.topk_passes import compute_dtype
+from moe_hf.ops.topk_selection import require_top_k
 from moe_hf.ops.visible_spans import Document, documents, spans_of_mask
 
 
@@ -143,8 +144,7 @@ def _prepare(
     dropout: float,
 ) -> tuple[_Inputs, BlockOptions, int]:
     (batch, heads, queries, channels), (_, groups, keys, _) = query_BHSC.shape, key_BGNC.shape
-    if isinstance(top_k, bool) or not ((isinstance(top_k, int) and top_k >= 1) or 0 < top_k < 1):
-        raise ConfigError(f"top_k must be an integer >= 1 or a fraction in (0, 1), got {top_k!r}")
+    require_top_k(top_k)
     if not isinstance(block_size, int) or block_size < 1:
         raise ConfigError(f"block_size must be an integer >= 1, got {block_size!r}")
     if heads % groups:
@@ -224,7 +224,8 @@ def _backward(
     dout_BHSV: torch.Tensor, inputs: _Inputs, query_start: int, options: BlockOptions, whole: Result
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     query, key, value, _, sink_H, _ = inputs
-    dquery, dkey, dvalue = (torch.zeros_like(x) for x in (query, key, value))
+    # Of the layout that the compiler was told, whatever that of the inputs.
+    dquery, dkey, dvalue = (x.new_zeros(x.shape) for x in (query, key, value))
     dsink_H = query.new_zeros(0 if sink_H is None else query.shape[1])
     for number, document in enumerate(_documents(inputs, query_start)):
         rows, query_q, key_n, _ = document

@@ -240,7 +240,7 @@ def _direct(
     out_BSD = torch.stack(out, dim=1)
     if skip_D is not None:
         out_BSD = out_BSD.addcmul(x_BSD.to(dtype), skip_D.to(dtype))
-    return out_BSD.to(x_BSD.dtype)
+    return torch.empty_like(x_BSD).copy_(out_BSD)
 
 
 def _padded(values: torch.Tensor, start: int, points: int, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The long convolution one token at a time: a short dot product per token, and one FFT per epoch of tokens.
 
-Shapes: B batch, P inputs at hand, E tokens of one epoch, D channels,
-L lags.
+Shapes: B batch, P inputs at hand, E tokens of one epoch, D channels, L lags.
 """
 
 import math

@@ -72,6 +72,8 @@ def long_conv(
     Raises:
         ConfigError: a document is longer than the filter.
     """
+    if x_BSD.shape[1] == 0:
+        return x_BSD.clone()
     return _long_conv(x_BSD, filter_LD, skip_D, history_BPD, mask_BS, starts_BS)
 
 
@@ -95,8 +97,9 @@ def extended_history(
     kept_BN = torch.cat([kept_BP, kept_BS], dim=1)
     # A stable sort moves what is dropped to the left and keeps the order of the rest.
     order_BN = kept_BN.long().argsort(dim=1, stable=True)
-    kept_BN1 = kept_BN.gather(1, order_BN)[..., None]
-    return all_BND.gather(1, order_BN[..., None].expand_as(all_BND)) * kept_BN1.to(all_BND.dtype)
+    dropped_BN1 = ~kept_BN.gather(1, order_BN)[..., None]
+    # Not a product: padding may hold NaN.
+    return all_BND.gather(1, order_BN[..., None].expand_as(all_BND)).masked_fill(dropped_BN1, 0)
 
 
 class _Group(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.topk_passes import TopkInputs, TopkOptions, backward_pass, compute_dtype, forward_pass
+from moe_hf.ops.topk_selection import require_top_k
 
 
 def reference_topk_attention(
@@ -37,6 +38,8 @@ def reference_topk_attention(
     query, key, value = inputs[:3]
     groups = query.shape[1] // key.shape[1]
     logit_BHSN = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * options.scale
+    # The cap keeps the order, which rounding after it would not; only a float mask is added to capped logits.
+    order_BHSN = logit_BHSN
     if options.softcap:
         logit_BHSN = options.softcap * torch.tanh(logit_BHSN / options.softcap)
     visible_BHSN = torch.ones_like(logit_BHSN, dtype=torch.bool)
@@ -50,14 +53,15 @@ def reference_topk_attention(
         visible_BHSN = visible_BHSN & mask
     elif mask is not None:
         visible_BHSN = visible_BHSN & (mask > torch.finfo(mask.dtype).min / 2)
-        logit_BHSN = logit_BHSN + mask
+        order_BHSN = logit_BHSN = logit_BHSN + mask
     logit_BHSN = logit_BHSN.masked_fill(~visible_BHSN, -torch.inf)
 
     if options.top_k < 1:
         kept_BHS1 = (visible_BHSN.sum(dim=-1, keepdim=True).double() * options.top_k - 1e-6).ceil().clamp(min=1)
     else:
         kept_BHS1 = torch.full_like(logit_BHSN[..., :1], options.top_k)
-    rank_BHSN = logit_BHSN.argsort(dim=-1, descending=True).argsort(dim=-1)
+    order_BHSN = order_BHSN.masked_fill(~visible_BHSN, -torch.inf)
+    rank_BHSN = order_BHSN.argsort(dim=-1, descending=True).argsort(dim=-1)
     logit_BHSN = logit_BHSN.masked_fill(rank_BHSN >= kept_BHS1, -torch.inf)
     if sink_H is not None:
         sink_BHS1 = sink_H.to(logit_BHSN.dtype)[None, :, None, None].expand_as(logit_BHSN[..., :1])
@@ -98,7 +102,8 @@ def topk_sparse_attention(
         key_BGNC: keys, each head of which serves H / G query heads.
         value_BGNV: values.
         top_k: keys that a query keeps, an integer >= 1; or a fraction in (0, 1) of those that it sees, rounded up. Of
-            equal logits any may be kept.
+            equal logits any may be kept; `softcap` makes none equal, since it comes after the choice unless a float
+            mask is added to capped logits.
         mask: (B or 1, H or 1, S or 1, N); bool, True at keys to see, or float, added to the logits, -inf or the dtype's
             least value at keys to hide. It gets no gradient. Holds besides `causal` and `window`.
         causal: whether a query sees no key after its own place.
@@ -142,8 +147,7 @@ def _prepare(
     dropout: float,
 ) -> tuple[TopkInputs, TopkOptions]:
     (_, heads, queries, channels), (_, groups, keys, _) = query_BHSC.shape, key_BGNC.shape
-    if isinstance(top_k, bool) or not ((isinstance(top_k, int) and top_k >= 1) or 0 < top_k < 1):
-        raise ConfigError(f"top_k must be an integer >= 1 or a fraction in (0, 1), got {top_k!r}")
+    require_top_k(top_k)
     if heads % groups:
         raise ConfigError(f"{heads} query heads do not divide among {groups} key heads; give a multiple")
     if query_start is None:

@@ -114,13 +114,13 @@ def part_keys(x_BGNC: torch.Tensor, part: Part, index: torch.Tensor | None) -> t
 
 
 def _scores(inputs: TopkInputs, options: TopkOptions, part: Part) -> torch.Tensor:
-    # (R, n), minus infinity where the mask hides a key.
+    # (R, n), minus infinity where the mask hides a key; capped only where `_capped_first`.
     batch, heads = part.rows.stop - part.rows.start, inputs.query_BHSC.shape[1]
     queries, keys = part.queries.stop - part.queries.start, part.keys.stop - part.keys.start
     key_ZnC = part_keys(inputs.key_BGNC, part, None)
     query_ZRC = (part_rows(inputs.query_BHSC, part) * options.scale).view(len(key_ZnC), -1, key_ZnC.shape[-1])
     score_BHSn = products(query_ZRC, key_ZnC).view(batch, heads, queries, keys)
-    if options.softcap:
+    if _capped_first(inputs, options):
         score_BHSn.div_(options.softcap).tanh_().mul_(options.softcap)
     if options.causal or options.window:
         place = options.query_start + torch.arange(part.queries.start, part.queries.stop, device=score_BHSn.device)
@@ -140,10 +140,19 @@ def _scores(inputs: TopkInputs, options: TopkOptions, part: Part) -> torch.Tenso
     return score_BHSn.view(-1, keys)
 
 
+def _capped_first(inputs: TopkInputs, options: TopkOptions) -> bool:
+    # The cap keeps the order, but rounds many large logits to the same: what is kept is found before it. A float mask,
+    # which changes the order, is added to capped logits.
+    return bool(options.softcap) and inputs.mask is not None and inputs.mask.dtype != torch.bool
+
+
 def weights_of_part(inputs: TopkInputs, options: TopkOptions, part: Part, number: int) -> Weights:
     """The weights of the `number`-th part: the same each time, dropout included."""
     top_k = options.top_k if options.top_k < 1 else int(options.top_k)
     logit, index = keep_largest(_scores(inputs, options, part), top_k)
+    if options.softcap and not _capped_first(inputs, options):
+        hidden = logit == -torch.inf
+        logit = logit.div_(options.softcap).tanh_().mul_(options.softcap).masked_fill_(hidden, -torch.inf)
     if index is not None:
         index = index + part.keys.start
     largest_R1 = logit.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(logit.dtype).min)
@@ -189,7 +198,8 @@ def backward_pass(
 
     A dropped logit has none: which keys are kept counts as given (Gupta et al. 2021, section 3).
     """
-    dquery_BHSC, dkey_BGNC, dvalue_BGNV = (torch.zeros_like(x) for x in inputs[:3])
+    # Of the layout that the compiler was told, whatever that of the inputs.
+    dquery_BHSC, dkey_BGNC, dvalue_BGNV = (x.new_zeros(x.shape) for x in inputs[:3])
     heads = inputs.query_BHSC.shape[1]
     dsink_H = dquery_BHSC.new_zeros(0 if inputs.sink_H is None else heads)
     for number, part in enumerate(parts(inputs, options)):

@@ -10,6 +10,8 @@ and None in place of the indices; the faster form where K is not much smaller th
 import torch
 from torch.nn import functional as F
 
+from moe_hf.base.errors import ConfigError
+
 # From this share of the keys on, matrix products over all keys beat gathering those that were kept.
 _DENSE_SHARE = 1 / 8
 # A maximum over this many scores stands for them in the first round.
@@ -18,6 +20,22 @@ _GROUP = 8
 _FEW_QUERIES = 16
 # Kept keys gathered at once by `kept_products`: they stay in a core's cache.
 _PAIRS_AT_ONCE = 1 << 14
+
+
+def require_top_k(top_k: int | float) -> None:
+    """Do nothing where so many keys or blocks can be kept.
+
+    Raises:
+        ConfigError: it is neither an integer >= 1 nor a fraction in (0, 1).
+    """
+    if isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 1:
+        return
+    if isinstance(top_k, float) and 0 < top_k < 1:
+        return
+    raise ConfigError(
+        f"top_k must be an integer >= 1 or a fraction in (0, 1), got {top_k!r}; to keep all, which a fraction of 1.0 "
+        "would mean, give an integer at least as large as their number, or use dense attention"
+    )
 
 
 def products(query_ZRC: torch.Tensor, key_ZNC: torch.Tensor) -> torch.Tensor:

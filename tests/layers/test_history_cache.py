@@ -9,7 +9,6 @@ from transformers import DynamicCache, StaticCache
 from moe_hf import HyenaWithMoE, HyenaWithMoEConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers import history_cache
-from moe_hf.layers.growing_rows import GrowingRows
 from moe_hf.layers.history_cache import HistoryLayer, StaticHistoryLayer
 from moe_hf.ops import future_fill
 
@@ -120,13 +119,59 @@ class TestDecoding:
         assistant.generation_config.eos_token_id = None
         assert model.generate(prompt, assistant_model=assistant, **greedy).equal(expected)
 
+    @pytest.mark.parametrize("padded", [False, True])
+    def test_all_that_is_kept_can_be_changed(self, model, ids, short_epochs, padded: bool) -> None:
+        # As offloading does, but so that nothing forgotten goes unnoticed on a machine with one device.
+        mask = torch.ones(3, 20, dtype=torch.long)
+        if padded:
+            mask[0, :7] = mask[1, 15:] = 0
+        cache = model.model.new_cache()
+        run(model, ids[:, :20] * mask, cache, attention_mask=mask)
+        run(model, ids[:, 20:21], cache)
+        expected = copy.deepcopy(cache)
+        for layer in cache.layers:
+            layer.change_states(lambda state: torch.cat([state, state]))
+        assert any(start > 0 for start in starts_of(cache))
+        twice = torch.cat([ids, ids])
+        out = [run(model, twice[:, i : i + 1], cache) for i in range(21, 23)]
+        cache.crop(-3)
+        out.append(run(model, twice[:, 20:40], cache))
+        wanted = [run(model, ids[:, i : i + 1], expected) for i in range(21, 23)]
+        expected.crop(-3)
+        wanted.append(run(model, ids[:, 20:40], expected))
+        wanted = torch.cat(wanted, dim=1)
+        torch.testing.assert_close(torch.cat(out, dim=1), torch.cat([wanted, wanted]), **CLOSE)
+
     def test_offloading_loses_nothing(self, model, ids) -> None:
         cache = model.model.new_cache()
         run(model, ids[:, :20], cache)
+        moved = []
         for layer in cache.layers:
+            layer.change_states = lambda change, layer=layer: moved.append(HistoryLayer.change_states(layer, change))
             layer.offload()
             layer.prefetch()
+        assert len(moved) == 2 * len(cache.layers)
         torch.testing.assert_close(run(model, ids[:, 20:22], cache), run(model, ids[:, :22], None)[:, 20:], **CLOSE)
+
+    @pytest.mark.parametrize("static", [False, True])
+    def test_weights_that_change_are_not_outlived_by_their_filter(self, ids, short_epochs, static: bool) -> None:
+        model = make()
+        mixer = model.model.layers[1].mixer
+        cache = StaticCache(model.config, max_cache_len=60) if static else model.model.new_cache()
+        run(model, ids[:, :20], cache)
+        run(model, ids[:, 20:21], cache)
+        for change in ("written to", "replaced"):
+            with torch.no_grad():
+                if change == "written to":
+                    mixer.filter.out.weight.mul_(-3)
+                else:
+                    mixer.filter.out.weight = torch.nn.Parameter(mixer.filter.out.weight * 0.2)
+            # The inputs of the last layer are those of before: only what is made of them is new.
+            fresh = copy.deepcopy(cache)
+            for layer in fresh.layers:
+                layer.__dict__.update({"_filters": {}} if static else {"_epochs": {}})
+            out, wanted = (run(model, ids[:, 21:22], each) for each in (cache, fresh))
+            torch.testing.assert_close(out, wanted, **CLOSE)
 
 
 class TestCrop:
@@ -165,6 +210,46 @@ class TestCrop:
         torch.testing.assert_close(run(model, ids[:, 70:71], cache), run(model, ids[:, :71], None)[:, 70:], **CLOSE)
         with pytest.raises(ConfigError, match="60 tokens can't be cut off: only about 32"):
             cache.crop(-60)
+
+    def test_cut_twice_each_row_keeps_no_more_than_it_has(self, ids, monkeypatch) -> None:
+        monkeypatch.setattr(history_cache, "RECENT_INPUTS", 32)
+        model = make(hyena_short_conv=4)
+        mask = torch.ones(3, 80, dtype=torch.long)
+        mask[1, 75:] = mask[2, :6] = 0
+        cuts = [(20, 9), (3, 2, 1, 17), (10, 10, 5)]
+        for cut in cuts:
+            cache = model.model.new_cache()
+            run(model, ids[:, :80] * mask, cache, attention_mask=mask)
+            for count in cut:
+                cache.crop(-count)
+            kept = 80 - sum(cut)
+            out = run(model, ids[:, 80:84], cache)
+            for row in range(3):
+                alone = torch.cat([ids[row, :kept][mask[row, :kept].bool()], ids[row, 80:84]])[None]
+                torch.testing.assert_close(out[row], run(model, alone, None)[0, -4:], **CLOSE)
+        for cut in ((25, 8), (1, 1, 28)):
+            cache = model.model.new_cache()
+            run(model, ids[:, :80] * mask, cache, attention_mask=mask)
+            for count in cut[:-1]:
+                cache.crop(-count)
+            with pytest.raises(ConfigError, match=r"(?s)can't be cut off.*must not be used any more"):
+                cache.crop(-cut[-1])
+
+    def test_padding_after_a_cut_is_no_input(self, ids, monkeypatch) -> None:
+        monkeypatch.setattr(history_cache, "RECENT_INPUTS", 32)
+        model = make()
+        cache = model.model.new_cache()
+        run(model, ids[:, :60], cache)
+        cache.crop(-25)
+        mask = torch.ones(3, 45, dtype=torch.long)
+        mask[0, 35:] = 0
+        run(model, ids[:, 35:45] * mask[:, 35:], cache, attention_mask=mask)
+        with pytest.raises(ConfigError, match="16 tokens can't be cut off"):
+            copy.deepcopy(cache).crop(-16)
+        cache.crop(-15)
+        out = run(model, ids[:, 45:47], cache)
+        expected = run(model, torch.cat([ids[:, :30], ids[:, 45:47]], dim=1), None)[:, 30:]
+        torch.testing.assert_close(out, expected, **CLOSE)
 
     def test_into_an_earlier_document_is_an_error(self, model, ids) -> None:
         cache = model.model.new_cache()
@@ -235,6 +320,52 @@ class TestLength:
         with pytest.raises(ConfigError, match="121 tokens is longer than the filter"):
             run(model, long[:, 120:121], cache)
 
+    @pytest.mark.parametrize("kind", ["dynamic", "static"])
+    @pytest.mark.parametrize("refused", [41, 17, 2])
+    def test_a_refused_call_leaves_the_cache_as_it_was(self, ids, kind: str, refused: int) -> None:
+        room = 30 + refused - 1
+        model = make(max_position_embeddings=room)
+        for max_cache_len in (room, 2 * room):
+            cache = StaticCache(model.config, max_cache_len=max_cache_len) if kind == "static" else None
+            cache = cache or model.model.new_cache()
+            run(model, ids[:, :30], cache)
+            with pytest.raises(ConfigError, match=f"{30 + refused} tokens"):
+                run(model, ids[:, 40 : 40 + refused], cache)
+            assert int(cache.get_seq_length()) == 30
+            end = min(room, 32)
+            out = run(model, ids[:, 30:end], cache)
+            torch.testing.assert_close(out, run(model, ids[:, :end], None)[:, 30:], **CLOSE)
+
+    @pytest.mark.parametrize("kind", ["dynamic", "static"])
+    def test_a_refused_call_with_padding_leaves_the_cache_as_it_was(self, ids, kind: str) -> None:
+        model = make(max_position_embeddings=40)
+        cache = StaticCache(model.config, max_cache_len=60) if kind == "static" else model.model.new_cache()
+        mask = torch.ones(3, 50, dtype=torch.long)
+        mask[0, :12] = mask[1, :4] = mask[2, 35:] = 0
+        run(model, ids[:, :30] * mask[:, :30], cache, attention_mask=mask[:, :30])
+        # The second row would have 46 tokens.
+        with pytest.raises(ConfigError, match="46 tokens is longer than the filter, which has 40"):
+            run(model, ids[:, 30:50], cache, attention_mask=mask)
+        mask[1, 35:] = 0
+        out = run(model, ids[:, 30:50] * mask[:, 30:], cache, attention_mask=mask)
+        for row in range(3):
+            real = mask[row].bool()
+            alone = run(model, ids[row, :50][real][None], None)[0]
+            new = int(real[30:].sum())
+            torch.testing.assert_close(out[row, real[30:]], alone[-new:], **CLOSE)
+
+    def test_rows_left_out_no_longer_count(self, ids, short_epochs) -> None:
+        model = make(max_position_embeddings=40)
+        cache = model.model.new_cache()
+        mask = torch.ones(3, 38, dtype=torch.long)
+        mask[1, :20] = 0
+        run(model, ids[:, :38] * mask, cache, attention_mask=mask)
+        cache.batch_select_indices(torch.tensor([1]))
+        out = [run(model, ids[1:2, i : i + 1], cache) for i in range(38, 60)]
+        torch.testing.assert_close(torch.cat(out, dim=1), run(model, ids[1:2, 20:60], None)[:, 18:], **CLOSE)
+        with pytest.raises(ConfigError, match="41 tokens"):
+            run(model, ids[1:2, 60:61], cache)
+
     def test_padding_and_other_documents_do_not_count(self, model, ids) -> None:
         long = torch.cat([ids, ids], dim=1)[:1, :150]
         positions = torch.cat([torch.arange(90), torch.arange(60)])[None]
@@ -247,53 +378,3 @@ class TestLength:
         out = [run(model, ids[:1, i : i + 1], cache) for i in range(30)]
         expected = run(model, torch.cat([long[:, 60:], ids[:1, :30]], dim=1), None)[:, 90:]
         torch.testing.assert_close(torch.cat(out, dim=1), expected, **CLOSE)
-
-
-class TestGrowingRows:
-    @torch.no_grad()
-    def test_extends_in_place_and_copies_when_full(self) -> None:
-        rows = GrowingRows()
-        assert rows.read() is None
-        everything = torch.randn(2, 300, 3)
-        for i in range(300):
-            rows.append(everything[:, i : i + 1])
-            if i == 10:
-                early = rows.read()
-        assert rows.read().equal(everything)
-        assert early.equal(everything[:, :11])
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("size", [1, 4, 50])
-    def test_keeps_at_least_the_last(self, size: int) -> None:
-        rows = GrowingRows(keep=5)
-        everything = torch.randn(2, 200, 3)
-        for i in range(0, 200, size):
-            rows.append(everything[:, i : i + size])
-        assert 5 <= len(rows) < 100
-        assert rows.dropped == 200 - len(rows)
-        assert rows.read()[:, -5:].equal(everything[:, -5:])
-
-    def test_with_a_gradient_it_never_writes_in_place(self) -> None:
-        rows = GrowingRows()
-        parts = [torch.randn(2, 2, 3, requires_grad=True) for _ in range(3)]
-        total = 0
-        for part in parts:
-            rows.append(part)
-            total = total + rows.read().square().sum()
-        total.backward()
-        assert parts[0].grad.equal(3 * 2 * parts[0])
-
-    def test_entries_kept_for_a_backward_pass_are_not_written_to(self) -> None:
-        rows, weight = GrowingRows(), torch.ones(3, requires_grad=True)
-        with torch.no_grad():
-            rows.append(torch.ones(2, 4, 3))
-        loss = (rows.read() * weight).sum()
-        rows.append(torch.ones(2, 1, 3))
-        loss.backward()
-        assert weight.grad.tolist() == [8.0, 8.0, 8.0]
-
-    def test_rows_lose_different_numbers(self) -> None:
-        rows = GrowingRows()
-        rows.append(torch.arange(1.0, 9.0).view(2, 4, 1))
-        rows.shift(torch.tensor([1, 3]))
-        assert rows.read().flatten().tolist() == [0, 1, 2, 3, 0, 0, 0, 5]

@@ -97,8 +97,21 @@ class TestAlone:
         torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-5)
 
     def test_a_longer_sequence_is_an_error_and_never_cut(self, make) -> None:
-        with pytest.raises(ConfigError, match="max_length=50"):
+        with pytest.raises(ConfigError, match="80 tokens is longer than the filter, which has 50"):
             make()(torch.randn(1, 80, 6))
+
+    def test_rows_of_documents_that_fit_may_be_longer(self, make) -> None:
+        module, x = make(), torch.randn(1, 80, 6)
+        starts = torch.zeros(1, 80, dtype=torch.bool)
+        starts[:, 45] = True
+        expected = torch.cat([module(x[:, :45]), module(x[:, 45:])], dim=1)
+        torch.testing.assert_close(module(x, starts_BS=starts), expected, atol=1e-5, rtol=1e-5)
+        mask = torch.ones(1, 80)
+        mask[:, 50:] = 0
+        torch.testing.assert_close(module(x, mask_BS=mask)[:, :50], module(x[:, :50]), atol=1e-5, rtol=1e-5)
+
+    def test_an_empty_sequence_stays_empty(self, make) -> None:
+        assert make()(torch.randn(2, 0, 6)).shape == (2, 0, 6)
 
     def test_a_filter_of_one_lag(self, make) -> None:
         module = make(max_length=1)

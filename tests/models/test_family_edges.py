@@ -100,3 +100,15 @@ def test_capacity_limits_count_beside_states(kind: str, ids) -> None:
     model = tiny_family(kind, router_eval_capacity_factor=0.05)
     greedy = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert model.generate(ids, **greedy).equal(model.generate(ids, use_cache=False, **greedy))
+
+
+def test_a_call_that_is_too_long_for_one_layer_leaves_the_cache_of_all_as_it_was() -> None:
+    model = tiny_family("hyena-attention", max_position_embeddings=16, mixer="attention,hyena")
+    ids = torch.randint(3, 61, (2, 16), generator=torch.Generator().manual_seed(2))
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        full = model(ids, use_cache=False).logits
+        model(ids[:, :9], past_key_values=cache)
+        with pytest.raises(ConfigError):
+            model(torch.cat([ids, ids], dim=1), past_key_values=cache)
+        torch.testing.assert_close(model(ids[:, 9:], past_key_values=cache).logits, full[:, 9:], **CLOSE)

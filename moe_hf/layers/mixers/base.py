@@ -30,6 +30,24 @@ class Mixer(nn.Module, ABC):
     def multiply_adds(self, context: int) -> int:
         """Multiply-adds per token, beyond one for each weight, when `context` tokens are at hand."""
 
+    def require_room(
+        self,
+        num_tokens: int,
+        past_key_values: Cache | None,
+        padding_mask: torch.Tensor | None,
+        document_starts: torch.Tensor | None,
+    ) -> None:
+        """Do nothing where so many more tokens can be taken; to be asked before any layer writes into the cache.
+
+        Args:
+            num_tokens: positions S of the call.
+            past_key_values, padding_mask, document_starts: as in `forward`.
+
+        Raises:
+            ConfigError: the mixer reaches over fewer tokens, or has no room for them.
+        """
+        return
+
     @abstractmethod
     def forward(
         self,

@@ -13,7 +13,8 @@ from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.history_cache import History, LongFilter, history_of
+from moe_hf.layers.history import History, LongFilter
+from moe_hf.layers.history_cache import history_of
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers.base import Mixer
@@ -67,6 +68,18 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         """Of three transforms over twice the context, 1.25 N log2 N each, a token's share."""
         return int((self.order - 1) * self.config.hidden_size * 7.5 * math.log2(2 * context))
 
+    def require_room(
+        self,
+        num_tokens: int,
+        past_key_values: Cache | None,
+        padding_mask: torch.Tensor | None,
+        document_starts: torch.Tensor | None,
+    ) -> None:
+        """As `Mixer.require_room`; without a cache there is nothing to spoil, and the convolution itself refuses."""
+        history = history_of(past_key_values, self.layer_idx)
+        if history is not None:
+            history.require_room(num_tokens, self.filter.max_length, padding_mask, document_starts)
+
     def forward(
         self,
         x_BSD: torch.Tensor,
@@ -85,6 +98,8 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         Raises:
             ConfigError: a document is longer than the filter, or the cache has no place for the history.
         """
+        # A call that is refused must leave the history as it was.
+        self.require_room(x_BSD.shape[1], past_key_values, padding_mask, document_starts)
         history = history_of(past_key_values, self.layer_idx)
         mask_BS, starts_BS = _none_if_all(padding_mask, shared_values), document_starts
         *gates, parts = self._project(x_BSD, mask_BS, starts_BS, history)
@@ -148,8 +163,15 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             return first
 
         parts = [self._channels_of(i) for i in range(self.order - 1)]
-        lags = self.filter.max_length
-        return [LongFilter(i, channels(part), lags, self.filter.skip[part]) for i, part in enumerate(parts)]
+        lags, version = self.filter.max_length, self._version()
+        return [LongFilter(i, channels(part), lags, self.filter.skip[part], version) for i, part in enumerate(parts)]
+
+    def _version(self) -> tuple[tuple[int, int], ...] | None:
+        """What changes whenever a weight of the filter is replaced or written to; a compiler cannot look at it."""
+        if torch.compiler.is_compiling():
+            return None
+        # Tensors of inference mode count no writes.
+        return tuple((id(p), 0 if p.is_inference() else p._version) for p in self.filter.parameters())
 
 
 def _joined(segments: list[torch.Tensor]) -> torch.Tensor:
