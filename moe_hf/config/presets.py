@@ -6,6 +6,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry, did_you_mean
 from moe_hf.config.architectures import architecture_config
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 
 
 class Preset(NamedTuple):
@@ -62,7 +63,28 @@ _TINY_BY_ROUTER: dict[str, dict[str, Any]] = {
 # What of a preset belongs to GPT-2 and not to its siblings, whose mixers know the order of tokens by themselves.
 _OF_GPT2 = ("position_embedding_type", "bos_token_id", "eos_token_id")
 
-_TINY_BY_FAMILY: dict[str, dict[str, Any]] = {}
+# A patch of eight bytes is about four words: it needs a wider vector, and is read an eighth as often. The context is
+# in bytes.
+_TINY_BY_FAMILY: dict[str, dict[str, Any]] = {
+    "megabyte_moe": {
+        "vocab_size": 264,
+        "max_position_embeddings": 1024,
+        "hidden_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 768,
+        "position_embedding_type": "rotary",
+        "patch_size": 8,
+        "local_config": {
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "mixer_short_conv": 3,
+        },
+    },
+}
 
 _FFN_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
@@ -114,6 +136,10 @@ def create_moe_config(
     preset = PRESETS[model_size].fields
     if model_size == "tiny":
         preset = {**preset, **_TINY_BY_ROUTER.get(str(overrides.get("router_type")), {})}
+    if config_class is MegaByteWithMoEConfig and model_size != "tiny":
+        # A token of a large vocabulary is about four bytes.
+        context = 4 * preset["max_position_embeddings"]
+        preset = {**preset, "max_position_embeddings": context}
     if config_class is not GPT2WithMoEConfig:
         preset = {name: value for name, value in preset.items() if name not in _OF_GPT2}
         if model_size == "tiny":

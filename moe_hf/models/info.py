@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.norms import make_norm
 from moe_hf.models.decoder import DecoderLayer
+from moe_hf.models.megabyte_info import megabyte_info
 from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
 
 _FLOAT32 = 4
@@ -29,7 +31,11 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         visits, not of the parameters); `moe_layers`, `dense_layers`; `context_length`; `embedding_params_m`;
         `flops_per_token` (forward, one token at full context, a multiply-add counted as 2); `weight_bytes` (float32)
         and `train_state_bytes` (weights, gradients and AdamW moments in float32; activations come on top).
+        A token of MegaByte is a byte.
     """
+    if isinstance(config, MegaByteWithMoEConfig):
+        of_decoders = (get_moe_model_info(part) for part in (config.global_config, config.local_decoder_config))
+        return megabyte_info(config, *of_decoders)
     width, experts = config.hidden_size, config.num_experts
     moe_layers = len(config.sparse_layers)
     embedding = config.vocab_size * width

@@ -1,4 +1,4 @@
-"""Numbers about a training run: how each router spreads its tokens, tokens per second, and the share of peak FLOP/s.
+"""Numbers about a training run: how routers spread tokens, tokens per second, share of peak FLOP/s, bits per byte.
 
 Shapes: T tokens, E experts, K experts per token, L sparse layers.
 """
@@ -6,15 +6,16 @@ Shapes: T tokens, E experts, K experts per token, L sparse layers.
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.ops.balance import expert_counts
 
 METRICS_NAME = "metrics.jsonl"
@@ -204,11 +205,12 @@ class TrainingFlops(NamedTuple):
     """What a token costs in training: 6 FLOPs per weight that it meets, and attention (Chowdhery et al. 2022, app. B).
 
     `weights` counts the weights that multiply one token: of E experts the K that it visits, the head but no embedding.
-    `attention_width` is the sum over layers of the width of queries.
+    `attention_width` is the sum over layers of the width of queries. Of MegaByte, whose token is a byte, both are
+    those of a patch shared out among its bytes; the local decoder's attention, whose reach is fixed, is in `weights`.
     """
 
     weights: float
-    attention_width: int
+    attention_width: float
 
     def of_batch(self, num_tokens: int, length: int) -> float:
         """FLOPs of forward and backward for `num_tokens` in sequences of `length`, as if no pair were masked."""
@@ -231,14 +233,21 @@ def training_flops(model: nn.Module) -> TrainingFlops | None:
     # Families differ in what they call it; `attribute_map` covers some.
     num_experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     visited = (experts_per_token(model) or 1) / (num_experts or 1)
-    weights = 0.0
+    attention_width: float = num_layers * width
+    weights, share = 0.0, {"experts": visited}
+    if isinstance(config, MegaByteWithMoEConfig):
+        size, local, places = config.patch_size, config.local_decoder_config, config.patch_size + config.lookback
+        share |= {"global_decoder": 1 / size, "local_decoder": places / size}
+        # One query and key per patch.
+        attention_width /= size**2
+        weights += 2 * local.num_hidden_layers * local.hidden_size * places**2 / size
     for name, parameter in model.named_parameters():
         if id(parameter) not in embeddings:
-            weights += parameter.numel() * (visited if "experts" in name.split(".") else 1)
+            weights += parameter.numel() * math.prod(share.get(part, 1) for part in name.split("."))
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if isinstance(head, nn.Linear) and id(head.weight) in embeddings:
         weights += head.weight.numel()
-    return TrainingFlops(weights, num_layers * width)
+    return TrainingFlops(weights, attention_width)
 
 
 def experts_per_token(model: nn.Module) -> int | None:
@@ -258,12 +267,43 @@ def known_peak_flops(device: torch.device) -> float | None:
     return next((peak for word, peak in _PEAK_FLOPS.items() if word in name), None)
 
 
+def bytes_per_label(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """UTF-8 bytes of the text of all labels that a causal model predicts, by their number; None without any text.
+
+    Special tokens are labels without text: what they cost is part of what the text costs.
+
+    Args:
+        rows: each with "labels", ids of the tokenizer or -100; the first label of a row is not predicted.
+        tokenizer: that made them.
+    """
+    num_bytes = num_labels = 0
+    for row in rows:
+        ids = [label for label in row["labels"][1:] if label != -100]
+        num_labels += len(ids)
+        num_bytes += len(str(tokenizer.decode(ids, skip_special_tokens=True)).encode())
+    return num_bytes / num_labels if num_bytes else None
+
+
+def bits_per_byte(loss: float, bytes_per_label: float) -> float:
+    """A loss in a unit that does not depend on the tokenizer.
+
+    Args:
+        loss: mean cross-entropy in nats per label.
+        bytes_per_label: of the same labels.
+
+    >>> bits_per_byte(math.log(16), 2)
+    2.0
+    """
+    return loss / math.log(2) / bytes_per_label
+
+
 def append_metrics(output_dir: str, record: Mapping[str, Any]) -> None:
     """Add one line to `metrics.jsonl`.
 
     Every line has "step". A training line has "loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second" and,
     for an MoE, the scalars of `LayerRouting.scalars` and "layers", an object of the lists of `LayerRouting`. A line
-    with "eval_loss" is an evaluation; the one with "train_loss" closes the run.
+    with "eval_loss" is an evaluation ("eval_bits_per_byte" is the same in another unit); the one with "train_loss"
+    closes the run.
     """
     path = Path(output_dir, METRICS_NAME)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moe_hf import GPT2WithMoE, create_moe_config, get_moe_model_info
 from moe_hf.config.presets import PRESETS
+from moe_hf.models.megabyte import MegaByteWithMoE
 
 VARIANTS = [
     {},
@@ -29,6 +30,17 @@ def on_meta(config) -> GPT2WithMoE:
 def test_total_is_the_built_model_s_to_the_parameter(size: str, experts: int, tied: bool) -> None:
     config = create_moe_config(size, num_experts=experts, tie_word_embeddings=tied)
     assert get_moe_model_info(config)["total_params"] == sum(p.numel() for p in on_meta(config).parameters())
+
+
+@pytest.mark.parametrize("size", ["tiny", "500m", "2b-active"])
+def test_megabyte_is_counted_as_it_is_built(size: str) -> None:
+    config = create_moe_config(size, architecture="megabyte", num_experts=8)
+    info = get_moe_model_info(config)
+    with torch.device("meta"):
+        assert info["total_params"] == sum(p.numel() for p in MegaByteWithMoE(config).parameters())
+        config.make_dense()
+        assert info["dense_twin_params"] == sum(p.numel() for p in MegaByteWithMoE(config).parameters())
+    assert get_moe_model_info(config)["total_params"] == info["dense_twin_params"]
 
 
 @pytest.mark.parametrize("overrides", VARIANTS)

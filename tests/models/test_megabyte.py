@@ -11,6 +11,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.text_model import CausalTextModel
+from moe_hf.layers.cache import detach_states
 from moe_hf.layers.megabyte_cache import MegaByteCache
 from moe_hf.models.auto import FAMILIES
 from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEModel
@@ -252,7 +253,7 @@ def test_a_cache_can_be_repeated_chosen_and_emptied_at_uneven_places(ids, mask) 
 def test_a_detached_cache_carries_no_gradient(ids) -> None:
     model = tiny()
     cache = model(ids[:, :5], use_cache=True).past_key_values
-    cache.detach()
+    detach_states(cache)
     model(ids[:, 5:6], past_key_values=cache, use_cache=True).logits.sum().backward()
     # Patches were read by the first call alone.
     assert model.model.patching.start.grad is None

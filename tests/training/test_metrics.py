@@ -6,13 +6,18 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.presets import create_moe_config
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.megabyte import MegaByteWithMoE
 from moe_hf.ops.balance import load_balance_loss, router_z_loss
+from moe_hf.text.tokenizers import byte_tokenizer, train_tokenizer
 from moe_hf.training.metrics import (
     RoutingMeter,
     SpeedMeter,
     append_metrics,
+    bits_per_byte,
+    bytes_per_label,
     keep_metrics_until,
     known_peak_flops,
     read_metrics,
@@ -132,6 +137,30 @@ def test_training_flops_are_three_times_the_forward_of_active_parameters(overrid
     flops = training_flops(GPT2WithMoE(config))
     length = config.max_position_embeddings
     assert flops.of_batch(1, length) == pytest.approx(3 * get_moe_model_info(config)["flops_per_token"], rel=1e-12)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": False}, {"local_lookback": 0}])
+def test_training_flops_of_megabyte_are_three_times_the_forward_of_a_byte(overrides):
+    config = create_moe_config("tiny", architecture="megabyte", **overrides)
+    length = config.max_position_embeddings
+    flops = training_flops(MegaByteWithMoE(config)).of_batch(1, length)
+    # The forward counts one more patch, that of start.
+    assert flops == pytest.approx(3 * get_moe_model_info(config)["flops_per_token"], rel=2e-3)
+
+
+def test_bits_per_byte_are_those_counted_by_hand():
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token_id
+    ids = tokenizer("a\u00e9!")["input_ids"]
+    # Four bytes and two ends are predicted; the first label of a row is not, and -100 is none.
+    rows = [{"labels": [-100, *ids, end]}, {"labels": [ids[0], -100, end]}]
+    assert bytes_per_label(rows, tokenizer) == 4 / 6
+    words = train_tokenizer(["good morning, good evening"] * 3, "word", 300)
+    labels = words("good morning")["input_ids"]
+    assert len(labels) == 2
+    assert bytes_per_label([{"labels": [-100, *labels]}], words) == 6
+    assert bits_per_byte(3.0, 6) == pytest.approx(3.0 / math.log(2) / 6)
+    assert bytes_per_label([{"labels": [5, -100]}], tokenizer) is None
 
 
 def test_training_flops_of_transformers_models():

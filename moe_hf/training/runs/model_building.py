@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.auto import FAMILIES, family_of
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
@@ -20,6 +21,8 @@ LONGEST_ANSWER = 256
 """New tokens that a saved model generates unless told otherwise."""
 
 _VOCABULARY_MULTIPLE = 8
+# Words that others take whole, and letters of two bytes.
+_PROBE = "What is the name of the caf\u00e9 and of the color \u00f6?"
 
 
 def model_config(arguments: ModelArguments, least_vocabulary: int | None = None) -> MoEDecoderConfig:
@@ -55,8 +58,15 @@ def adopt_tokenizer(config: MoEDecoderConfig, tokenizer: PreTrainedTokenizerBase
     """Write the tokenizer's special ids into the configuration.
 
     Raises:
-        ConfigError: the tokenizer has more ids than the model has embeddings.
+        ConfigError: the tokenizer has more ids than the model has embeddings, or MegaByte would read other than bytes.
     """
+    if isinstance(config, MegaByteWithMoEConfig):
+        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        if len(ids) != len(_PROBE.encode()):
+            raise ConfigError(
+                "MegaByte reads bytes, but this tokenizer makes other tokens; leave --tokenizer out, or give "
+                "--tokenizer byte or a saved one that makes one id of each byte"
+            )
     if len(tokenizer) > config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} ids but the model {config.vocab_size} embeddings; use the starting "

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.training.data.prepare import TrainingData
 from moe_hf.training.runs.listeners import RunPlan
@@ -30,7 +31,7 @@ def make_plan(
     return RunPlan(
         title=title,
         info=get_moe_model_info(config),
-        sparse_layers=tuple(config.sparse_layers),
+        sparse_layers=_sparse_layers(config),
         data=data_name,
         device=_device_name(training),
         output_dir=output_dir,
@@ -73,7 +74,20 @@ def activation_bytes(config: MoEDecoderConfig, tokens: int, training: TrainingAr
     Counted per token: in each layer the inputs of norms, projections and activations (twelve widths, and two FFN widths
     for each FFN that a token visits); at the head the logits in float32, three times. Attention weights are not
     kept by fused attention. With gradient checkpointing a layer keeps one width, and one layer at a time is whole.
+    MegaByte's tokens are bytes: its global decoder sees one patch for many, the local one reads some of them twice.
     """
+    if isinstance(config, MegaByteWithMoEConfig):
+        patches = math.ceil(tokens / config.patch_size)
+        places = patches * (config.patch_size + config.lookback)
+        kept = patches * _kept_by_layers(config, training)
+        kept += places * _kept_by_layers(config.local_decoder_config, training)
+    else:
+        kept = tokens * _kept_by_layers(config, training)
+    return kept + tokens * 3 * _FLOAT32 * config.vocab_size
+
+
+def _kept_by_layers(config: MoEDecoderConfig, training: TrainingArguments) -> int:
+    """Bytes that the layers of a decoder keep of one place."""
     size = _BFLOAT16 if training.bf16 or training.fp16 else _FLOAT32
     sparse, dense = len(config.sparse_layers), config.num_hidden_layers - len(config.sparse_layers)
     visited = config.num_experts_per_tok * (config.moe_intermediate_size or 0) + config.shared_expert_intermediate_size
@@ -82,7 +96,15 @@ def activation_bytes(config: MoEDecoderConfig, tokens: int, training: TrainingAr
     kept = sparse * layer["sparse"] + dense * layer["dense"]
     if training.gradient_checkpointing:
         kept = config.num_hidden_layers * config.hidden_size + max(layer.values())
-    return tokens * (size * kept + 3 * _FLOAT32 * config.vocab_size)
+    return size * kept
+
+
+def _sparse_layers(config: MoEDecoderConfig) -> tuple[int, ...]:
+    """Numbers of the layers with experts; those of MegaByte's local decoder are counted on from its global one's."""
+    layers = tuple(config.sparse_layers)
+    if isinstance(config, MegaByteWithMoEConfig):
+        layers += tuple(config.num_hidden_layers + i for i in config.local_decoder_config.sparse_layers)
+    return layers
 
 
 def free_memory(device: torch.device) -> int:

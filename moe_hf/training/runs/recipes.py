@@ -33,6 +33,10 @@ _TINY: dict[str, Any] = {
 }
 
 
+# MegaByte reads bytes, about two of which are a token of the word tokenizer: as much text per step.
+_TINY_MEGABYTE: dict[str, Any] = {"context_length": 1024, "per_device_train_batch_size": 3}
+
+
 def _large(learning_rate: float, batch: int, accumulation: int, steps: int) -> dict[str, Any]:
     return {
         "tokenizer": "bpe",
@@ -95,8 +99,9 @@ _BELONGS_TO_OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta2", "muon_le
 def training_recipe(given: Mapping[str, Any], has_bf16: bool = False) -> dict[str, Any]:
     """The flags that stand where the user gave none.
 
-    A starting model (`model` or `upcycle`) has its own recipe, otherwise `moe_size` decides. What a given flag makes
-    wrong is left out: the number of steps beside a number of epochs, and what was tuned for another optimizer.
+    A starting model (`model` or `upcycle`) has its own recipe, otherwise `moe_size` decides, and MegaByte reads bytes.
+    What a given flag makes wrong is left out: the number of steps beside a number of epochs, and what was tuned for
+    another optimizer.
 
     Args:
         given: what the user chose, by flag name.
@@ -107,6 +112,10 @@ def training_recipe(given: Mapping[str, Any], has_bf16: bool = False) -> dict[st
     """
     continued = given.get("model") or given.get("upcycle")
     recipe = dict(CONTINUE_RECIPE if continued else RECIPES[given.get("moe_size", "tiny")])
+    if not continued and given.get("architecture") == "megabyte":
+        recipe |= {"tokenizer": "byte", "vocab_size": None}
+        if given.get("moe_size", "tiny") == "tiny":
+            recipe |= _TINY_MEGABYTE
     if has_bf16 and (continued or given.get("moe_size", "tiny") != "tiny") and not given.get("fp16"):
         recipe["bf16"] = True
     if "num_train_epochs" in given:

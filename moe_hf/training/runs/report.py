@@ -17,6 +17,8 @@ CARD_FILE = "README.md"
 LOSS_PICTURE = "loss.png"
 EXPERTS_PICTURE = "expert_utilization.png"
 
+_BITS = "eval_bits_per_byte"
+
 _FILES = (
     f"`{RUN_FILE}` repeats the run: `python train.py --config {RUN_FILE}`. `{METRICS_NAME}` holds what was logged, one "
     "JSON object per event.\n"
@@ -34,11 +36,14 @@ def write_report(report: TrainingReport, settings: Settings) -> list[Path]:
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
     with whole_file(folder / CARD_FILE) as aside:
-        aside.write_text(model_card(report, settings, [file.name for file in written]), encoding="utf-8")
+        bits = next((event[_BITS] for event in reversed(events) if _BITS in event), None)
+        aside.write_text(model_card(report, settings, [file.name for file in written], bits), encoding="utf-8")
     return [folder / CARD_FILE, *written]
 
 
-def model_card(report: TrainingReport, settings: Settings, pictures: list[str]) -> str:
+def model_card(
+    report: TrainingReport, settings: Settings, pictures: list[str], bits_per_byte: float | None = None
+) -> str:
     """The text of the model card, with the metadata that the hub reads at its head."""
     name = report.plan.output_dir.name
     sections = [
@@ -46,7 +51,7 @@ def model_card(report: TrainingReport, settings: Settings, pictures: list[str]) 
         f"# {name}\n",
         f"{report.plan.title}, trained with `moe_hf` on {report.plan.data}.\n",
         "## Numbers\n",
-        _table(_numbers(report)),
+        _table(_numbers(report, bits_per_byte)),
     ]
     if report.scoreboard is not None:
         sections += [
@@ -80,7 +85,7 @@ def _metadata(settings: Settings) -> dict[str, Any]:
     return metadata
 
 
-def _numbers(report: TrainingReport) -> list[tuple[str, str]]:
+def _numbers(report: TrainingReport, bits_per_byte: float | None) -> list[tuple[str, str]]:
     info, plan = report.plan.info, report.plan
     rows = [("parameters", f"{info['total_params']:,}")]
     if info["moe_layers"]:
@@ -97,6 +102,7 @@ def _numbers(report: TrainingReport) -> list[tuple[str, str]]:
     optional = [
         ("training loss", report.train_loss, "{:.4f} nats per label, router losses included"),
         ("held-out loss", report.eval_loss, "{:.4f} nats per label, cross-entropy alone"),
+        ("held-out bits per byte", bits_per_byte, "{:.4f}, whatever the tokenizer"),
         ("held-out questions", report.scoreboard and report.scoreboard.mean, "{:.1%} exact match, mean over skills"),
         ("speed", report.tokens_per_second, "{:,.0f} tokens/s"),
     ]

@@ -16,6 +16,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer
+from moe_hf.training.metrics import bits_per_byte, bytes_per_label
 from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
 from moe_hf.training.runs.model_building import (
     adopt_tokenizer,
@@ -53,6 +54,17 @@ class _Assembly(NamedTuple):
     data: TrainingData
     context_length: int
     plan: RunPlan
+
+
+class _RunTrainer(MoETrainer):
+    """Says the held-out loss in bits per byte as well, if it is told the bytes of a held-out label."""
+
+    bytes_per_label: float | None = None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "eval_loss" in logs and self.bytes_per_label:
+            logs["eval_bits_per_byte"] = bits_per_byte(logs["eval_loss"], self.bytes_per_label)
+        super().log(logs, start_time)
 
 
 def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> TrainingReport:
@@ -183,7 +195,7 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     prepare_routers(model, settings.model, data)
     set_generation(model, assembly.tokenizer, assembly.context_length)
     callback = ListenerCallback(listeners if settings.training.process_index == 0 else (), trained)
-    trainer = MoETrainer(
+    trainer = _RunTrainer(
         model=model,
         args=settings.training,
         train_dataset=data.train,
@@ -192,6 +204,8 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
         processing_class=assembly.tokenizer,
         callbacks=[callback],
     )
+    if data.held_out is not None:
+        trainer.bytes_per_label = bytes_per_label(data.held_out, assembly.tokenizer)
     # Both print; what a person sees is the listeners' business.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -28,6 +28,14 @@ def test_the_recipe_of_the_size_fills_what_is_not_given():
     assert settings.data.vocab_size == 50257
 
 
+@pytest.mark.parametrize("size", ["tiny", "500m"])
+def test_megabyte_reads_bytes_whatever_its_size(size):
+    settings = parse_arguments(["--architecture", "megabyte", "--moe_size", size])
+    assert (settings.data.tokenizer, settings.data.vocab_size) == ("byte", None)
+    assert settings.data.context_length == (1024 if size == "tiny" else None)
+    assert parse_arguments(["--architecture", "retnet"]).data.tokenizer == "word"
+
+
 def test_a_number_of_epochs_replaces_the_recipes_number_of_steps():
     assert "max_steps" in RECIPES["500m"]
     assert parse_arguments(["--moe_size", "500m", "--num_train_epochs", "2"]).training.max_steps == -1

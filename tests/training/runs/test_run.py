@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import signal
 from pathlib import Path
@@ -288,6 +289,34 @@ def dense():
     GPT2LMHeadModel(config).save_pretrained("dense")
     byte_tokenizer().save_pretrained("dense")
     return Path("dense")
+
+
+MEGABYTE = "--architecture megabyte --context_length 64 --max_steps 2 --model_overrides hidden_size=32 patch_size=4"
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_megabyte_and_its_dense_twin_train_on_bytes(go, dense):
+    report = go(f"--output_dir run {MEGABYTE} {'--dense_twin' if dense else ''}")
+    model = AutoModelForCausalLM.from_pretrained(report.model_dir)
+    assert sum(parameter.numel() for parameter in model.parameters()) == report.plan.info["total_params"]
+    assert any("experts" in name for name, _ in model.named_parameters()) is not dense
+    assert report.plan.sparse_layers == (() if dense else (0, 2))
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "bpe"])
+def test_megabyte_refuses_a_tokenizer_of_more_than_bytes(go, tokenizer):
+    with pytest.raises(ConfigError, match="MegaByte reads bytes"):
+        go(f"--output_dir run {MEGABYTE} --tokenizer {tokenizer}")
+    assert not Path("run").exists()
+
+
+def test_the_evaluation_is_told_in_bits_per_byte(finished):
+    report, _, _ = finished
+    evaluation = next(event for event in read_metrics(str(report.model_dir)) if "eval_loss" in event)
+    # The answer is a space and a digit, one byte each, and the end of the text, which has none.
+    assert evaluation["eval_bits_per_byte"] == pytest.approx(report.eval_loss / math.log(2) * 3 / 2)
+    card = (report.model_dir / "README.md").read_text(encoding="utf-8")
+    assert f"{evaluation['eval_bits_per_byte']:.4f}, whatever the tokenizer" in card
 
 
 def test_upcycling_begins_with_the_dense_models_loss_and_its_tokenizer(dense, go):
