@@ -5,7 +5,7 @@ Shapes: B batch, S positions of this call, D width.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -254,10 +254,11 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if use_cache and past_key_values is None and not self._recomputes:
             past_key_values = self.new_cache()
 
+        # Before any layer writes: a refused call must leave the cache as it was.
         for layer in self.layers:
-            # Before any layer writes: a refused call must leave the cache as it was.
-            if layer.mixer is not None:
-                layer.mixer.require_room(inputs_embeds.shape[1], past_key_values, masks.padding_BS, masks.starts_BS)
+            mixer = cast(Mixer | None, layer.mixer)
+            if mixer is not None:
+                mixer.require_room(inputs_embeds.shape[1], past_key_values, masks.padding_BS, masks.starts_BS)
         x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
         x_BSD = self.dropout(x_BSD if self.embed_norm is None else self.embed_norm(x_BSD))
         shared_values: dict[str, torch.Tensor] = {}

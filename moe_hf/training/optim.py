@@ -197,7 +197,8 @@ def hidden_matrices(model: nn.Module) -> dict[str, bool]:
     """The trainable weights of a model that Muon shall move, by name; True where they are stored transposed.
 
     Those are the matrices (R, C) of projections and expert stacks (E, R, C) inside numbered layers, but not routers and
-    gates, embeddings, convolutions, norms, biases or the decays and mixing weights of recurrences. What stands outside the numbered layers (embeddings, heads) is left out.
+    gates, embeddings, convolutions, norms, biases or the decays and mixing weights of recurrences. What stands outside
+    the numbered layers (embeddings, heads) is left out.
     """
     chosen = {}
     for module_name, module in model.named_modules():

@@ -65,7 +65,7 @@ def test_without_a_model_the_error_names_the_command_that_trains_one(tmp_path, a
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="architecture=.rnn. is not allowed"):
+    with pytest.raises(ConfigError, match="architecture='rnn' is not allowed"):
         newest_model(tmp_path, "rnn")
 
 
