@@ -58,6 +58,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         padding_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         document_starts: torch.Tensor | None = None,
+        shared_values: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`."""
@@ -67,7 +68,8 @@ class DecoderLayer(GradientCheckpointingLayer):
             "document_starts": document_starts,
         }
         if self.mixer is not None:
-            mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, **kwargs)
+            values = {} if shared_values is None else shared_values
+            mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, shared_values=values, **kwargs)
             x_BSD = x_BSD + self.dropout(mixed_BSD)
         if self.mlp is not None:
             x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
