@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
         solved: accuracy in (0, 1] on the trained variant at which a run ends.
     """
 
-    steps: int = 1000
+    steps: int = 1500
     sweep_steps: int = 500
     batch_size: int = 32
     warmup_steps: int = 100

@@ -75,12 +75,14 @@ class Results:
 
 
 def best_rate(runs: Iterable[dict[str, Any]], solved: float) -> float:
-    """The learning rate of the run that solved the task in the fewest steps; if none did, of the most accurate one."""
+    """The learning rate of the run that solved the task in the fewest steps; if none did, of that with the least loss.
 
-    def merit(run: dict[str, Any]) -> tuple[bool, float, float]:
-        accuracy = max(point[2] for point in run["curve"])
-        has_it = accuracy >= solved
-        return has_it, -run["steps"] if has_it else accuracy, -run["loss"]
+    The loss tells runs apart that have not answered better than by chance yet.
+    """
+
+    def merit(run: dict[str, Any]) -> tuple[bool, float]:
+        has_it = max(accuracy for _, _, accuracy in run["curve"]) >= solved
+        return has_it, -run["steps"] if has_it else -run["loss"]
 
     return max(runs, key=merit)["learning_rate"]
 
