@@ -129,11 +129,8 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
     dense_model_types: ClassVar[tuple[str, ...]] = ()
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", "activation_function": "hidden_act"}
 
+    # Mixers are left whole; families whose mixers are linears with heads add theirs.
     base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
-        "layers.*.mixer.q_proj": "colwise",
-        "layers.*.mixer.k_proj": "colwise",
-        "layers.*.mixer.v_proj": "colwise",
-        "layers.*.mixer.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }

@@ -38,6 +38,14 @@ class GPT2WithMoEConfig(MoEDecoderConfig):
 
     model_type = "gpt2_moe"
     dense_model_types: ClassVar[tuple[str, ...]] = ("gpt2",)
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        "layers.*.mixer.q_proj": "colwise",
+        "layers.*.mixer.k_proj": "colwise",
+        "layers.*.mixer.v_proj": "colwise",
+        "layers.*.mixer.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", **_GPT2_NAMES}
 
     bos_token_id: int | None = 50256

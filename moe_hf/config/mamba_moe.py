@@ -54,6 +54,11 @@ class MambaWithMoEConfig(MoEDecoderConfig):
 
     model_type = "mamba_moe"
     dense_model_types: ClassVar[tuple[str, ...]] = ("mamba", "mamba2", "falcon_mamba")
+    base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
 
     num_attention_heads: int = 0
     max_position_embeddings: int = 2048

@@ -163,10 +163,10 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             return first
 
         parts = [self._channels_of(i) for i in range(self.order - 1)]
-        lags, version = self.filter.max_length, self._version()
+        lags, version = self.filter.max_length, self._filter_version()
         return [LongFilter(i, channels(part), lags, self.filter.skip[part], version) for i, part in enumerate(parts)]
 
-    def _version(self) -> tuple[tuple[int, int], ...] | None:
+    def _filter_version(self) -> tuple[tuple[int, int], ...] | None:
         """What changes whenever a weight of the filter is replaced or written to; a compiler cannot look at it."""
         if torch.compiler.is_compiling():
             return None
