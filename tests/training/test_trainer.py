@@ -168,7 +168,6 @@ RESUME_CASES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", ["gpt2-rotary-conv", "mamba-attention", "mamba-interleaved", "rwkv7", "hyena"])
 def test_a_run_of_any_mixer_resumes_to_the_bit(tmp_path, kind):
     def build(folder, *callbacks):
@@ -185,6 +184,7 @@ def test_a_run_of_any_mixer_resumes_to_the_bit(tmp_path, kind):
         assert torch.equal(tensor, twin), name
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", RESUME_CASES)
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, case):
     options, make_data, stop = RESUME_CASES[case]
