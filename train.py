@@ -2,7 +2,7 @@
 
 import sys
 
-from moe_hf.cli.train import main
+from moe_hf.__main__ import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("train", sys.argv[1:], prog="train.py"))

@@ -1,30 +1,18 @@
-"""Mixture-of-Experts decoders for the Hugging Face world: build, upcycle, train, chat and share them."""
+"""Mixture-of-Experts decoders for the Hugging Face world: build, upcycle, train, chat and share them.
 
+Importing the package costs nothing yet. What needs torch is loaded with transformers, or for the first name that is
+asked for, so that a command can show its help at once and can choose how torch's threads wait.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from moe_hf.base.after_import import after_import
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.config.hyena_moe import HyenaWithMoEConfig
-from moe_hf.config.mamba_moe import MambaWithMoEConfig
-from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.config.presets import create_moe_config
-from moe_hf.config.retnet_moe import RetNetWithMoEConfig
-from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
-from moe_hf.layers.experts_backends import register_experts_backends
-from moe_hf.layers.ffn.routers import HashRouter, SwitchRouter
-from moe_hf.layers.ffn.standalone import MoE
-from moe_hf.layers.hyena_filter import HyenaFilter
-from moe_hf.layers.patching import MegaBytePatching
-from moe_hf.layers.sparse_attention import register_sparse_attention
-from moe_hf.models.auto import register_families
-from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
-from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
-from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
-from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
-from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
-from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
-from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
-from moe_hf.ops.topk_attention import topk_sparse_attention
 from moe_hf.version import __version__
+
+if TYPE_CHECKING:
+    from moe_hf.public import *
 
 __all__ = [
     "GPT2WithMoE",
@@ -67,6 +55,17 @@ __all__ = [
     "__version__",
 ]
 
-register_families()
-register_experts_backends()
-register_sparse_attention()
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Loads the module below too, while none of its parts is half imported.
+    importlib.import_module("transformers")
+    return getattr(importlib.import_module("moe_hf.public"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+after_import("transformers", lambda: importlib.import_module("moe_hf.public"))

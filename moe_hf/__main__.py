@@ -30,14 +30,25 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         sys.stderr.write(f"moe-hf: unknown command {words[0]!r}{did_you_mean(words[0], list(COMMANDS))}\n\n{_usage()}")
         return 2
+    return run_command(words[0], words[1:], prog=f"moe-hf {words[0]}")
+
+
+def run_command(name: str, words: list[str], prog: str) -> int:
+    """Run the command of that name with the words behind it; returns its exit code, as `main` does.
+
+    Args:
+        name: a key of `COMMANDS`.
+        words: the flags and their values.
+        prog: what its help and its errors call it.
+    """
     try:
-        return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
+        return importlib.import_module(COMMANDS[name][0]).main(words, prog)
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a network or a disk that fails.
-        sys.stderr.write(f"moe-hf {words[0]}: {error}\n")
+        sys.stderr.write(f"{prog}: {error}\n")
         return 1 if isinstance(error, OSError) else 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"moe-hf {words[0]}: interrupted\n")
+        sys.stderr.write(f"{prog}: interrupted\n")
         return 130
 
 

@@ -70,6 +70,21 @@ def test_only_one_file_names_optional_packages():
     assert guilty == []
 
 
+def test_what_loads_transformers_lies_in_rooms_that_load_it_first():
+    # With transformers comes all of moe_hf.public; a module of its own that was half imported then would be missing.
+    guilty = []
+    for path, tree in _trees():
+        room = path.relative_to(PACKAGE).parts[0]
+        roots = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+        roots |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+        if room in ("base", "ops") and any(root.split(".")[0] == "transformers" for root in roots):
+            guilty.append(str(path))
+    assert guilty == []
+    for room in ("config", "layers", "models"):
+        imports = ast.parse((PACKAGE / room / "__init__.py").read_text()).body[1:]
+        assert ast.unparse(imports[0]) == "import transformers", room
+
+
 def test_rooms_are_not_empty():
     rooms = [path.parent for path in SOURCES if path.name == "__init__.py" and path.parent != PACKAGE]
     empty = [room for room in rooms if len(list(room.rglob("*.py"))) < 2]

@@ -99,3 +99,32 @@ def test_registering_twice_changes_nothing() -> None:
         config.vocab_size = 17
         config.bos_token_id = config.eos_token_id = None
         assert type(AutoModelForCausalLM.from_config(config)) is family.causal_lm
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import moe_hf; from transformers import AutoConfig",
+        "from transformers import AutoConfig; import moe_hf",
+        "from moe_hf.layers.ffn.standalone import MoE; from transformers import AutoConfig",
+        "from moe_hf.ops.routing import top_k_routing; from transformers import AutoConfig",
+    ],
+)
+def test_transformers_knows_the_families_whatever_is_imported_first(first: str) -> None:
+    script = f"{first}; print(type(AutoConfig.for_model({next(iter(FAMILIES))!r})).__name__)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == next(iter(FAMILIES.values())).config.__name__, run.stderr
+
+
+def test_importing_loads_torch_only_for_a_name_that_needs_it() -> None:
+    script = (
+        "import sys, moe_hf; moe_hf.ConfigError; print('torch' in sys.modules); "
+        "moe_hf.MoE; print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["False", "True"], run.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'GPT3WithMoE'"):
+        _ = moe_hf.GPT3WithMoE

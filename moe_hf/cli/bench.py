@@ -64,10 +64,10 @@ _SWEEPS: dict[str, tuple[str, Any, Any, str]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "moe-hf bench") -> int:
     """Measure, print and write; returns the exit code."""
     words = list(argv or [])
-    args = _parser().parse_args(words)
+    args = _parser(prog).parse_args(words)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = wide_console()
@@ -158,12 +158,12 @@ def chosen_device(word: str | None) -> torch.device:
     return torch.device(word or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     cases = "\n".join(f"  {name:<13}{case.meaning}" for name, case in CASES.items())
     suites = "\n".join(f"  {name:<13}{suite.meaning}" for name, suite in SUITES.items())
     suites += f"\n  {MIXERS_SUITE:<13}{MEANING}"
     parser = argparse.ArgumentParser(
-        prog="moe-hf bench",
+        prog=prog,
         description="Measure the mixture of experts against transformers' backends, the dense layer of equal active "
         "FLOPs and a plain GEMM, interleaved in one run; or, by its suite, the mixers of tokens.",
         epilog=f"cases:\n{cases}\n  {VS_DENSE:<13}parameters, FLOPs and time of a small mixture beside a dense FFN\n\n"

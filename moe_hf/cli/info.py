@@ -20,9 +20,9 @@ FLAGS = (
 ).split()
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
     """Print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="moe-hf info", description="Parameters, FLOPs and bytes of a model.")
+    parser = argparse.ArgumentParser(prog=prog, description="Parameters, FLOPs and bytes of a model.")
     parser.add_argument("model", help=f"a size ({', '.join(PRESETS)}), a model folder, or a Hub id")
     parser.add_argument(
         "--architecture",

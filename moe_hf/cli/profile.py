@@ -22,10 +22,10 @@ from moe_hf.cli.bench import chosen_device, report_folder, wide_console
 from moe_hf.layers.ffn.routers import ROUTERS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "moe-hf profile") -> int:
     """Profile, print the hot spots and write the reports; returns the exit code."""
     words = list(argv or [])
-    args = _parser().parse_args(words)
+    args = _parser(prog).parse_args(words)
     logging.set_verbosity_error()
     for name in (args.backend, args.against):
         allowed = [known for known in backend_names() if known != PACKED]
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="moe-hf profile",
+        prog=prog,
         description="Profile forward and backward of router, MoE layer and block, and a training step of a small "
         "model, with one experts backend and another beside it.",
     )

@@ -21,10 +21,10 @@ FLAGS = (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     """Write the directory; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="moe-hf upcycle",
+        prog=prog,
         description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
         f"where the model has none, with output 0. Dense models: {', '.join(dense_model_types())}.",
     )

@@ -1,1 +1,4 @@
 """Words and numbers that describe a decoder: no tensors, no modules."""
+
+# First, while no module of this room is half imported: with transformers comes `moe_hf.public`, which needs them all.
+import transformers  # noqa: F401

@@ -1,11 +1,16 @@
 """How answers are drawn: the settings of a chat, with the range that each may take."""
 
-from typing import Any, NamedTuple
-
-from transformers import GenerationConfig
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
+
+if TYPE_CHECKING:
+    # The help of a command reads this module, and must not wait for transformers.
+    from transformers import GenerationConfig
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class GenerationSettings(NamedTuple):
@@ -108,7 +113,7 @@ def split_assignment(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
-def settings_of(generation_config: GenerationConfig) -> GenerationSettings:
+def settings_of(generation_config: "GenerationConfig") -> GenerationSettings:
     """The settings that a model asks for itself; what it leaves open or sets out of range keeps the default."""
     own: dict[str, Any] = {}
     for key in ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty"):

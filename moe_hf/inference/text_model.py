@@ -22,12 +22,9 @@ from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
-from moe_hf.inference.settings import GenerationSettings
+from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.info import get_moe_model_info
-
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Message(TypedDict):

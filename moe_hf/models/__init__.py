@@ -1,1 +1,4 @@
 """Model families: the skeleton, its heads, upcycling, Auto registration and parameter counts."""
+
+# First, while no module of this room is half imported: with transformers comes `moe_hf.public`, which needs them all.
+import transformers  # noqa: F401

@@ -1,0 +1,83 @@
+"""Opens the model, the console and the files that a chat's command line names, and lets it run."""
+
+import argparse
+import os
+import sys
+
+import huggingface_hub
+import transformers
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.cli.chat_script import answer_prompts, read_prompts
+from moe_hf.cli.plain_console import PlainConsole
+from moe_hf.cli.terminal_console import TerminalConsole, history_path
+from moe_hf.inference.chat import Chat
+from moe_hf.inference.chat_session import ChatSession
+from moe_hf.inference.commands import COMMANDS
+from moe_hf.inference.console import Console
+from moe_hf.inference.model_files import is_a, newest_model
+from moe_hf.inference.repl import run
+from moe_hf.inference.settings import SETTINGS, settings_of, with_setting
+from moe_hf.inference.text_model import CausalTextModel
+from moe_hf.inference.transcript import TranscriptFile, read_transcript
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Talk as the words of the command line say.
+
+    Args:
+        args: what the parser of `moe_hf.cli.chat` makes of them.
+    """
+    # A model reports trouble by errors here; its progress bars and hints would only mix with the answers.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    scripted = bool(args.prompt or args.per_line or args.json)
+    interactive = not scripted and (args.plain or (sys.stdin is not None and sys.stdin.isatty()))
+    # Stdin is read before the model, so that a mistake shows at once.
+    prompts = [] if interactive else read_prompts(args.prompt, args.per_line)
+    session = _open_session(args)
+    transcript = None if args.transcript is None else TranscriptFile(args.transcript)
+    console = _console(args, interactive)
+    conversation = Chat(session, console, lambda source: _load(args, source), transcript)
+    if not session.model.is_chat:
+        console.notice("this tokenizer has no chat template: the model continues the text that you write")
+    if args.experts and not session.model.sparse_layers:
+        console.notice("this model is dense: it has no experts")
+    session.record_routing = args.experts and bool(session.model.sparse_layers)
+    if interactive:
+        model = session.model
+        console.notice(
+            f"{model.name}, {model.num_parameters():,} parameters, {model.model.device}. /help lists commands"
+        )
+        run(conversation)
+    else:
+        answer_prompts(conversation, prompts, args.json, args.per_line)
+
+
+def _open_session(args: argparse.Namespace) -> ChatSession:
+    model = _load(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
+    if args.architecture and not is_a(model.model.config, args.architecture):
+        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is of another kind")
+    settings = settings_of(model.model.generation_config)
+    for key in SETTINGS:
+        value = getattr(args, key)
+        if value is not None:
+            settings = with_setting(settings, key, value)
+    session = ChatSession(model, settings)
+    if args.load is not None:
+        session.load(read_transcript(args.load)[-1])
+    if args.system is not None:
+        session.set_system(args.system)
+    return session
+
+
+def _load(args: argparse.Namespace, source: str) -> CausalTextModel:
+    return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation)
+
+
+def _console(args: argparse.Namespace, interactive: bool) -> Console:
+    terminal = interactive and not args.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if terminal:
+        return TerminalConsole({name: command.words for name, command in COMMANDS.items()}, history_path())
+    return PlainConsole()

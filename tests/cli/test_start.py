@@ -1,0 +1,64 @@
+"""How commands begin: at once, and with threads that wait politely."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(code: str, **environment: str) -> str:
+    lean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=lean | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "moe_hf", "--help"],
+        ["-m", "moe_hf", "--version"],
+        ["chat.py", "--help"],
+        ["-m", "moe_hf", "chat", "--help"],
+    ],
+)
+def test_help_does_not_wait_for_torch_or_transformers(words) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not {"torch", "transformers", "numpy", "datasets"} & loaded
+
+
+@pytest.mark.parametrize("name", ["train", "chat", "upcycle", "bench", "profile", "info"])
+def test_a_command_chooses_a_short_spin_before_torch_is_loaded(name) -> None:
+    code = f"""
+import os, sys
+from moe_hf.__main__ import COMMANDS
+class Look:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            os._exit(0)
+sys.stdout.reconfigure(line_buffering=True)
+sys.meta_path.insert(0, Look())
+from moe_hf.__main__ import main
+main([{name!r}, "-p", "x", "--model", "./nowhere"])
+"""
+    assert run_python(code).split() == ["1000"]
+
+
+def test_a_waiting_policy_that_the_user_chose_is_kept() -> None:
+    code = "import os, moe_hf.cli; print(os.environ.get('GOMP_SPINCOUNT'))"
+    assert run_python(code, GOMP_SPINCOUNT="7").split() == ["7"]
+    assert run_python(code, OMP_WAIT_POLICY="ACTIVE").split() == ["None"]
+
+
+def test_importing_the_package_leaves_the_waiting_policy_alone() -> None:
+    assert run_python("import os, moe_hf; moe_hf.MoE; print(os.environ.get('GOMP_SPINCOUNT'))").split() == ["None"]
