@@ -60,20 +60,27 @@ class DecoderLayer(GradientCheckpointingLayer):
         document_starts: torch.Tensor | None = None,
         shared_values: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`."""
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`.
+
+        A layer whose mixer gives a `first_value` for the later layers returns it as well. It is returned, not left
+        somewhere: what wraps a layer (offloading, sharding, recomputing) sees a layer's arguments and its result alone.
+        """
         shared = {
             "padding_mask": padding_mask,
             "past_key_values": past_key_values,
             "document_starts": document_starts,
         }
+        first_value = None
         if self.mixer is not None:
             values = {} if shared_values is None else shared_values
-            mixed_BSD, _ = self.mixer(self.input_layernorm(x_BSD), **shared, shared_values=values, **kwargs)
+            mixed_BSD, _, first_value = self.mixer(
+                self.input_layernorm(x_BSD), **shared, shared_values=values, **kwargs
+            )
             x_BSD = x_BSD + self.dropout(mixed_BSD)
         if self.mlp is not None:
             x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
-        return x_BSD
+        return x_BSD if first_value is None else (x_BSD, first_value)
 
 
 class MoEPreTrainedModel(LoadsDense):
@@ -264,8 +271,9 @@ class MoEDecoderModel(MoEPreTrainedModel):
         x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
         x_BSD = self.dropout(x_BSD if self.embed_norm is None else self.embed_norm(x_BSD))
         shared_values: dict[str, torch.Tensor] = {}
+        first_value = None
         for layer in self.layers:
-            x_BSD = layer(
+            given = layer(
                 x_BSD,
                 token_ids=input_ids,
                 attention_mask=masks.attention,
@@ -275,8 +283,10 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 rotation=rotation,
                 past_key_values=past_key_values,
                 shared_values=shared_values,
+                first_value=first_value,
                 **kwargs,
             )
+            x_BSD, first_value = given if isinstance(given, tuple) else (given, first_value)
         advance(past_key_values, inputs_embeds.shape[1])
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), past_key_values=past_key_values)
 

@@ -81,7 +81,7 @@ class Layer:
         """The mixed tokens (B, S, D); they come after those that the cache has seen."""
         seen = int(cache.get_seq_length()) if cache is not None else 0
         length = x_BSD.shape[1]
-        out_BSD, _ = self.mixer(
+        out_BSD = self.mixer(
             x_BSD,
             attention_mask=None,
             padding_mask=None,
@@ -90,7 +90,7 @@ class Layer:
             rotation=None,
             past_key_values=cache,
             shared_values={},
-        )
+        ).out_BSD
         advance(cache, length)
         return out_BSD
 

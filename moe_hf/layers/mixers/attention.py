@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation, rotate
 from moe_hf.layers.short_conv import ShortConv
 
@@ -71,8 +71,9 @@ class CausalAttention(Mixer):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> MixerOutput:
         """As `Mixer.forward`; the weights are None unless the eager function ran."""
         batch, length, _ = x_BSD.shape
         # -1 heads: under tensor parallelism each rank's projections hold some of them only.
@@ -98,4 +99,4 @@ class CausalAttention(Mixer):
             position_ids=position_ids,
             **kwargs,
         )
-        return self.o_proj(out_BSHC.reshape(batch, length, -1).contiguous()), weight_BHSN
+        return MixerOutput(self.o_proj(out_BSHC.reshape(batch, length, -1).contiguous()), weight_BHSN)

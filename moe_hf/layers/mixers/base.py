@@ -1,7 +1,7 @@
 """What every mixer is: (B, S, D) in, (B, S, D) out."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -9,6 +9,17 @@ from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.positions import Rotation
+
+
+class MixerOutput(NamedTuple):
+    """The mixed sequence (B, S, D), the weights of the mixing where they are at hand, and what later layers need.
+
+    `first_value` (B, S, D) is handed to all later layers of the call; one layer of a model gives it, if any.
+    """
+
+    out_BSD: torch.Tensor
+    weights: torch.Tensor | None = None
+    first_value: torch.Tensor | None = None
 
 
 class Mixer(nn.Module, ABC):
@@ -60,9 +71,10 @@ class Mixer(nn.Module, ABC):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The mixed sequence (B, S, D), and the weights of the mixing where they are at hand.
+    ) -> MixerOutput:
+        """The mixed sequence, and what goes with it.
 
         Args:
             x_BSD: the normalised residual stream.
@@ -72,6 +84,8 @@ class Mixer(nn.Module, ABC):
             position_ids: (B or 1, S).
             rotation: cosines and sines of the positions; None unless positions are rotary.
             past_key_values: state of earlier calls, read and written (`moe_hf.layers.cache.states_of`).
-            shared_values: what earlier layers of the same call left for later ones, by name; may be added to.
+            shared_values: what earlier layers of the same call computed and later ones may take from here, by name; may
+                be added to. Hooks may hand each layer a copy, so what is not there is computed again.
+            first_value: what an earlier layer gave for the later ones (`MixerOutput`).
             **kwargs: handed down to the attention function.
         """

@@ -17,7 +17,7 @@ from moe_hf.layers.history import History, LongFilter
 from moe_hf.layers.history_cache import history_of
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation
 from moe_hf.ops.long_conv import long_conv
 from moe_hf.ops.short_conv import short_conv
@@ -91,8 +91,9 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> MixerOutput:
         """As `Mixer.forward`.
 
         Raises:
@@ -116,7 +117,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
                     v_BSD, filter_LC[:, part], self.filter.skip[part], mask_BS=mask_BS, starts_BS=starts_BS
                 )
             parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(SEGMENT, dim=1)
-        return _joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]), None
+        return MixerOutput(_joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]))
 
     def _project(
         self,

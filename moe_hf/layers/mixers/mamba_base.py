@@ -18,7 +18,7 @@ from transformers import initialization as init
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.cache import states_of
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation
 from moe_hf.ops.short_conv import short_conv
 
@@ -86,8 +86,9 @@ class MambaBase(Mixer, DrawsOwnWeights):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> MixerOutput:
         """As `Mixer.forward`; there are no weights."""
         states = states_of(past_key_values, self.layer_idx)
         state = MambaState() if states is None else MambaState(states.read("conv"), states.read("scan"))
@@ -103,7 +104,7 @@ class MambaBase(Mixer, DrawsOwnWeights):
             # The convolution's state may be a view that would keep all its inputs alive.
             states.write("conv", state.conv if x_BSD.shape[1] == 1 else state.conv.clone())
             states.write("scan", state.scan)
-        return out_BSD, None
+        return MixerOutput(out_BSD)
 
     def convolve(self, x_BSC: torch.Tensor, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, torch.Tensor]:
         """The convolved and activated channels, and the inputs that the next call needs."""

@@ -14,7 +14,7 @@ from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.cache import states_of
-from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation
 from moe_hf.ops.fla_scalar_decay import FLA_SCALAR_DECAY
 from moe_hf.ops.mixer_backends import pick_kernel
@@ -85,8 +85,9 @@ class Retention(Mixer):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> MixerOutput:
         """As `Mixer.forward`; there are no weights."""
         states = states_of(past_key_values, self.layer_idx)
         state_BHKV = None if states is None else states.read("retention")
@@ -102,7 +103,7 @@ class Retention(Mixer):
             out_BSD = torch.cat(outputs, dim=1)
         if states is not None and state_BHKV is not None:
             states.write("retention", state_BHKV)
-        return out_BSD, None
+        return MixerOutput(out_BSD)
 
     def _retain(
         self, tokens: Tokens, state_BHKV: torch.Tensor | None, output_final_state: bool

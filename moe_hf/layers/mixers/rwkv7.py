@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
 from moe_hf.ops.delta_rule import delta_rule, delta_rule_step
@@ -80,8 +81,8 @@ class RWKV7(RWKVMixer):
         xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BSD, delta_BSD, self.get_parameter(f"x_{name}")) for name in _MIXES)
         receptance, key, value = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         given_value = value
-        if self.v_lora is not None and tokens.first_value_BSD is not None:
-            value = torch.lerp(value, tokens.first_value_BSD, self.v_lora(xv).sigmoid())
+        if self.v_lora is not None:
+            value = torch.lerp(value, self._first_value(tokens), self.v_lora(xv).sigmoid())
         rate = self.a_lora(xa).sigmoid()
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
         log_decay = self.w_lora(xw).to(dtype).sigmoid() * _FASTEST_LOG_DECAY
@@ -97,6 +98,14 @@ class RWKV7(RWKVMixer):
         share = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True)
         out = torch.addcmul(self._heads(out), share, heads[3]).flatten(-2) * self.g_lora(xg)
         return Mixed(self.o_proj(out), RWKVState(last, memory), given_value if self.is_first else None)
+
+    def _first_value(self, tokens: Tokens) -> torch.Tensor:
+        if tokens.first_value_BSD is None:
+            raise ConfigError(
+                f"layer {self.layer_idx} of RWKV-7 got no first_value; it must be what the first RWKV layer returned "
+                "beside its output: hand it on as the skeleton does"
+            )
+        return tokens.first_value_BSD
 
     def _recurrence(
         self, tokens: Tokens, before: RWKVState, *parts: torch.Tensor

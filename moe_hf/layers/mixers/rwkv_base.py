@@ -13,13 +13,12 @@ from transformers import Cache
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.cache import states_of
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation
 from moe_hf.ops.short_conv import token_shift
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
 _SEGMENT_LENGTH = 1024
-_FIRST_VALUE = "rwkv7_first_value"
 
 
 class RWKVState(NamedTuple):
@@ -70,8 +69,7 @@ class RWKVMixer(Mixer, DrawsOwnWeights):
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        # Known beforehand, and not from what earlier layers left: a layer that is computed again for its gradient
-        # finds its own value there.
+        # The first one gives its value to the later ones, which need it.
         self.is_first = config.mixer_of_layer.index("rwkv") == layer_idx
 
     @abstractmethod
@@ -89,23 +87,21 @@ class RWKVMixer(Mixer, DrawsOwnWeights):
         rotation: Rotation | None,
         past_key_values: Cache | None,
         shared_values: dict[str, torch.Tensor],
+        first_value: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
+    ) -> MixerOutput:
         """As `Mixer.forward`; there are no weights."""
         states = states_of(past_key_values, self.layer_idx)
         before = RWKVState() if states is None else RWKVState(states.read("time_mix_last"), states.read("memory"))
-        first_value = None if self.is_first else shared_values.get(_FIRST_VALUE)
         tokens = Tokens(x_BSD, padding_mask, document_starts, first_value)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x_BSD.shape[1] <= _SEGMENT_LENGTH:
             mixed = self.mix(tokens, before)
         else:
             mixed = self._mix_in_segments(tokens, before)
-        if mixed.value_BSD is not None:
-            shared_values.setdefault(_FIRST_VALUE, mixed.value_BSD)
         if states is not None and mixed.state.last is not None and mixed.state.memory is not None:
             states.write("time_mix_last", mixed.state.last)
             states.write("memory", mixed.state.memory)
-        return mixed.out_BSD, None
+        return MixerOutput(mixed.out_BSD, first_value=mixed.value_BSD)
 
     def _mix_in_segments(self, tokens: Tokens, before: RWKVState) -> Mixed:
         out_BSD, values = torch.empty_like(tokens.x_BSD), []

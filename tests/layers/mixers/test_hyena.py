@@ -34,7 +34,7 @@ def make(order: int = 2, **overrides) -> HyenaOperator:
 
 
 def run(operator: HyenaOperator, x: torch.Tensor, mask=None, starts=None) -> torch.Tensor:
-    out, weights = operator(
+    out, weights, _ = operator(
         x,
         attention_mask=None,
         padding_mask=mask,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from moe_hf import RWKVWithMoEConfig
+from moe_hf import ConfigError, RWKVWithMoEConfig
 from moe_hf.layers.mixers import MIXERS
+from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.rwkv7 import RWKV7
 
 B, S, D, H = 2, 37, 24, 3
@@ -27,11 +28,9 @@ def mixers(**overrides) -> list[RWKV7]:
     return made
 
 
-def run(mixer: RWKV7, x: torch.Tensor, shared: dict[str, torch.Tensor]) -> torch.Tensor:
+def run(mixer: RWKV7, x: torch.Tensor, value: torch.Tensor | None = None) -> MixerOutput:
     others = dict.fromkeys(("attention_mask", "padding_mask", "document_starts", "rotation", "past_key_values"), None)
-    out, weights = mixer(x, position_ids=torch.arange(x.shape[1])[None], shared_values=shared, **others)
-    assert weights is None
-    return out
+    return mixer(x, position_ids=torch.arange(x.shape[1])[None], shared_values={}, first_value=value, **others)
 
 
 def paper(mixer: RWKV7, x: torch.Tensor, first_value: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,23 +77,26 @@ def paper(mixer: RWKV7, x: torch.Tensor, first_value: torch.Tensor | None) -> tu
 def test_it_computes_the_equations_of_the_paper() -> None:
     first, second = mixers()
     x = torch.randn(2, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    shared: dict[str, torch.Tensor] = {}
     expected, value = paper(first, x[0], None)
-    torch.testing.assert_close(run(first, x[0], shared), expected, rtol=1e-5, atol=1e-6)
+    out = run(first, x[0])
+    torch.testing.assert_close(out.out_BSD, expected, rtol=1e-5, atol=1e-6)
     expected, _ = paper(second, x[1], value)
-    torch.testing.assert_close(run(second, x[1], shared), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run(second, x[1], out.first_value).out_BSD, expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
 def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
     first, second = mixers()
     x = torch.randn(2, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    whole, in_segments = {}, {}
-    expected = [run(first, x[0], whole), run(second, x[1], whole)]
+
+    def both() -> list[MixerOutput]:
+        out = run(first, x[0])
+        return [out, run(second, x[1], out.first_value)]
+
+    expected = both()
     monkeypatch.setattr("moe_hf.layers.mixers.rwkv_base._SEGMENT_LENGTH", 8)
-    given = [run(first, x[0], in_segments), run(second, x[1], in_segments)]
-    for ours, theirs in zip(given, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    for ours, theirs in zip(both(), expected, strict=True):
+        torch.testing.assert_close(ours.out_BSD, theirs.out_BSD, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("mixer", "first"), [("rwkv", 0), ("attention,rwkv,rwkv,rwkv", 1)])
@@ -108,9 +110,16 @@ def test_a_later_layer_uses_the_first_value() -> None:
     _, second = mixers()
     x = torch.randn(B, S, D, dtype=torch.float64)
     value = torch.randn(B, S, D, dtype=torch.float64, requires_grad=True)
-    out = run(second, x, {"rwkv7_first_value": value})
-    (gradient,) = torch.autograd.grad(out.square().sum(), value)
+    out = run(second, x, value)
+    assert out.first_value is None
+    (gradient,) = torch.autograd.grad(out.out_BSD.square().sum(), value)
     assert gradient.abs().min() > 0
+
+
+def test_a_later_layer_without_the_first_value_is_an_error() -> None:
+    _, second = mixers()
+    with pytest.raises(ConfigError, match="layer 1 of RWKV-7 got no first_value"):
+        run(second, torch.randn(B, S, D, dtype=torch.float64))
 
 
 def test_fresh_weights_decay_as_the_paper_s_models_do() -> None:
