@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.data.sources import RowKind, check_conversation
+from moe_hf.training.data.readers import RowKind, check_conversation, short
+from moe_hf.training.data.sources import conversation_in
 
 IGNORED = -100
 """The label of a token that is not predicted."""
@@ -68,15 +69,17 @@ class DocumentEncoder:
         is left gives an empty document.
 
         Raises:
-            ConfigError: a conversation is broken; the text has the row's number, counted from 1.
+            ConfigError: a conversation is broken, or the tokenizer or its chat template fails; the text has the
+                conversation's place, or its row's number, counted from 1.
         """
         if self.kind == "text":
             documents = self._encode_texts(rows["text"])
             lengths = [len(document.input_ids) for document in documents]
         else:
+            places = rows.get("place") or [None] * len(indices)
             whole = [
-                self._encode_conversation(messages, f"row {index + 1}")
-                for index, messages in zip(indices, rows["messages"], strict=True)
+                self._encode_cell(cell, place or f"row {index + 1}")
+                for index, place, cell in zip(indices, places, rows["messages"], strict=True)
             ]
             lengths = [len(document.input_ids) for document in whole]
             documents = [self._cut(document) for document in whole]
@@ -87,9 +90,32 @@ class DocumentEncoder:
         }
 
     def _encode_texts(self, texts: list[str]) -> list[Document]:
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, **_QUIETLY).input_ids
+        try:
+            encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, **_QUIETLY).input_ids
+        # Tokenizers raise bare Exceptions.
+        except Exception as error:
+            if len(texts) > 1:
+                return [document for text in texts for document in self._encode_texts([text])]
+            raise ConfigError(
+                f"the tokenizer {self.tokenizer.name_or_path!r} can't encode the text {short(texts[0])!r} ({error}); "
+                "give another --tokenizer"
+            ) from error
         end = self.tokenizer.eos_token_id
         return [Document([*ids, end], [*ids, end]) if ids else Document([], []) for ids in encoded]
+
+    def _encode_cell(self, cell: Any, where: str) -> Document:
+        messages = conversation_in(cell)
+        try:
+            return self._encode_conversation(messages, where)
+        except ConfigError:
+            raise
+        # A chat template is somebody's program, which can fail in any way.
+        except Exception as error:
+            reason = short(" ".join(str(error).split()), 200) or type(error).__name__
+            raise ConfigError(
+                f"{where}: the chat template refuses the conversation of {short(_roles(messages))} ({reason}); change "
+                "the conversation, or give another --chat_template"
+            ) from error
 
     def _encode_conversation(self, messages: Any, where: str) -> Document:
         check_conversation(messages, where)
@@ -140,3 +166,7 @@ class DocumentEncoder:
     def _cut(self, document: Document) -> Document:
         ids, labels = (part[: self.context_length] for part in document)
         return Document(ids, labels) if any(label != IGNORED for label in labels[1:]) else Document([], [])
+
+
+def _roles(messages: list[dict[str, Any]]) -> str:
+    return ", ".join(message["role"] for message in messages)

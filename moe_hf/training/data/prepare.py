@@ -12,7 +12,8 @@ from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.training.data.collate import BlockCollator
 from moe_hf.training.data.documents import DocumentEncoder
 from moe_hf.training.data.packing import BlockPacker
-from moe_hf.training.data.sources import RowKind, Rows, open_rows
+from moe_hf.training.data.readers import RowKind
+from moe_hf.training.data.sources import Rows, find_files, open_rows
 from moe_hf.training.data.stream import PackedStream
 from moe_hf.training.runs.arguments import DataArguments
 
@@ -58,10 +59,13 @@ def split_rows(arguments: DataArguments, seed: int, cache_dir: str | None = None
     elif EMBEDDED in arguments.data:
         raise ConfigError("--data embedded stands alone; give it, or files, but not both")
     else:
+        for name in arguments.eval_data:
+            # Before the other data is read, which may take hours.
+            find_files(name, "--eval_data")
         rows, held_out = open_rows(arguments.data, arguments, cache_dir), None
     if arguments.eval_data:
         at_once = dataclasses.replace(arguments, streaming=False)
-        held_out = open_rows(arguments.eval_data, at_once, cache_dir)
+        held_out = open_rows(arguments.eval_data, at_once, cache_dir, "--eval_data")
         if held_out.kind != rows.kind:
             raise ConfigError(f"--eval_data holds {held_out.kind} but --data holds {rows.kind}; give the same kind")
     if held_out is not None or arguments.eval_fraction == 0:
@@ -102,8 +106,10 @@ def prepare_data(
     def packer() -> BlockPacker:
         return BlockPacker(context_length, pad, kind == "messages", arguments.packing == "document_mask")
 
-    held_out, notices = None, []
+    held_out, notices = None, [*split.train.notices]
     if split.held_out is not None:
+        if split.held_out.name != split.train.name:
+            notices += split.held_out.notices
         documents = _encode(split.held_out, held_out_encoder)
         held_out = _rows_of(documents, arguments.packing, packer(), context_length)
         notices += _notices(documents, kind, context_length, "held-out ")
@@ -156,7 +162,8 @@ def _encode(rows: Rows, encoder: DocumentEncoder) -> datasets.Dataset:
         encoded = encoder(batch, indices)
         return {**encoded, "kept": [len(ids) for ids in encoded["input_ids"]]}
 
-    return rows.dataset.map(encode, batched=True, with_indices=True, remove_columns=[rows.kind], desc="tokens")
+    columns = rows.dataset.column_names
+    return rows.dataset.map(encode, batched=True, with_indices=True, remove_columns=columns, desc="tokens")
 
 
 def _rows_of(documents: datasets.Dataset, packing: str, packer: BlockPacker, context_length: int) -> datasets.Dataset:

@@ -3,247 +3,186 @@
 import glob
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.readers import READERS, Columns, RowKind, checked_value, read_rows, short
 from moe_hf.training.runs.arguments import DataArguments
 
-FILE_KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-LINES_CHECKED_WHEN_STREAMING = 1000
-_TEXT_UNITS = {"file": "document", "paragraph": "paragraph", "line": "line"}
+FILE_KINDS = tuple(READERS)
+ROWS_CHECKED_WHEN_STREAMING = 1000
 
-RowKind: TypeAlias = Literal["text", "messages"]
 RowDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 class Rows(NamedTuple):
-    """Opened data: a data set with the one column that `kind` names.
+    """Opened data: a data set with the one column that `kind` names, and perhaps `place`.
 
-    `kind` is "text" (a string per row) or "messages" (a conversation per row: a list of {"role", "content"}).
-    `name` says where the rows come from, for reports.
+    `kind` is "text" (a string per row) or "messages" (a conversation per row: a list of {"role", "content"}, or the
+    JSON text of one). `place` tells where a conversation stands, for errors. `name` says where the rows come from, for
+    reports. `notices` are sentences about what was left out.
     """
 
     dataset: RowDataset
     kind: RowKind
     name: str
+    notices: tuple[str, ...] = ()
 
 
-def open_rows(names: Sequence[str], arguments: DataArguments, cache_dir: str | None = None) -> Rows:
+def open_rows(
+    names: Sequence[str], arguments: DataArguments, cache_dir: str | None = None, flag: str = "--data"
+) -> Rows:
     """The rows of files, globs, folders or hub data sets, concatenated in the order given.
 
     Args:
-        names: what stands after `--data` or `--eval_data`.
+        names: what stands after `flag`.
         arguments: columns, splits, whether to stream.
         cache_dir: where `datasets` keeps its Arrow files; its own default if absent.
+        flag: `--data` or `--eval_data`, as it stands in errors.
 
     Raises:
-        ConfigError: nothing matches, a file is empty or damaged (with its line), a column is missing, or plain text is
-            mixed with conversations.
+        ConfigError: nothing matches, all files are empty, a row can't be learnt from (with its line), a column is
+            missing, or plain text is mixed with conversations.
     """
+    columns = Columns(arguments.text_column, arguments.messages_column, arguments.text_unit)
+    found = [(name, find_files(name, flag)) for name in names]
     parts: list[Rows] = []
-    for name in names:
-        files = find_files(name)
-        if files:
-            parts += [
-                _open_files([file for file in files if file.suffix == suffix], arguments, cache_dir)
-                for suffix in FILE_KINDS
-                if any(file.suffix == suffix for file in files)
-            ]
-        else:
-            parts.append(_open_hub(name, arguments, cache_dir))
-    kinds = {part.kind: part.name for part in reversed(parts)}
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"{kinds['text']} holds plain text but {kinds['messages']} holds conversations; train on one kind at a time"
-        )
+    notices: list[str] = []
+    for name, files in found:
+        if not files:
+            parts.append(_open_hub(name, arguments, columns, cache_dir, flag))
+            continue
+        kinds = {file: _first_kind(file, columns) for file in files}
+        notices += [f"{_nothing_in(file)}, so it is skipped" for file, kind in kinds.items() if kind is None]
+        full = {file: kind for file, kind in kinds.items() if kind is not None}
+        _one_kind(full)
+        if full:
+            kind = next(iter(full.values()))
+            parts.append(_open_files(list(full), kind, columns, arguments.streaming, cache_dir))
+    if not parts:
+        empty = "; ".join(_nothing_in(file) for file in [file for _, files in found for file in files][:3])
+        raise ConfigError(f"{flag} {short(' '.join(names))} holds nothing to learn from: {empty}; name files with text")
+    _one_kind({part.name: part.kind for part in parts})
     whole = parts[0].dataset if len(parts) == 1 else datasets.concatenate_datasets([part.dataset for part in parts])
-    return Rows(whole, parts[0].kind, ", ".join(names))
+    return Rows(whole, parts[0].kind, ", ".join(names), tuple(notices))
 
 
-def find_files(name: str) -> list[Path]:
+def conversation_in(cell: Any) -> Any:
+    """The list of messages in a cell of a "messages" column."""
+    return json.loads(cell) if isinstance(cell, str) else cell
+
+
+def find_files(name: str, flag: str = "--data") -> list[Path]:
     """The data files that a path, folder or glob names, sorted; empty when `name` can only be a hub data set.
 
     Raises:
-        ConfigError: `name` looks like a path but no data file is there, or a file is of an unknown kind or empty.
+        ConfigError: `name` looks like a path but no data file is there, or a file is of an unknown kind.
     """
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in FILE_KINDS and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_KINDS and file.is_file())
         if not files:
-            raise ConfigError(f"--data {name}: the folder holds no {', '.join(FILE_KINDS)} file")
+            raise ConfigError(f"{flag} {name}: the folder holds no {', '.join(FILE_KINDS)} file")
     else:
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not files and _looks_like_path(name):
             raise ConfigError(
-                f"--data {name}: no file matches (looked in {Path.cwd()}); give 'embedded', files "
+                f"{flag} {name}: no file matches (looked in {Path.cwd()}); give 'embedded', files "
                 f"({' '.join(FILE_KINDS)}), a glob, a folder or the name of a data set on the hub"
             )
     for file in files:
-        if file.suffix not in FILE_KINDS:
+        if file.suffix.lower() not in FILE_KINDS:
             allowed = ", ".join(FILE_KINDS)
-            raise ConfigError(f"--data {file}: files of kind {file.suffix!r} can't be read; allowed: {allowed}")
-        if file.stat().st_size == 0:
-            raise ConfigError(f"--data {file}: the file is empty")
+            raise ConfigError(f"{flag} {file}: files of kind {file.suffix!r} can't be read; allowed: {allowed}")
     return files
 
 
-def check_conversation(messages: Any, where: str) -> None:
-    """Nothing, if `messages` is a conversation to learn from.
-
-    Raises:
-        ConfigError: not a list of {"role": text, "content": text}, or without a turn of the assistant.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise ConfigError(f"{where}: a conversation must be a list of messages, got {_short(messages)}")
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ConfigError(f"{where}: a message must have a role and a content, got {_short(message)}")
-        if not isinstance(message["content"], str):
-            raise ConfigError(f"{where}: the content of a message must be text, got {_short(message['content'])}")
-    if all(message["role"] != "assistant" for message in messages):
-        raise ConfigError(f"{where}: the conversation has no turn of the assistant, so nothing can be learnt from it")
+def _one_kind(kinds: dict[Any, RowKind]) -> None:
+    places = {kind: place for place, kind in reversed(kinds.items())}
+    if len(places) > 1:
+        raise ConfigError(
+            f"{places['text']} holds plain text but {places['messages']} holds conversations; train on one kind at a "
+            "time"
+        )
 
 
-def check_jsonl(file: Path, arguments: DataArguments, num_lines: int | None = None) -> RowKind:
-    """What the lines of a .jsonl file hold, each looked at.
-
-    Args:
-        file: the file.
-        arguments: the columns' names.
-        num_lines: stop after so many lines; None looks at all.
-
-    Raises:
-        ConfigError: a line is not a JSON object, lacks the columns, or holds a broken conversation; the text has the
-            line's number.
-    """
-    kind: RowKind | None = None
-    for number, line in _numbered_lines(file):
-        if num_lines is not None and number > num_lines:
-            break
-        where = f"{file} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where} is not JSON ({error.msg}, column {error.colno}): {_short(line)}") from error
-        if not isinstance(row, dict):
-            raise ConfigError(f"{where} is not a JSON object but {_short(row)}")
-        found = _row_kind(row.keys(), arguments, where)
-        if kind is not None and found != kind:
-            raise ConfigError(f"{where} holds {found} but the lines before hold {kind}; train on one kind at a time")
-        kind = found
-        if kind == "messages":
-            check_conversation(row[arguments.messages_column], where)
-        elif not isinstance(row[arguments.text_column], str):
-            found_text = _short(row[arguments.text_column])
-            raise ConfigError(f"{where}: {arguments.text_column!r} must be text, got {found_text}")
-    if kind is None:
-        raise ConfigError(f"--data {file}: the file has only blank lines")
-    return kind
+def _first_kind(file: Path, columns: Columns) -> RowKind | None:
+    row = next(read_rows(file, columns), None)
+    return None if row is None else row.kind
 
 
-def _open_files(files: list[Path], arguments: DataArguments, cache_dir: str | None) -> Rows:
-    builder = FILE_KINDS[files[0].suffix]
-    options: dict[str, Any] = {}
-    kinds: set[RowKind] = {"text"}
-    if builder == "text":
-        options = {"sample_by": _TEXT_UNITS[arguments.text_unit]}
+def _nothing_in(file: Path) -> str:
+    if file.stat().st_size == 0:
+        return f"{file} is empty"
+    return f"{file} has no rows" if file.suffix.lower() in (".csv", ".parquet") else f"{file} has only blank lines"
+
+
+def _open_files(files: list[Path], kind: RowKind, columns: Columns, streaming: bool, cache_dir: str | None) -> Rows:
+    # With the moment of the last change in them, so that `datasets` does not take an old copy for a changed file.
+    stamps = [[file.stat().st_mtime_ns, file.stat().st_size] for file in files]
+    kwargs = {"files": [str(file) for file in files], "stamps": stamps, "kind": kind, "columns": tuple(columns)}
+    if streaming:
         for file in files:
-            _check_utf8(file)
-    elif builder == "json":
-        limit = LINES_CHECKED_WHEN_STREAMING if arguments.streaming else None
-        kinds = {check_jsonl(file, arguments, limit) for file in files}
-    else:
-        kinds = {_parquet_kind(file, arguments) for file in files}
-    if len(kinds) > 1:
-        raise ConfigError(f"some files of {files[0].parent} hold text and some messages; train on one kind at a time")
-    kind = kinds.pop()
-    column = "text" if builder == "text" else _column(kind, arguments)
-    if builder != "text":
-        options["columns"] = [column]
-    loaded = datasets.load_dataset(
-        builder,
-        data_files=[str(file) for file in files],
-        split="train",
-        streaming=arguments.streaming,
-        cache_dir=cache_dir,
-        **(options if builder != "json" else {}),
-    )
-    return Rows(_only_column(loaded, column, kind), kind, str(files[0]))
+            for _ in islice(read_rows(file, columns), ROWS_CHECKED_WHEN_STREAMING):
+                pass
+        return Rows(datasets.IterableDataset.from_generator(_cells, gen_kwargs=kwargs), kind, str(files[0]))
+    names = ["text"] if kind == "text" else ["messages", "place"]
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    try:
+        loaded = datasets.Dataset.from_generator(_cells, features=features, cache_dir=cache_dir, gen_kwargs=kwargs)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, (ConfigError, OSError)):
+            raise error.__cause__ from None
+        raise
+    return Rows(loaded, kind, str(files[0]))
 
 
-def _open_hub(name: str, arguments: DataArguments, cache_dir: str | None) -> Rows:
+def _cells(
+    files: list[str], stamps: list[list[int]], kind: RowKind, columns: tuple[str, str, str]
+) -> Iterator[dict[str, str]]:
+    """The rows as `datasets` keeps them; conversations as JSON, since messages may differ in what else they have."""
+    for file in files:
+        for row in read_rows(Path(file), Columns(*columns)):
+            yield {"text": row.value} if kind == "text" else {"messages": json.dumps(row.value), "place": row.place}
+
+
+def _open_hub(name: str, arguments: DataArguments, columns: Columns, cache_dir: str | None, flag: str) -> Rows:
     try:
         loaded = datasets.load_dataset(
             name, arguments.data_config, split=arguments.data_split, streaming=arguments.streaming, cache_dir=cache_dir
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"--data {name}: there is no such file or folder here, and the hub could not give a data set of that name "
-            f"({type(error).__name__}: {_short(str(error), 300)})"
+            f"{flag} {name}: there is no such file or folder here, and the hub could not give a data set of that name "
+            f"({type(error).__name__}: {short(' '.join(str(error).split()), 300)})"
         ) from error
-    columns = loaded.column_names or next(iter(loaded)).keys()
-    kind = _row_kind(columns, arguments, f"--data {name}")
-    return Rows(_only_column(loaded, _column(kind, arguments), kind), kind, name)
+    where = f"{flag} {name}"
+    kind = columns.kind_of(loaded.column_names or list(next(iter(loaded))), where)
+    column = columns.messages if kind == "messages" else columns.text
+    return Rows(_checked_rows(loaded.select_columns([column]), column, kind, columns, where), kind, name)
 
 
-def _only_column(loaded: RowDataset, column: str, kind: RowKind) -> RowDataset:
-    loaded = loaded.select_columns([column])
-    return loaded if column == kind else loaded.rename_column(column, kind)
+def _checked_rows(loaded: RowDataset, column: str, kind: RowKind, columns: Columns, where: str) -> RowDataset:
+    """The data set with its column named `kind`, each row checked: text at once, conversations as they are read."""
+    if kind == "text" and isinstance(loaded, datasets.Dataset):
+        cells = loaded.data.column(column)
+        # One value's type holds for all but those that are absent.
+        for index in {0, max(0, cells.is_null().index(True).as_py())} if len(cells) else ():
+            checked_value(cells[index].as_py(), kind, columns, f"{where} row {index + 1}")
+        return loaded if column == kind else loaded.rename_column(column, kind)
 
+    def check(row: dict[str, Any], index: int) -> dict[str, str]:
+        place = f"{where} row {index + 1}"
+        value = checked_value(row[column], kind, columns, place)
+        return {"text": value} if kind == "text" else {"messages": json.dumps(value), "place": place}
 
-def _parquet_kind(file: Path, arguments: DataArguments) -> RowKind:
-    try:
-        metadata = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"--data {file} is not a readable Parquet file: {error}") from error
-    if metadata.metadata.num_rows == 0:
-        raise ConfigError(f"--data {file}: the table has no rows")
-    return _row_kind(metadata.schema_arrow.names, arguments, f"--data {file}")
-
-
-def _row_kind(columns: Any, arguments: DataArguments, where: str) -> RowKind:
-    if arguments.messages_column in columns:
-        return "messages"
-    if arguments.text_column in columns:
-        return "text"
-    raise ConfigError(
-        f"{where} has no column {arguments.text_column!r} or {arguments.messages_column!r} but: "
-        f"{', '.join(map(str, columns)) or 'none'}; name yours with --text_column or --messages_column"
-    )
-
-
-def _column(kind: RowKind, arguments: DataArguments) -> str:
-    return arguments.messages_column if kind == "messages" else arguments.text_column
-
-
-def _numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"{file} line {number} is not UTF-8 text: {error}") from error
-            if text.strip():
-                yield number, text.strip()
-
-
-def _check_utf8(file: Path) -> None:
-    blank = True
-    for _, _text in _numbered_lines(file):
-        blank = False
-    if blank:
-        raise ConfigError(f"--data {file}: the file has only blank lines")
+    return loaded.map(check, with_indices=True, remove_columns=[column])
 
 
 def _looks_like_path(name: str) -> bool:
-    return Path(name).suffix in FILE_KINDS or name.startswith((".", "/", "~")) or any(sign in name for sign in "*?[\\")
-
-
-def _short(value: Any, length: int = 80) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
+    known = Path(name).suffix.lower() in FILE_KINDS
+    return known or name.startswith((".", "/", "~")) or any(sign in name for sign in "*?[\\")

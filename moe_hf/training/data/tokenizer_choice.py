@@ -4,18 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
-from moe_hf.training.data.sources import Rows
+from moe_hf.training.data.sources import Rows, conversation_in
 from moe_hf.training.runs.arguments import DataArguments
 
 MOST_CHARACTERS = 50_000_000
 """A trained tokenizer looks at no more characters of the data than this."""
 
+_SHORTEST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 _WAY_OUT = f"give --tokenizer: a directory, a hub id, or {', '.join(KINDS)} to train one on the data"
 # Each is the vocabulary, or names it, in one of the formats that transformers reads.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
@@ -45,7 +47,14 @@ def choose_tokenizer(
         tokenizer = _saved_tokenizer(name)
     if arguments.chat_template is not None:
         tokenizer.chat_template = _chat_template(arguments.chat_template)
+    if rows.kind == "messages" and tokenizer.chat_template:
+        _check_chat_template(tokenizer, arguments.chat_template or name)
     return tokenizer
+
+
+def vocabulary_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs for every id of the tokenizer, which may leave some out."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -57,7 +66,8 @@ def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{name} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); {_WAY_OUT}")
     try:
         return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
-    except (OSError, ValueError) as error:
+    # The library of tokenizers raises bare Exceptions, and damaged JSON leads transformers into errors of any kind.
+    except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({reason}); {_WAY_OUT}") from error
 
@@ -67,14 +77,32 @@ def _chat_template(name: str) -> str:
         return CHAT_TEMPLATE
     if not Path(name).is_file():
         raise ConfigError(f"--chat_template {name}: there is no such file; give a Jinja file, or moe_hf")
-    return Path(name).read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--chat_template {name} is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _check_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    try:
+        tokenizer.apply_chat_template(_SHORTEST, tokenize=False)
+    # A chat template is somebody's program, which can fail in any way.
+    except Exception as error:
+        line = f" line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ConfigError(
+            f"the chat template of {name}{line} fails on the shortest conversation "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); mend it, or give --chat_template moe_hf"
+        ) from error
 
 
 def _texts(rows: Rows) -> Iterator[str]:
     """The data's texts, up to `MOST_CHARACTERS`, in pieces that a tokenizer's trainer takes quickly."""
     left = MOST_CHARACTERS
     for row in rows.dataset:
-        texts = [row["text"]] if rows.kind == "text" else [message["content"] for message in row["messages"]]
+        if rows.kind == "text":
+            texts = [row["text"]]
+        else:
+            texts = [message["content"] for message in conversation_in(row["messages"])]
         for text in texts:
             for start in range(0, min(len(text), left), 100_000):
                 yield text[start : start + 100_000]

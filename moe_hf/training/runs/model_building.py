@@ -14,6 +14,7 @@ from moe_hf.config.presets import create_moe_config
 from moe_hf.models.auto import FAMILIES, family_of
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
 from moe_hf.training.data.prepare import TrainingData
+from moe_hf.training.data.tokenizer_choice import vocabulary_rows
 from moe_hf.training.runs.arguments import ModelArguments
 from moe_hf.training.runs.settings import model_overrides
 
@@ -67,9 +68,10 @@ def adopt_tokenizer(config: MoEDecoderConfig, tokenizer: PreTrainedTokenizerBase
                 "MegaByte reads bytes, but this tokenizer makes other tokens; leave --tokenizer out, or give "
                 "--tokenizer byte or a saved one that makes one id of each byte"
             )
-    if len(tokenizer) > config.vocab_size:
+    needed = vocabulary_rows(tokenizer)
+    if needed > config.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} ids but the model {config.vocab_size} embeddings; use the starting "
+            f"the tokenizer has ids up to {needed - 1} but the model {config.vocab_size} embeddings; use the starting "
             "model's own tokenizer, or raise --vocab_size"
         )
     config.bos_token_id = tokenizer.bos_token_id

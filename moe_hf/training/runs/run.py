@@ -15,7 +15,7 @@ from moe_hf.base.memory import peak_memory
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
-from moe_hf.training.data.tokenizer_choice import choose_tokenizer
+from moe_hf.training.data.tokenizer_choice import choose_tokenizer, vocabulary_rows
 from moe_hf.training.metrics import bits_per_byte, bytes_per_label
 from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
 from moe_hf.training.runs.model_building import (
@@ -152,7 +152,7 @@ def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_d
     context_length = _context_length(settings, config)
     tokenizer = choose_tokenizer(data_arguments, split.train, context_length, start)
     if start is None:
-        config = model_config(model_arguments, max(len(tokenizer), data_arguments.vocab_size or 0))
+        config = model_config(model_arguments, max(vocabulary_rows(tokenizer), data_arguments.vocab_size or 0))
     adopt_tokenizer(config, tokenizer)
     _tell(listeners, settings, "working", "making tokens")
     data = prepare_data(split, tokenizer, data_arguments, context_length, training.seed)

@@ -11,7 +11,7 @@ from moe_hf.training.data.collate import BlockCollator
 from moe_hf.training.data.documents import IGNORED, DocumentEncoder
 from moe_hf.training.data.packing import BlockPacker
 from moe_hf.training.data.prepare import prepare_data, split_rows
-from moe_hf.training.data.sources import Rows, open_rows
+from moe_hf.training.data.sources import Rows, conversation_in, open_rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer
 from moe_hf.training.runs.arguments import DataArguments
 
@@ -183,7 +183,8 @@ def test_conversations_need_a_chat_template():
         ("blank.jsonl", "\n\n", "only blank lines"),
         ("latin.txt", b"caf\xe9\n", "line 1 is not UTF-8"),
         ("bad.parquet", "no table", "not a readable Parquet file"),
-        ("table.csv", "a,b\n", "'.csv' can't be read"),
+        ("table.csv", "a,b\n1,2\n", "--text_column"),
+        ("table.tsv", "a\tb\n", "'.tsv' can't be read"),
     ],
 )
 def test_damaged_files_are_refused_with_the_place(tmp_path, name, content, words):
@@ -213,14 +214,50 @@ def test_files_globs_folders_and_kinds_give_the_same_rows(tmp_path, streaming):
     (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
     jsonl(tmp_path / "b.jsonl", [{"body": "three", "other": 1}])
     datasets.Dataset.from_dict({"body": ["four"], "n": [1]}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text('n,body\n1,"five, ""and""\nsix"\n', encoding="utf-8-sig")
     for names in (
         [str(tmp_path)],
         [str(tmp_path / "*")],
-        [str(tmp_path / f) for f in ("a.txt", "b.jsonl", "c.parquet")],
+        [str(tmp_path / f) for f in ("a.txt", "b.jsonl", "c.parquet", "d.csv")],
     ):
         rows = open_rows(names, arguments)
         assert rows.kind == "text"
-        assert [row["text"] for row in rows.dataset] == ["one", "two", "three", "four"]
+        assert [row["text"] for row in rows.dataset] == ["one", "two", "three", "four", 'five, "and"\nsix']
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_among_good_ones_is_named_and_skipped(tmp_path, streaming):
+    (tmp_path / "a.txt").write_text("", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("one", encoding="utf-8")
+    (tmp_path / "c.csv").write_text("text\n", encoding="utf-8")
+    rows = open_rows([str(tmp_path)], DataArguments(streaming=streaming))
+    assert [row["text"] for row in rows.dataset] == ["one"]
+    assert [notice.removeprefix(f"{tmp_path}/") for notice in rows.notices] == [
+        "a.txt is empty, so it is skipped",
+        "c.csv has no rows, so it is skipped",
+    ]
+
+
+def test_rows_may_differ_in_all_that_is_not_read(tmp_path):
+    chat = [{"role": "user", "content": "a", "name": "Tom"}, {"role": "assistant", "content": "b", "weight": 1}]
+    rows = [{"messages": chat, "id": 1}, {"messages": CHATS[0], "id": "two", "tags": [None]}]
+    read = open_rows([jsonl(tmp_path / "a.jsonl", rows)], DataArguments()).dataset
+    assert [conversation_in(row["messages"]) for row in read] == [chat, CHATS[0]]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "a.txt"
+    for text in ("one", "two"):
+        path.write_text(text, encoding="utf-8")
+        assert open_rows([str(path)], DataArguments()).dataset["text"] == [text]
+
+
+@pytest.mark.parametrize(("unit", "rows"), [("file", 1), ("paragraph", 2), ("line", 3)])
+def test_a_document_of_a_text_file_is_the_file_a_paragraph_or_a_line(tmp_path, unit, rows):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\n\r\n\r\nthree\r\n")
+    read = open_rows([str(tmp_path / "a.txt")], DataArguments(text_unit=unit)).dataset["text"]
+    assert len(read) == rows
+    assert "\r" not in "".join(read)
 
 
 def test_text_and_conversations_do_not_mix(tmp_path):
@@ -234,7 +271,7 @@ def test_conversations_are_read_turn_by_turn(tmp_path):
     jsonl(tmp_path / "train.jsonl", [{"messages": chat} for chat in CHATS])
     rows = open_rows([str(tmp_path / "train.jsonl")], DataArguments())
     assert rows.kind == "messages"
-    assert [message["role"] for message in rows.dataset[1]["messages"]][:2] == ["system", "user"]
+    assert [message["role"] for message in conversation_in(rows.dataset[1]["messages"])][:2] == ["system", "user"]
 
 
 # Tokenizers
