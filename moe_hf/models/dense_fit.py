@@ -1,7 +1,6 @@
 """Makes sure that a dense checkpoint and the model to build fit: no weight is lost, none is fresh, none is misread."""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense_source import DenseFormat, is_head_tied, listed
+from moe_hf.models.dense_source import DenseFormat, is_head_tied, json_object, listed
 from moe_hf.models.lazy_tensors import LazyTensor
 
 _WAY_OUT = "drop the override, or choose another checkpoint"
@@ -53,9 +52,8 @@ def _require_fixed_fields(dense: DenseFormat, weights_file: str, config: MoEDeco
     path = Path(weights_file).parent / "config.json"
     if not path.is_file():
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
     # Old files do not name their type.
-    if found.get("model_type", "gpt2") not in config.dense_model_types:
+    if json_object(path).get("model_type", "gpt2") not in config.dense_model_types:
         return
     original = type(config).from_pretrained(path.parent)
     wrong = [

@@ -208,6 +208,42 @@ def open_slices(files: list[str]) -> dict[str, Any]:
     return slices
 
 
+def indexed_files(index: Path) -> list[str]:
+    """The safetensors files that an index of shards names, which all stand in its folder.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file that is absent, of another kind or somewhere else.
+    """
+    weight_map = json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map, a table from tensors to files; download it again")
+    # Names in an index are untrusted data.
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(f"{index} leads out of its folder, to {listed(outside)}; don't use this model")
+    open_slices([name for name in names if not name.endswith(".safetensors")])
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")
+    return [str(index.parent / name) for name in names]
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, which must be an object.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a JSON object; download it again")
+    return found
+
+
 def is_head_tied(weights_file: str, default: bool = True) -> bool:
     """Whether the `config.json` beside a dense model's weights says that its head is its embedding's matrix.
 
@@ -216,7 +252,7 @@ def is_head_tied(weights_file: str, default: bool = True) -> bool:
         default: what the architecture takes where the file does not say.
     """
     path = Path(weights_file).parent / "config.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings", default)
+    return path.is_file() and json_object(path).get("tie_word_embeddings", default)
 
 
 class _Absent:

@@ -16,7 +16,7 @@ from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
 from moe_hf.models.dense_fit import fitting_state
-from moe_hf.models.dense_source import open_slices
+from moe_hf.models.dense_source import indexed_files, json_object, open_slices
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.lazy_tensors import LazyTensor, dtype_named
 from moe_hf.models.upcycle import why_logits_change
@@ -142,7 +142,7 @@ def _family(source: str, folder: Path) -> Family:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{source} has no config.json; name a folder that has one")
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type", "gpt2")
+    model_type = json_object(path).get("model_type", "gpt2")
     family = family_of_dense(model_type)
     if family is None:
         allowed = ", ".join(dense_model_types())
@@ -160,17 +160,7 @@ def _local_folder(source: str) -> Path:
 def _weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{index} is not an index of safetensors files ({error}); download it again"
-            ) from error
-        # A name in an index is untrusted data: it must not lead out of the folder.
-        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{index} lists {', '.join(missing)}, which {folder} lacks; download it again")
-        return [str(folder / name) for name in names]
+        return indexed_files(index)
     single = folder / "model.safetensors"
     pickled = sorted(folder.glob("*.bin"))
     if not single.is_file() and not pickled:

@@ -1,9 +1,13 @@
 """What every family must do alike: all ways of reading and writing a sequence give what one uncached pass gives."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
+from moe_hf import CheckpointError
 from moe_hf.layers.cache import detach_states
 from moe_hf.layers.megabyte_cache import MegaByteCache
 from moe_hf.models.auto import FAMILIES
@@ -282,6 +286,41 @@ def test_saved_and_loaded_it_is_the_same(model, ids, full, tmp_path) -> None:
     assert type(loaded) is type(model)
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids, use_cache=False).logits, full)
+
+
+def test_no_tensor_starts_at_random_or_is_dropped_unasked(model, ids, full, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    for lost in list(whole)[:: max(1, len(whole) // 6)]:
+        save_file({name: x for name, x in whole.items() if name != lost}, file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=rf"lacks 1 of the model's tensors \({re.escape(lost)}\)"):
+            AutoModelForCausalLM.from_pretrained(tmp_path)
+    # By the name of a layer more, which `config.json` does not have.
+    extra = next(name.replace(".0.", ".77.", 1) for name in whole if ".0." in name)
+    save_file({**whole, extra: torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"no place for \({re.escape(extra)}\)"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids, use_cache=False).logits, full)
+
+
+def test_a_head_that_a_task_adds_is_the_one_thing_that_starts_afresh(kind, model, tmp_path) -> None:
+    family = FAMILIES[KINDS[kind][0]]
+    model.save_pretrained(tmp_path)
+    classifier = family.sequence_classification.from_pretrained(tmp_path, num_labels=3)
+    classifier.save_pretrained(tmp_path / "classifier")
+    family.model.from_pretrained(tmp_path / "classifier").save_pretrained(tmp_path / "body")
+    for folder in ("classifier", "body"):
+        again = family.causal_lm.from_pretrained(tmp_path / folder)
+        for name, tensor in again.model.state_dict().items():
+            assert tensor.equal(model.model.state_dict()[name]), name
+    file = tmp_path / "classifier" / "model.safetensors"
+    headless = {name: x for name, x in load_file(file).items() if name != "score.weight"}
+    save_file(headless, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 of the model's tensors \(score.weight\)"):
+        family.sequence_classification.from_pretrained(tmp_path / "classifier")
 
 
 def test_fresh_weights_are_finite_and_every_parameter_is_drawn(kind: str) -> None:

@@ -161,7 +161,7 @@ def _broken(dense_folder, folder, kind):
         ("truncated", "incomplete or damaged"),
         ("missing tensor", r"lacks 1 that are needed: h\.1\.mlp\.c_fc\.bias"),
         ("pickled", r"pytorch_model\.bin is not a safetensors file"),
-        ("index leads outside", "lists ../dense"),
+        ("index leads outside", "leads out of its folder, to ../dense"),
         ("no weights", r"no model\.safetensors; found config\.json"),
         ("not a GPT-2", "not those of a dense GPT-2"),
     ],
