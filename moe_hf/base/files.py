@@ -1,50 +1,116 @@
 """Files and folders that appear whole or not at all: written aside, flushed to disk, then renamed."""
 
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to; on leaving without an error the file takes its place at `path` in one step."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield aside
-        flush(aside)
-        os.replace(aside, path)
-        flush(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    with _names_aside(path) as (aside, _):
+        try:
+            yield aside
+            flush(aside)
+            os.replace(aside, path)
+            flush(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A new folder to fill; on leaving without an error it takes its place at `path` in one step.
 
-    A folder that is already at `path` is removed only once the new one is complete.
+    A folder that is already at `path` is removed only once the new one has taken its place.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    with _names_aside(path) as (aside, old):
+        # That of an earlier process with this number stands here only beside a living writer.
+        _remove(aside)
+        aside.mkdir()
+        try:
+            yield aside
+            for entry in sorted(aside.rglob("*")):
+                flush(entry)
+            flush(aside)
+            try:
+                if path.exists():
+                    os.replace(path, old)
+                os.replace(aside, path)
+            except BaseException:
+                _put_back(old, path)
+                raise
+            if old.exists():
+                # By this name nobody will take it for something to put back.
+                os.replace(old, aside)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _names_aside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Names beside `path` for what is not whole yet, and for what was there before.
+
+    What killed processes left under such names is removed first. Every writer holds a shared lock on the folder, so
+    whoever gets it alone knows that the leftovers are nobody's; a number of a process says less: it may be given
+    again, or be that of another machine.
+    """
+    partial, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
+    if sys.platform == "win32":
+        # A folder can't be locked there; leftovers stay.
+        yield partial, old
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        yield aside
-        for entry in sorted(aside.rglob("*")):
-            flush(entry)
-        flush(aside)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(aside, path)
-        flush(path.parent)
+        if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _remove_leftovers(path)
+        _lock(folder, fcntl.LOCK_SH)
+        yield partial, old
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        os.close(folder)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        # Another writer has it, or the file system knows no locks.
+        return False
+    return True
+
+
+def _remove_leftovers(path: Path) -> None:
+    for entry in list(path.parent.iterdir()):
+        match = re.fullmatch(rf"\.{re.escape(path.name)}\.(partial|old)-\d+", entry.name)
+        if not match or (match[1] == "old" and _put_back(entry, path)):
+            continue
+        _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, path: Path) -> bool:
+    """Whether `old` had to take its place again, since nothing else did."""
+    if path.exists() or not old.exists():
+        return False
+    os.replace(old, path)
+    return True
 
 
 def flush(path: Path) -> None:

@@ -87,9 +87,10 @@ def upcycle_directory(
     config.dtype = dtype
     config.architectures = [family.causal_lm.__name__]
     total = sum(_size(value, dtype) for value in state.values())
-    _require_space(destination, total)
 
     with whole_folder(destination) as aside:
+        # Here what a killed run left behind is gone.
+        _require_space(destination, total)
         num_shards = _write_weights(state, aside, dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
         carried = [name for name in CARRIED_FILES if (folder / name).is_file()]

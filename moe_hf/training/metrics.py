@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from moe_hf.base.files import whole_file
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.ops.balance import expert_counts
 
@@ -333,6 +334,5 @@ def keep_metrics_until(output_dir: str, step: int) -> None:
     ]
     path = Path(output_dir, METRICS_NAME)
     if path.is_file():
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        aside.replace(path)
+        with whole_file(path) as aside:
+            aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

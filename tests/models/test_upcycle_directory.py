@@ -210,3 +210,13 @@ def test_weights_of_an_unknown_type_are_named(dense_folder, tmp_path):
     with pytest.raises(CheckpointError, match="'C64'"):
         upcycle_directory(str(source), tmp_path / "moe")
     assert not (tmp_path / "moe").exists()
+
+
+def test_what_a_killed_run_left_is_gone_before_space_is_looked_for(dense_folder, tmp_path, monkeypatch):
+    leftover = tmp_path / ".moe.partial-7"
+    leftover.mkdir()
+    (leftover / "model-00001-of-00009.safetensors").touch()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0 if leftover.exists() else usage.free))
+    upcycle_directory(str(dense_folder), tmp_path / "moe")
+    assert [path.name for path in tmp_path.iterdir()] == ["moe"]
