@@ -20,6 +20,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
+from moe_hf.ops.balance import divisor
 
 
 @dataclass
@@ -69,7 +70,7 @@ class MoEHeadModel(MoEPreTrainedModel):
             (config.router_z_loss_coef, losses.z),
         ):
             if extra is not None:
-                loss = loss + scale * coefficient * extra.to(loss.device)
+                loss = loss + torch.as_tensor(scale, device=loss.device) * coefficient * extra.to(loss.device)
         return loss
 
 
@@ -126,8 +127,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         """Logits of the next token, and the loss when `labels` are given.
 
         While training, `loss` is cross-entropy + `router_aux_loss_coef` x balance + `router_z_loss_coef` x z; in eval
-        it is cross-entropy alone. `aux_loss` is the unscaled balance loss, 1.0 at perfect balance (see
-        `router_balance_loss`); None where no router can be taught by it.
+        it is cross-entropy alone. Labels that are all -100 give 0 and no gradient. `aux_loss` is the unscaled balance
+        loss, 1.0 at perfect balance (see `router_balance_loss`); None where no router can be taught by it.
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in the skeleton.
@@ -157,8 +158,14 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         losses = self._router_losses(outputs, attention_mask) if record else None
         loss = None
         if targets is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = self._add_router_losses(loss, losses, _share_of_batch(labels, **kwargs))
+            target_count = (targets if kwargs.get("shift_labels") is not None else targets[..., 1:]).ne(-100).sum()
+            num_items = kwargs.pop("num_items_in_batch", None)
+            # Without a single target, a mean would be 0 / 0, and so would every gradient.
+            num_items = divisor(target_count if num_items is None else num_items)
+            loss = self.loss_function(
+                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items, **kwargs
+            )
+            loss = self._add_router_losses(loss, losses, _share_of_batch(target_count, num_items))
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=None if losses is None else losses.balance,
@@ -172,21 +179,13 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         )
 
 
-def _share_of_batch(
-    labels: torch.Tensor | None,
-    num_items_in_batch: torch.Tensor | int | None = None,
-    shift_labels: torch.Tensor | None = None,
-    **_: Any,
-) -> torch.Tensor | float:
+def _share_of_batch(target_count: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
     """This call's share of the optimizer step's target tokens, by which its router losses count.
 
     Trainer sums the losses of all accumulation steps and ranks, cross-entropy being divided by the tokens of all of
     them; a router loss without the same share would be multiplied by their number.
     """
-    if num_items_in_batch is None:
-        return 1.0
-    targets = labels[..., 1:] if shift_labels is None and labels is not None else shift_labels
-    return 1.0 if targets is None else targets.ne(-100).sum() / num_items_in_batch
+    return target_count / torch.as_tensor(num_items, device=target_count.device)
 
 
 class MoEForSequenceClassification(MoEHeadModel):
@@ -243,9 +242,14 @@ class MoEForSequenceClassification(MoEHeadModel):
         logits_BN = logits_BSN[torch.arange(len(last_B), device=last_B.device), last_B]
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits_BN, config=self.config)
+            count = torch.ones_like(labels) if labels.is_floating_point() else labels.ne(-100)
+            num_items = divisor(count.sum())
+            # Read where labels are classes, whose mean over none would be 0 / 0.
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits_BN, config=self.config, num_items_in_batch=num_items
+            )
             losses = self._router_losses(outputs, attention_mask) if record else None
-            loss = self._add_router_losses(loss, losses, 1.0)
+            loss = self._add_router_losses(loss, losses, _share_of_batch(count.sum(), num_items))
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits_BN,

@@ -82,7 +82,10 @@ def router_losses(
             learned.append(logits_TE)
         if router.balanced_by_loss:
             score_TE = router_scores(logits_TE.float(), router.score)
-            prob_TE = score_TE / score_TE.sum(dim=-1, keepdim=True) if router.score == "sigmoid" else score_TE
+            prob_TE = score_TE
+            if router.score == "sigmoid":
+                total_T1 = score_TE.sum(dim=-1, keepdim=True)
+                prob_TE = score_TE / total_T1.clamp(min=torch.finfo(total_T1.dtype).tiny)
             mask_T = flat_mask(mask_BS, logits_TE)
             loss = config.router_balance_loss
             balances.append(_balance(loss, prob_TE, expert_TK, mask_T, batch_size, training, window, layer))

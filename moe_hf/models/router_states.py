@@ -66,20 +66,20 @@ class RouterStates:
         if not module.training or not recorded:
             return
         mask = mask_of_call(kwargs.get("attention_mask"), len(outputs["router_logits"][0]))
-        if mask is not None and not mask.any():
-            return
-        self._num_forwards += 1
+        # Nothing but padding says nothing; yet the other ranks wait for what this one saw.
+        empty = mask is not None and not mask.any()
+        self._num_forwards += not empty
         for layer, router in enumerate(self._routers):
             if isinstance(router, LoadLearner):
                 logits_TE = outputs["router_logits"][layer]
-                observed_E = router.observe(logits_TE, outputs["router_experts"][layer], flat_mask(mask, logits_TE))
+                observed_E = torch.zeros_like(router.state_E)
+                if not empty:
+                    observed_E = router.observe(logits_TE, outputs["router_experts"][layer], flat_mask(mask, logits_TE))
                 before = self._observed.get(layer)
                 self._observed[layer] = observed_E if before is None else before + observed_E
 
     def step(self) -> None:
         """Move the states by everything observed since the last call, on all ranks alike."""
-        if not self._num_forwards:
-            return
         layers = sorted(self._observed)
         if layers:
             device = self._observed[layers[0]].device
@@ -90,7 +90,7 @@ class RouterStates:
                 distributed.all_reduce(forwards)
             for layer, observed_E in zip(layers, total_LE, strict=True):
                 router = self._routers[layer]
-                if isinstance(router, LoadLearner):
+                if isinstance(router, LoadLearner) and forwards > 0:
                     router.adjust(observed_E.to(router.state_E.device), int(forwards))
         self._observed, self._num_forwards = {}, 0
 

@@ -5,8 +5,18 @@ an empty slot, which counts for nobody.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+
+def divisor(count: Any) -> Any:
+    """A count to divide a sum by, 1 where it is 0: what is summed over nothing is 0, not 0 / 0.
+
+    >>> divisor(0), divisor(3), divisor(torch.tensor([0, 2]))
+    (1, 3, tensor([1, 2]))
+    """
+    return count + (count == 0)
 
 
 def expert_counts(expert_TK: torch.Tensor, num_experts: int, mask_T: torch.Tensor | None = None) -> torch.Tensor:
@@ -135,6 +145,6 @@ def flat_mask(attention_mask: torch.Tensor | None, like: torch.Tensor) -> torch.
 
 def _masked_mean(value: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
     if mask_T is None:
-        return value.mean(dim=0)
+        return value.sum(dim=0) / divisor(len(value))
     mask_T = mask_T.to(value.device)
     return torch.tensordot(mask_T, value, dims=([0], [0])) / mask_T.sum().clamp(min=1)

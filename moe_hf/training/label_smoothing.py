@@ -5,6 +5,8 @@ Shapes: B batch, S positions, V vocabulary.
 
 import torch
 
+from moe_hf.ops.balance import divisor
+
 
 def label_smoothing_term(
     logits_BSV: torch.Tensor, labels_BS: torch.Tensor, num_items: torch.Tensor | int | None = None
@@ -20,10 +22,10 @@ def label_smoothing_term(
         num_items: target tokens that the sum is divided by; None means those of `labels_BS`.
 
     Returns:
-        scalar, float32.
+        scalar, float32; 0 where there is no target.
     """
     logits, target = logits_BSV[:, :-1].float(), labels_BS[:, 1:].to(logits_BSV.device)
     wanted = target != -100
     of_target = logits.gather(-1, target.masked_fill(~wanted, 0)[..., None])[..., 0]
     total = (of_target - logits.mean(dim=-1)).masked_fill(~wanted, 0.0).sum()
-    return total / (wanted.sum() if num_items is None else num_items)
+    return total / torch.as_tensor(divisor(wanted.sum() if num_items is None else num_items), device=total.device)

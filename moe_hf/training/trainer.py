@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.ops.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.checkpoint import (
     atomic_checkpoint,
@@ -174,6 +175,9 @@ class MoETrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """As in Trainer; while training, labels are smoothed and the returned router logits measured on the way."""
+        if num_items_in_batch is not None:
+            # Any model divides its sum by this; a step without a target contributes 0, not 0 / 0.
+            num_items_in_batch = divisor(num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if self._label_smoothing and model.training:
             averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
@@ -189,6 +193,14 @@ class MoETrainer(Trainer):
                     outputs.get("aux_loss"),
                 )
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; the loss of a batch without targets is NaN, which Trainer leaves out of the mean."""
+        loss, *others = super().prediction_step(model, inputs, *args, **kwargs)
+        num_targets = self._get_num_items_in_batch([inputs], self.args.device)
+        if loss is not None and num_targets is not None:
+            loss = torch.where(torch.as_tensor(num_targets, device=loss.device) > 0, loss, torch.nan)
+        return (loss, *others)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of training on a batch, from the parameters that a token meets; Trainer counts all experts."""

@@ -352,6 +352,44 @@ def test_the_classifier_reads_the_last_real_token(kind: str, ids) -> None:
     assert logits.shape == (B, 3)
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"num_items_in_batch": 0}, {"num_items_in_batch": torch.tensor(0)}, {"shifted": 1}]
+)
+def test_a_step_without_targets_contributes_exactly_nothing(kind: str, ids, given) -> None:
+    model = tiny_family(kind).train()
+    nothing = torch.full_like(ids, -100)
+    # Not even a real token, in a row or anywhere.
+    for mask in (torch.ones_like(ids), (torch.arange(B) > 0).long()[:, None].expand_as(ids), torch.zeros_like(ids)):
+        labels = {"shift_labels": nothing} if "shifted" in given else {**given, "labels": nothing}
+        loss = model(ids, attention_mask=mask, **labels).loss
+        loss.backward()
+        assert loss.item() == 0.0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), name
+
+
+def test_a_row_of_nothing_but_padding_disturbs_no_gradient(kind: str, ids) -> None:
+    model = tiny_family(kind).train()
+    mask = torch.ones_like(ids)
+    mask[0] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    loss = model(ids, attention_mask=mask, labels=labels).loss
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_a_classifier_without_labels_of_a_step_contributes_exactly_nothing(kind: str, ids) -> None:
+    model_type, fields = KINDS[kind]
+    family = FAMILIES[model_type]
+    model = family.sequence_classification(family.config(**{**TINY, **fields, "num_labels": 3})).train()
+    loss = model(ids, labels=torch.full((B,), -100)).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
 def test_a_cache_of_keys_and_values_alone_is_refused_where_states_are_kept(model, ids) -> None:
     if set(model.config.layer_types) == {"full_attention"}:
         return

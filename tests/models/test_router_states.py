@@ -119,5 +119,11 @@ def test_a_batch_of_nothing_but_padding_is_not_observed(tiny_model, token_ids) -
     model = tiny_model(router_type="expert_threshold").train()
     states = RouterStates(model)
     model(token_ids, attention_mask=torch.zeros_like(token_ids), labels=token_ids)
+    # Yet it is there to be added to what other ranks saw, who would wait for it.
+    assert states._observed
     states.step()
     assert (state(model) == -1).all()
+    model(token_ids, labels=token_ids)
+    model(token_ids, attention_mask=torch.zeros_like(token_ids), labels=token_ids)
+    states.step()
+    assert (state(model) > 0).all()

@@ -111,3 +111,9 @@ def test_slots_are_counted_where_they_count_and_empty_ones_nowhere() -> None:
     assert expert_counts(expert, 5).tolist() == [3, 1, 1, 0, 0]
     assert expert_counts(expert, 5, torch.tensor([1.0, 0.0, 1.0])).tolist() == [2, 1, 0, 0, 0]
     assert expert_counts(expert, 5, torch.zeros(3)).tolist() == [0] * 5
+
+
+def test_no_tokens_no_loss() -> None:
+    logits = torch.zeros(0, 4, requires_grad=True)
+    for loss in (load_balance_loss([logits], 2), router_z_loss([logits])):
+        assert loss.item() == 0.0

@@ -33,6 +33,15 @@ def test_the_term_is_what_torch_s_smoothing_adds(labels: torch.Tensor) -> None:
     torch.testing.assert_close(FACTOR * label_smoothing_term(logits, labels, 7), summed / 7)
 
 
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
+def test_without_targets_the_term_and_its_gradient_are_zero(num_items) -> None:
+    logits = torch.randn(ROWS, LENGTH, WORDS, requires_grad=True)
+    term = label_smoothing_term(logits, torch.full((ROWS, LENGTH), -100), num_items)
+    term.backward()
+    assert term.item() == 0.0
+    assert not logits.grad.any()
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_trainer_smooths_next_tokens_and_keeps_the_router_losses(tmp_path, labels, accumulation: int) -> None:
     config = GPT2WithMoEConfig(

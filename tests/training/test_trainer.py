@@ -378,6 +378,32 @@ def test_the_logged_loss_counts_every_predicted_token_once(tmp_path):
     assert read_metrics(str(tmp_path))[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def untaught(count):
+    return [{**row, "labels": torch.full_like(row["labels"], -100)} for row in rows(count)]
+
+
+@pytest.mark.parametrize("build_model", [tiny_moe, tiny_gpt2, tiny_olmoe])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_step_without_targets_moves_nothing(tmp_path, build_model, smoothing):
+    model = build_model(router_aux_loss_coef=1.0) if build_model is tiny_moe else build_model()
+    if build_model is tiny_olmoe:
+        model.config.output_router_logits = False
+    before = copy.deepcopy(model.state_dict())
+    options = {"max_steps": 2, "gradient_accumulation_steps": 2, "label_smoothing_factor": smoothing, "optim": "sgd"}
+    trainer = make_trainer(tmp_path, model, untaught(8), **options)
+    trainer.train()
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0.0, 0.0]
+    assert all(model.state_dict()[name].equal(tensor) for name, tensor in before.items())
+
+
+def test_a_batch_without_targets_does_not_lower_the_evaluation_loss(tmp_path):
+    taught = make_trainer(tmp_path, eval_data=rows(8)).evaluate()["eval_loss"]
+    mixed = make_trainer(tmp_path, eval_data=[*rows(8), *untaught(8)]).evaluate()["eval_loss"]
+    # Versions of transformers that keep NaN in the mean say NaN.
+    assert math.isnan(mixed) or mixed == pytest.approx(taught)
+    assert math.isnan(make_trainer(tmp_path, eval_data=untaught(8)).evaluate()["eval_loss"])
+
+
 def test_eval_loss_is_cross_entropy_so_that_its_exponential_is_the_perplexity(tmp_path):
     model = tiny_moe(router_aux_loss_coef=1.0, router_z_loss_coef=1.0, output_router_logits=True)
     held_out = rows(4, seed=7)
