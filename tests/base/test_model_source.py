@@ -1,9 +1,41 @@
-"""A folder is found, a Hub id is let through, and everything else is refused without the network."""
+"""A folder is found, a Hub id is asked for once, and everything else is refused without the network."""
 
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import huggingface_hub.constants
 import pytest
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.model_source import ask_hub, folder_or_hub_id
+
+HUB = ("gpt2", "owner/name-1.5_b", "openai-community/gpt2")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Knows the models of `HUB` and nothing else."""
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/api/models/")
+        if name == "broken/server":
+            self.send_error(503)
+        elif name in HUB:
+            body = json.dumps({"id": name, "siblings": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
 
 
 @pytest.fixture(autouse=True)
@@ -11,11 +43,33 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "runs" / "first").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("source", ["runs", "./runs/first", "gpt2", "openai-community/gpt2", "owner/name-1.5_b"])
-def test_folders_and_hub_ids_are_kept(source) -> None:
+@pytest.fixture
+def hub(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("source", ["runs", "./runs/first"])
+def test_folders_are_kept_without_asking_anyone(source) -> None:
     assert folder_or_hub_id(source) == source.removeprefix("./")
+
+
+@pytest.mark.parametrize("source", HUB)
+def test_what_the_hub_has_is_kept(hub, source) -> None:
+    assert folder_or_hub_id(source) == source
 
 
 def test_home_is_filled_in(tmp_path) -> None:
@@ -28,7 +82,31 @@ def test_what_can_be_neither_is_refused(source) -> None:
         folder_or_hub_id(source)
 
 
-def test_a_bare_word_is_refused_where_an_owner_is_needed() -> None:
+def test_a_bare_word_is_refused_where_an_owner_is_needed(hub) -> None:
     with pytest.raises(CheckpointError, match="there is no folder nothere"):
         folder_or_hub_id("nothere", needs_owner=True)
-    assert folder_or_hub_id("owner/name", needs_owner=True) == "owner/name"
+    assert folder_or_hub_id("owner/name-1.5_b", needs_owner=True) == "owner/name-1.5_b"
+
+
+def test_what_the_hub_does_not_have_is_refused(hub) -> None:
+    with pytest.raises(CheckpointError, match="no folder nosuch, and the Hub has no public model nosuch"):
+        folder_or_hub_id("nosuch")
+
+
+def test_offline_it_is_said_at_once(offline) -> None:
+    with pytest.raises(CheckpointError, match=r"no folder nosuch, and the Hub can't be asked .*offline"):
+        folder_or_hub_id("nosuch")
+
+
+def test_a_server_that_fails_is_no_answer(hub) -> None:
+    assert ask_hub("broken/server").found is None
+
+
+def test_offline_a_cached_model_is_its_folder(offline, tmp_path) -> None:
+    repository = tmp_path / "cache" / "models--owner--kept"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (snapshot / "config.json").write_text("{}")
+    assert Path(folder_or_hub_id("owner/kept")) == snapshot
