@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
+from moe_hf.base.errors import exit_code
 from moe_hf.base.registry import did_you_mean
 from moe_hf.version import __version__
 
@@ -41,15 +41,8 @@ def run_command(name: str, words: list[str], prog: str) -> int:
         words: the flags and their values.
         prog: what its help and its errors call it.
     """
-    try:
-        return importlib.import_module(COMMANDS[name][0]).main(words, prog)
-    except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
-        # OSError is a network or a disk that fails.
-        sys.stderr.write(f"{prog}: {error}\n")
-        return 1 if isinstance(error, OSError) else 2
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{prog}: interrupted\n")
-        return 130
+    # The import is part of the call: it takes seconds, in which Ctrl-C may be pressed.
+    return exit_code(lambda: importlib.import_module(COMMANDS[name][0]).main(words, prog), prog)
 
 
 def _usage() -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError, exit_code
 from moe_hf.bench.load_balance_report import (
     domain_table,
     draw_pictures,
@@ -339,4 +339,4 @@ def _write_json(file: Path, content: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.load_balance"))

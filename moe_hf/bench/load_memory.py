@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from moe_hf.base.errors import BackendUnavailableError
+from moe_hf.base.errors import BackendUnavailableError, exit_code
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
 logger = logging.getLogger(__name__)
@@ -115,4 +115,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.load_memory"))

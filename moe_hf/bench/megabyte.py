@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from moe_hf.base.errors import exit_code
 from moe_hf.bench.language_data import fresh_conversations, training_blocks
 from moe_hf.bench.machine import describe_machine
 from moe_hf.bench.timed_training import Recipe, seconds_per_step, side_by_side, train
@@ -259,4 +260,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.megabyte"))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, exit_code
 from moe_hf.bench.language_data import (
     HeldOut,
     corpus_tokenizer,
@@ -311,4 +311,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.upcycling"))

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     listener = listener_for(console)
     try:
         settings = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
-        train(settings, [listener])
+        report = train(settings, [listener])
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a folder that can't be written to, a full disk, or a network that fails.
         _release(listener)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
         _release(listener)
         errors.print("interrupted; the same command goes on from the newest checkpoint", style="yellow")
         return INTERRUPTED
-    return 0
+    return INTERRUPTED if report.interrupted else 0
 
 
 def _release(listener: object) -> None:

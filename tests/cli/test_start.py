@@ -62,3 +62,45 @@ def test_a_waiting_policy_that_the_user_chose_is_kept() -> None:
 
 def test_importing_the_package_leaves_the_waiting_policy_alone() -> None:
     assert run_python("import os, moe_hf; moe_hf.MoE; print(os.environ.get('GOMP_SPINCOUNT'))").split() == ["None"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["moe_hf", "nosuch"],
+        ["moe_hf", "info", "--nosuch"],
+        ["moe_hf", "bench", "nosuch"],
+        ["moe_hf.bench.load_balance", "--output_dir", "there"],
+        ["moe_hf.bench.recall", "--output_dir", "there", "--mixers", "nosuch"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_end_every_command_with_code_2(words, tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["train.py", "chat.py"])
+def test_ctrl_c_while_torch_is_loaded_ends_with_code_130(program) -> None:
+    code = f"""
+import runpy, signal, sys
+class Cut:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Cut())
+sys.argv = [{program!r}]
+runpy.run_path({program!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 import io
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import datasets
@@ -90,6 +91,22 @@ def test_a_dry_run_says_how_long_the_whole_would_take(capsys):
     assert "tried 2 steps" in out
     assert "all 4 steps would take about" in out
     assert not Path("runs").exists()
+
+
+def test_ctrl_c_saves_and_ends_with_code_130(capsys, monkeypatch):
+    progressed = LineListener.progressed
+
+    def cut(listener, progress):
+        progressed(listener, progress)
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(LineListener, "progressed", cut)
+    flags = [*FLAGS, "--save_strategy", "steps", "--save_steps", "10", "--questions_per_skill", "0"]
+    assert main(flags) == 130
+    assert "stopped after 2 steps" in capsys.readouterr().out
+    monkeypatch.setattr(LineListener, "progressed", progressed)
+    assert main(flags) == 0
 
 
 def test_commands_to_copy_quote_a_folder_with_spaces():

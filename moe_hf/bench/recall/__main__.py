@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import ConfigError, exit_code
 from moe_hf.bench.recall.arms import ARMS
 from moe_hf.bench.recall.learning import Recipe
 from moe_hf.bench.recall.report import missed_gates, summarise, write_report
@@ -55,4 +55,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.recall"))

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import datasets
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.data.readers import READERS, Columns, RowKind, checked_value, read_rows, short
 from moe_hf.base.model_source import ask_hub
+from moe_hf.training.data.readers import READERS, Columns, RowKind, checked_value, read_rows, short
 from moe_hf.training.runs.arguments import DataArguments
 
 FILE_KINDS = tuple(READERS)
@@ -152,11 +152,10 @@ def _cells(
 
 
 def _open_hub(name: str, arguments: DataArguments, columns: Columns, cache_dir: str | None, flag: str) -> Rows:
-def _open_hub(name: str, arguments: DataArguments, cache_dir: str | None) -> Rows:
     answer = ask_hub(name, "dataset")
     known = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     if answer.found is False or (answer.found is None and not known.exists()):
-        raise ConfigError(f"--data {name}: there is no such file or folder here, and {answer.reason}")
+        raise ConfigError(f"{flag} {name}: there is no such file or folder here, and {answer.reason}")
     try:
         loaded = datasets.load_dataset(
             name, arguments.data_config, split=arguments.data_split, streaming=arguments.streaming, cache_dir=cache_dir

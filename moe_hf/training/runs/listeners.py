@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moe_hf.text.scoreboard import Scoreboard
+from moe_hf.training.runs.cpu_share import CpuShare
 
 
 class RunPlan(NamedTuple):
@@ -70,13 +71,15 @@ class Progress(NamedTuple):
 class TrainingReport(NamedTuple):
     """What a run came to.
 
-    `finished` is False when it was stopped early; it can then be continued. `model_dir` holds the model: the run's
-    folder, or the newest checkpoint of a stopped run (None if there is none). Losses are mean cross-entropies in nats
-    per label. `peak_memory_bytes` is the process's, or the accelerator's where one is used.
+    `finished` is False when it was stopped early; it can then be continued. `interrupted` says that Ctrl-C stopped it.
+    `model_dir` holds the model: the run's folder, or the newest checkpoint of a stopped run (None if there is none).
+    Losses are mean cross-entropies in nats per label. `peak_memory_bytes` is the process's, or the accelerator's where
+    one is used.
     """
 
     plan: RunPlan
     finished: bool = False
+    interrupted: bool = False
     model_dir: Path | None = None
     steps: int = 0
     seconds: float = 0.0
@@ -130,6 +133,7 @@ class ListenerCallback(TrainerCallback):
         self._begun = time.perf_counter()
         self._marks: list[tuple[float, float]] = []
         self._micro_batches = 0
+        self._cpu_share: CpuShare | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -146,6 +150,7 @@ class ListenerCallback(TrainerCallback):
         """Start the clock."""
         self._begun = time.perf_counter()
         self._marks = []
+        self._cpu_share = CpuShare() if args.device.type == "cpu" else None
 
     def on_log(
         self,
@@ -189,6 +194,7 @@ class ListenerCallback(TrainerCallback):
     def _tell(self, step: float) -> None:
         now = time.perf_counter()
         self._marks.append((step, now))
+        self._look_for_others()
         # The speed of the latest steps, without the first after a pause, in which much is done once.
         del self._marks[:-50]
         first_step, first_time = self._marks[0]
@@ -206,3 +212,15 @@ class ListenerCallback(TrainerCallback):
         )
         for listener in self.listeners:
             listener.progressed(progress)
+
+    def _look_for_others(self) -> None:
+        slowdown = None if self._cpu_share is None else self._cpu_share.slowdown()
+        if slowdown is None:
+            return
+        # Once is enough.
+        self._cpu_share = None
+        for listener in self.listeners:
+            listener.noticed(
+                f"the machine is busy: other programs take its cores, and alone this run would be about {slowdown:.0f} "
+                "times as fast"
+            )

@@ -217,6 +217,7 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     report = TrainingReport(
         plan=plan,
         finished=trainer.state.global_step >= trainer.state.max_steps,
+        interrupted=trainer.interrupted and trainer.state.global_step < trainer.state.max_steps,
         steps=trainer.state.global_step,
         seconds=seconds,
         train_loss=callback.latest("loss"),
