@@ -33,6 +33,7 @@ from moe_hf.layers.norms import make_norm
 from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all, positions_within_documents
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
+from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense_loading import LoadsDense
 
 # What these kinds of layers keep can be cut back to an earlier token.
@@ -154,6 +155,11 @@ class MoEPreTrainedModel(LoadsDense):
                 new_VK = router.hash_table(size)[len(table_VK) :].to(table_VK)
                 router.expert_of_id = torch.cat([table_VK[:size], new_VK])
         return embedding
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; peft asks for it before it saves an adapter, with which the routers' states belong."""
+        save_states_with_adapters(self)
+        return super().state_dict(*args, **kwargs)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any

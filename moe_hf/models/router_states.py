@@ -18,13 +18,13 @@ from moe_hf.ops.balance import flat_mask
 
 def routers_of(model: nn.Module) -> list[Router]:
     """The routers of a model, from the first sparse layer to the last; empty for a dense model."""
-    gates = [module.gate for module in model.modules() if isinstance(module, SparseFFN)]
-    # peft wraps a gate that it trains whole: the copy in use is one of several.
-    return [gate if isinstance(gate, Router) else _in_use(gate) for gate in gates]
+    return [_router_in(module.gate) for module in model.modules() if isinstance(module, SparseFFN)]
 
 
-def _in_use(wrapper: Any) -> Router:
-    return wrapper.modules_to_save[wrapper.active_adapters[0]]
+def _router_in(gate: Any) -> Router:
+    routers = [module for module in gate.modules() if isinstance(module, Router)]
+    # peft wraps a router to whose weight it adds, and keeps copies of one that it trains whole, of which one is in use.
+    return routers[0] if len(routers) == 1 else gate.modules_to_save[gate.active_adapters[0]]
 
 
 class RouterStates:

@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from moe_hf.base.optional import is_available
 from moe_hf.models.router_states import routers_of
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.metrics import read_metrics
@@ -130,3 +131,28 @@ def test_the_logged_loss_is_the_one_that_is_trained_with(tiny_model, rows, tmp_p
     assert 0 < seen[0] < 0.9
     # Per layer the usual one is logged beside it.
     assert all(value >= 0.9 for value in records[0]["layers"]["aux_loss"])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.skipif(not is_available("peft"), reason="peft is not installed")
+def test_an_adapted_router_trains_in_our_trainer_and_resumes_to_the_bit(tiny_model, rows, tmp_path) -> None:
+    import peft
+
+    def trainer(folder, **overrides):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.gate.weight"])
+        model = peft.get_peft_model(tiny_model(router_type="sigmoid_bias"), config)
+        given = {"max_steps": 4, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 2, **overrides}
+        return MoETrainer(model=model, args=arguments(MoETrainingArguments, folder, **given), train_dataset=rows)
+
+    whole = trainer(tmp_path)
+    whole.train()
+    gate = {name: p for name, p in whole.model.named_parameters() if "gate.lora_B" in name}
+    assert gate
+    assert all(p.abs().sum() > 0 for p in gate.values())
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert states(resumed.model).equal(states(whole.model))
+    assert states(whole.model).abs().sum() > 0
+    others = dict(resumed.model.named_parameters())
+    assert all(p.equal(others[name]) for name, p in whole.model.named_parameters())
