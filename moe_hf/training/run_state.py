@@ -5,8 +5,11 @@ import os
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError
+
+logger = logging.get_logger(__name__)
 
 RUN_STATE_NAME = "run_state.pt"
 """File in a checkpoint with the place in a streamed data set and the unfinished logging window."""
@@ -33,6 +36,15 @@ def save_run_state(state: dict[str, Any], folder: str) -> None:
 
 
 def load_run_state(folder: str) -> dict[str, Any]:
-    """The state in a checkpoint folder; empty where none was written."""
+    """The state in a checkpoint folder; empty where none was written.
+
+    Warns where the optimizer's is absent, too, which transformers passes over in silence.
+    """
+    # DeepSpeed keeps it in folders named after steps, FSDP in one of the optimizer's name.
+    if not any(name.startswith(("optimizer", "rank", "global_step")) for name in os.listdir(folder)):
+        logger.warning(
+            f"{folder} holds weights alone, as save_only_model writes them: the optimizer and the course of the "
+            "learning rate begin anew, so this is not the run that would have gone on"
+        )
     path = os.path.join(folder, RUN_STATE_NAME)
     return torch.load(path, weights_only=True) if os.path.isfile(path) else {}

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.training import run_state
 from moe_hf.training.checkpoint import (
     MANIFEST_NAME,
     atomic_checkpoint,
@@ -130,6 +131,15 @@ def test_weights_alone_are_complete_when_saved_on_purpose(tmp_path):
     make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
     assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
     assert newest_valid_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_going_on_without_the_optimizer_s_state_is_said(tmp_path, monkeypatch, alone):
+    make_trainer(tmp_path, max_steps=2, save_only_model=alone).train()
+    said = []
+    monkeypatch.setattr(run_state.logger, "warning", said.append)
+    make_trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+    assert [("holds weights alone" in text) for text in said] == [True] * alone
 
 
 def test_resume_setting_names_the_checkpoint(run_folder):
