@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a folder that can't be written to, a full disk, or a network that fails.
         _release(listener)
-        errors.print(f"{prog}: error: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
+        line = " ".join(str(error).split())
+        errors.print(f"{prog}: error: {line}", markup=False, highlight=False, soft_wrap=True, style="red")
         return FAILED if isinstance(error, OSError) else WRONG_INPUT
     except KeyboardInterrupt:
         _release(listener)

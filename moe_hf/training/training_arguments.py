@@ -1,5 +1,6 @@
 """The flags of a training run: all of transformers' TrainingArguments, with this project's defaults and additions."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -61,6 +62,13 @@ class MoETrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be > 0, got {value}")
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                try:
+                    json.loads(value)
+                except ValueError as error:
+                    raise ConfigError(f"{name} must be JSON, got {value!r} ({error})") from error
         if self.data_seed is None:
             self.data_seed = self.seed
         # transformers turns `optim` into a member of a closed enumeration; ours steps aside meanwhile.

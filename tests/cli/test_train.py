@@ -49,10 +49,10 @@ def test_a_wrong_flag_ends_with_code_2_and_one_line_on_stderr(capsys):
     ]
 
 
-def test_a_folder_that_cannot_be_made_ends_with_code_1_and_one_line_on_stderr(capsys, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused_before_the_data_is_read(capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert main([*FLAGS, "--output_dir", str(tmp_path / "file" / "run")]) == 1
-    assert "train.py: error: " in capsys.readouterr().err
+    assert main([*FLAGS, "--data", "nowhere.txt", "--output_dir", str(tmp_path / "file" / "run")]) == 2
+    assert "file is a file; name a folder" in capsys.readouterr().err
 
 
 def test_help_lists_our_flags_and_transformers_own(capsys):

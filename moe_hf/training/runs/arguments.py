@@ -102,7 +102,7 @@ class DataArguments:
     data: list[str] = field(
         default_factory=lambda: ["embedded"],
         metadata={
-            "help": "embedded (conversations that the package generates), files (.txt .jsonl .parquet), globs, "
+            "help": "embedded (conversations that the package generates), files (.txt .jsonl .csv .parquet), globs, "
             "folders, or the name of a data set on the hub."
         },
     )
@@ -180,3 +180,6 @@ class RunArguments:
         metadata={"help": "On the embedded corpus: held-out questions to answer at the end, per skill; 0 for none."},
     )
     license: str | None = field(default=None, metadata={"help": "License named in the model card."})
+    allow_any_learning_rate: bool = field(
+        default=False, metadata={"help": "Train even with a learning rate far above what the optimizer can learn with."}
+    )

@@ -195,15 +195,18 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     prepare_routers(model, settings.model, data)
     set_generation(model, assembly.tokenizer, assembly.context_length)
     callback = ListenerCallback(listeners if settings.training.process_index == 0 else (), trained)
-    trainer = _RunTrainer(
-        model=model,
-        args=settings.training,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        data_collator=data.collator,
-        processing_class=assembly.tokenizer,
-        callbacks=[callback],
-    )
+    try:
+        trainer = _RunTrainer(
+            model=model,
+            args=settings.training,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            data_collator=data.collator,
+            processing_class=assembly.tokenizer,
+            callbacks=[callback],
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"the training arguments don't fit together: {error}") from error
     if data.held_out is not None:
         trainer.bytes_per_label = bytes_per_label(data.held_out, assembly.tokenizer)
     # Both print; what a person sees is the listeners' business.

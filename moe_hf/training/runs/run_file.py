@@ -63,10 +63,11 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=RunFileLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    # Beside its own errors PyYAML lets through those of dates and numbers that are none, and of a nesting too deep.
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}; mend it") from error
 
 
 def read_run_file(path: str | Path) -> dict[str, Any]:
@@ -78,7 +79,11 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--config {path}: there is no such file; give a YAML file of flag names and values")
-    settings = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--config {path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    settings = parse_yaml(text, str(path))
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):

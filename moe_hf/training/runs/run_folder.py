@@ -1,5 +1,6 @@
 """Chooses the folder of a run: a new one, or that of an interrupted run of the same settings."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ LOCK_FILE = ".lock"
 _FREE_SETTINGS = (
     "questions_per_skill",
     "license",
+    "allow_any_learning_rate",
     "run_name",
     "project",
     "report_to",
@@ -82,6 +84,7 @@ def choose_run_folder(path: Path, settings: Mapping[str, Any], resume: str, name
     """
     if resume not in ("auto", "never"):
         return _folder_of_checkpoint(Path(resume), path if named_by_user else None, settings)
+    _check_can_be_made(path)
     number = 1
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -100,9 +103,15 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     return [f"{n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
 
 
+def _check_can_be_made(folder: Path) -> None:
+    present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise ConfigError(f"--output_dir {folder} can't be made: {present} is a file; name a folder")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {folder} can't be written: {present} does not allow it; name another folder")
+
+
 def _obstacle(folder: Path, settings: Mapping[str, Any], resume: str) -> str | None:
-    if folder.exists() and not folder.is_dir():
-        return "is a file; name a folder"
     if _in_use(folder):
         return "is in use by another run; wait for its end or name another folder"
     if (folder / "config.json").is_file():

@@ -12,15 +12,11 @@ from transformers import HfArgumentParser
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.config.architectures import architecture_config
-from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
+from moe_hf.training.runs.checks import check_settings
 from moe_hf.training.runs.recipes import training_recipe
 from moe_hf.training.runs.run_file import parse_yaml, read_run_file
 from moe_hf.training.training_arguments import MoETrainingArguments
-
-ATTENTIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 _DATACLASSES: Any = (ModelArguments, DataArguments, RunArguments, MoETrainingArguments)
 _NOT_GIVEN = object()
@@ -107,11 +103,11 @@ def resolve_settings(given: Mapping[str, Any]) -> Settings:
         )
     except ConfigError:
         raise
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"the training arguments don't fit together: {error}") from error
+    # transformers checks its arguments with errors of any kind: a file that is absent, a word that is no number.
+    except Exception as error:
+        raise ConfigError(f"the training arguments don't fit together: {' '.join(str(error).split())}") from error
     settings = Settings(model, data, run, training, dict(given), chosen)
-    _check_alone(settings)
-    _check_together(settings)
+    check_settings(model, data, run, training, given)
     return settings
 
 
@@ -150,10 +146,15 @@ def all_settings(settings: Settings) -> dict[str, Any]:
     # As they were given: transformers rewrites some.
     result |= settings.chosen
     return {
-        name: getattr(value, "value", value)
+        name: [_plain(part) for part in value] if isinstance(value, list) else _plain(value)
         for name, value in result.items()
         if name not in _NOT_WRITTEN and (value is not None or name in settings.chosen)
     }
+
+
+def _plain(value: Any) -> Any:
+    """A member of an enumeration as its word."""
+    return getattr(value, "value", value)
 
 
 _MAIN_FIELDS = (
@@ -210,7 +211,7 @@ def _typed_value(value: Any, action: Action, hint: Any, where: str) -> Any:
         return words[str(value).lower()]
     try:
         converted = action.type(str(value)) if callable(action.type) else value
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where} is {value!r}; allowed: {_kind_words(kinds)}") from error
     if action.choices is not None and converted not in action.choices:
         raise ConfigError(
@@ -225,61 +226,3 @@ def _kind_words(kinds: tuple[Any, ...]) -> str:
     return " or ".join(
         dict.fromkeys(words.get(get_origin(kind) or kind, str(kind)) for kind in kinds if kind is not types.NoneType)
     )
-
-
-def _check_alone(settings: Settings) -> None:
-    """Words and sizes that transformers itself would trip over only after the run has begun."""
-    model, training = settings.model, settings.training
-    for name, allowed in (("attn_implementation", ATTENTIONS), ("experts_implementation", EXPERTS)):
-        word = getattr(model, name)
-        if word is not None and word not in allowed:
-            raise ConfigError(
-                f"--{name} must be one of {', '.join(allowed)}, got {word!r}{did_you_mean(word, allowed)}"
-            )
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(training, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(training, name)}")
-    if training.max_steps <= 0 and training.num_train_epochs <= 0:
-        raise ConfigError(
-            f"--max_steps {training.max_steps} with --num_train_epochs {training.num_train_epochs} trains nothing; "
-            "one of the two must be more than 0"
-        )
-
-
-def _check_together(settings: Settings) -> None:
-    model, data, run, training = settings.model, settings.data, settings.run, settings.training
-    if model.model and model.upcycle:
-        raise ConfigError("--model continues a saved model and --upcycle starts from a dense one; give one of the two")
-    for source in ("model", "upcycle"):
-        if source in settings.given and settings.given[source] and "moe_size" in settings.given:
-            raise ConfigError(f"--moe_size {model.moe_size} sizes a fresh model, but --{source} brings its own size")
-    if model.model and (
-        model.architecture != "moe"
-        or model.dense_twin
-        or model.num_experts
-        or model.router_type
-        or model.model_overrides
-    ):
-        raise ConfigError(
-            "--model keeps its shape: drop --architecture, --dense_twin, --num_experts, --router_type and "
-            "--model_overrides"
-        )
-    if model.upcycle and model.architecture not in ("moe", "dense"):
-        raise ConfigError(f"--upcycle brings its own architecture: drop --architecture {model.architecture}")
-    architecture_config(model.family)
-    if not model.upcycle and (model.expert_init or model.router_init):
-        raise ConfigError("--expert_init and --router_init say how --upcycle DIR makes experts; give --upcycle as well")
-    if not 0 <= data.prompt_loss_fraction <= 1:
-        raise ConfigError(f"--prompt_loss_fraction must be in [0, 1], got {data.prompt_loss_fraction}")
-    if not 0 <= data.eval_fraction < 1:
-        raise ConfigError(f"--eval_fraction must be in [0, 1), got {data.eval_fraction}")
-    if data.streaming and training.max_steps <= 0:
-        raise ConfigError("--streaming has no end that is known beforehand: give --max_steps as well")
-    if data.streaming and training.dataloader_num_workers > 0:
-        raise ConfigError("--streaming resumes exactly only with --dataloader_num_workers 0")
-    if run.questions_per_skill < 0:
-        raise ConfigError(f"--questions_per_skill must be 0 or more, got {run.questions_per_skill}")
-    if data.shuffle_buffer < 1:
-        raise ConfigError(f"--shuffle_buffer must be at least 1, got {data.shuffle_buffer}")
-    if run.resume != "auto" and training.resume_from_checkpoint:
-        raise ConfigError("--resume and --resume_from_checkpoint say the same; give one of the two")

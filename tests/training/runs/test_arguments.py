@@ -85,7 +85,7 @@ def test_the_commands_of_the_readme_parse():
         (["--model", "a", "--upcycle", "b"], "one of the two"),
         (["--upcycle", "b", "--moe_size", "tiny"], "--moe_size"),
         (["--expert_init", "noise"], "--upcycle"),
-        (["--eval_fraction", "1.5"], "[0, 1)"),
+        (["--eval_fraction", "1.5"], "at least 0 and below 1"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--num_experts"], "num_experts"),
         (["--attn_implementation", "flash_attention2"], "did you mean 'flash_attention_2'?"),
