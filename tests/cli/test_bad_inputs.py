@@ -129,11 +129,11 @@ TEXTS = {
     "template syntax": template("{% for %}", "line 1", "--chat_template"),
     "template raises": template("{{ raise_exception('no') }}", "no"),
     "template divides": template("{{ 1 / 0 }}", "ZeroDivisionError"),
-    "template unknown name": template("{{ messages.nothing.at.all }}", "undefined"),
+    "template unknown name": template("{{ messages.nothing.at.all }}", "UndefinedError"),
     "template unknown filter": template("{{ messages | nofilter }}", "nofilter"),
     "template unknown test": template("{% include 'other' %}", "t.jinja"),
     "template latin-1": template(b"caf\xe9", "UTF-8"),
-    "template of nothing": template("{# #}", "no block to train on"),
+    "template of nothing": template("{# #}", "writes nothing"),
     "template absent": flags("--chat_template nowhere.jinja", "nowhere.jinja", "no such file"),
     "tokenizer cut": tokenizer('{"version": "1.0", "model": {', "no tokenizer can be loaded"),
     "tokenizer empty object": tokenizer("{}", "no tokenizer can be loaded"),
@@ -277,6 +277,10 @@ def test_a_good_run_of_the_same_flags_passes(capsys):
     put(Path("d.jsonl"), GOOD * 30)
     assert main([*FLAGS, "--data", "d.jsonl", "--eval_fraction", "0", "--dry_run"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_schedule_that_asks_the_optimizer_for_its_rate_trains():
+    assert main([*FLAGS, "--questions_per_skill", "0", "--lr_scheduler_type", "polynomial"]) == 0
 
 
 def test_an_absurd_learning_rate_can_be_insisted_on(capsys):

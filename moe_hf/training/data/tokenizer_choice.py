@@ -85,7 +85,7 @@ def _chat_template(name: str) -> str:
 
 def _check_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     try:
-        tokenizer.apply_chat_template(_SHORTEST, tokenize=False)
+        rendered = str(tokenizer.apply_chat_template(_SHORTEST, tokenize=False))
     # A chat template is somebody's program, which can fail in any way.
     except Exception as error:
         line = f" line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
@@ -93,6 +93,8 @@ def _check_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"the chat template of {name}{line} fails on the shortest conversation "
             f"({type(error).__name__}: {' '.join(str(error).split())}); mend it, or give --chat_template moe_hf"
         ) from error
+    if not rendered.strip():
+        raise ConfigError(f"the chat template of {name} writes nothing; mend it, or give --chat_template moe_hf")
 
 
 def _texts(rows: Rows) -> Iterator[str]:

@@ -168,6 +168,8 @@ def _check_together(
         raise ConfigError("--streaming resumes exactly only with --dataloader_num_workers 0")
     if data.streaming and data.packing == "none":
         raise ConfigError("--packing none needs the whole data; with --streaming use document_mask or eos")
+    if training.fsdp and training.world_size == 1:
+        raise ConfigError("--fsdp shards a model over several processes: start the run with torchrun, or leave it out")
     if run.resume != "auto" and training.resume_from_checkpoint:
         raise ConfigError("--resume and --resume_from_checkpoint say the same; give one of the two")
 
