@@ -52,7 +52,8 @@ class MoEMuon(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], precision: torch.dtype | None = None) -> None:
         groups = list(groups)
         # A polynomial schedule asks the defaults for the rate that it begins with.
-        super().__init__(groups, {"lr": group["lr"] for group in groups if "lr" in group})
+        rates = [group["lr"] for group in groups if "lr" in group]
+        super().__init__(groups, {"lr": rates[-1]} if rates else {})
         self.precision = precision
         for group in self.param_groups:
             if group["kind"] == "muon" and any(p.ndim not in (2, 3) for p in group["params"]):
