@@ -21,6 +21,20 @@ FAST_DECAY, SLOW_DECAY = 0.3, 1.5
 WINDOW_TARGET = 1e-2
 
 
+class PreciseLinear(nn.Linear):
+    """nn.Linear that computes in the precision of its input, whatever that of its weights.
+
+    The result lies in memory with the features outside, as transforms along the other axis read it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As nn.Linear, (L, features) out of (L, inputs)."""
+        weight, bias = self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        if x.ndim != 2:
+            return nn.functional.linear(x, weight, bias)
+        return (weight @ x.t() if bias is None else torch.addmm(bias[:, None], weight, x.t())).t()
+
+
 class HyenaFilter(nn.Module, DrawsOwnWeights):
     """A causal convolution whose filter, as long as the sequence, is a function of the lag (Poli et al. 2023, Hyena).
 
@@ -74,8 +88,8 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
         self.dim, self.max_length, self.embedding_dim = dim, max_length, embedding_dim
         self.sine_frequency, self.window_shift = sine_frequency, window_shift
         widths = [embedding_dim] + [mlp_width] * (num_inner_layers + 1)
-        self.hidden = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
-        self.out = nn.Linear(mlp_width, dim, bias=False)
+        self.hidden = nn.ModuleList([PreciseLinear(a, b) for a, b in pairwise(widths)])
+        self.out = PreciseLinear(mlp_width, dim, bias=False)
         self.frequency = nn.Parameter(torch.empty(mlp_width), requires_grad=train_frequency)
         self.skip = nn.Parameter(torch.empty(dim))
         self.feature_offset = nn.Parameter(torch.empty(max_length, embedding_dim)) if learned_features else None
@@ -110,19 +124,16 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
                 f"a filter of {length} lags was asked for, but max_length={self.max_length}; shorten the sequence, or "
                 "build the filter with a larger max_length"
             )
-        dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
-        weight_DW = self.out.weight
+        frequency_W = self.frequency
+        dtype = torch.promote_types(frequency_W.dtype, torch.float32)
         # Autocast would round the lags: in half precision thousands of neighbours would become one.
-        with without_autocast(weight_DW):
-            lag_L = torch.arange(length, device=weight_DW.device, dtype=dtype)
+        with without_autocast(frequency_W):
+            lag_L = torch.arange(length, device=frequency_W.device, dtype=dtype)
             h_LW = self._features(lag_L)
-            frequency_W = self.frequency.to(dtype)
-            for layer in self._hidden_layers():
-                h_LW = torch.sin(frequency_W * nn.functional.linear(h_LW, layer.weight.to(dtype), layer.bias.to(dtype)))
-            # By channel, as the transforms read it.
-            h_DL = weight_DW.to(dtype) @ h_LW.t()
+            for layer in self.hidden:
+                h_LW = torch.sin(frequency_W.to(dtype) * layer(h_LW))
             # In place: at thousands of lags, fresh memory for each intermediate would cost more than the arithmetic.
-            return h_DL.mul_(self._window(lag_L).add_(self.window_shift)).t()
+            return self._window(lag_L).add_(self.window_shift).mul_(self.out(h_LW).t()).t()
 
     def forward(
         self, x_BSD: torch.Tensor, mask_BS: torch.Tensor | None = None, starts_BS: torch.Tensor | None = None

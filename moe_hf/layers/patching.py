@@ -54,14 +54,23 @@ class MegaBytePatching(nn.Module, DrawsOwnWeights):
         """The patch of start is as loud as the bytes."""
         init.normal_(self.start, mean=0.0, std=std)
 
-    def forward(self, byte_ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        byte_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        shift: bool = False,
+        begins: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """A vector per patch, (B, K, D), with K = ceil(S / P).
 
-        Each sees all bytes of its patch: hand them to `shifted` before a model that must not look ahead reads them.
+        Each sees all bytes of its patch: ask for a shift before a model that must not look ahead reads them.
 
         Args:
             byte_ids: (B, S) integers in [0, `vocab_size`), any S; absent bytes of the last patch count as zero vectors.
             mask: (B, S), nonzero at real bytes; the others count as zero vectors too. None means that all are real.
+            shift: whether to move them by one patch, as `shifted` does.
+            begins: as in `shifted`.
 
         Raises:
             ConfigError: the ids are no integers, of another shape, or out of range.
@@ -70,7 +79,8 @@ class MegaBytePatching(nn.Module, DrawsOwnWeights):
         x_BSE = self.embedding(byte_ids.long())
         if mask is not None:
             x_BSE = x_BSE * (mask != 0)[..., None].to(x_BSE.dtype)
-        return to_patches(x_BSE, self.patch_size).flatten(2)
+        patches = to_patches(x_BSE, self.patch_size).flatten(2)
+        return self.shifted(patches, begins) if shift else patches
 
     def shifted(self, patches: torch.Tensor, begins: torch.Tensor | None = None) -> torch.Tensor:
         """The patch vectors (B, K, D) one patch later, `start` in front: place k knows the patches before k alone.

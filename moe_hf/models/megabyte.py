@@ -212,7 +212,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         """The local decoder on all places of all patches, those looked back at in front, (B * K, R + P, L)."""
         back = self.config.lookback
         bytes_BKWL = self.local_decoder.embed_tokens(torch.cat([before_BKR, grid_BKP[..., :-1]], dim=2))
-        start = self.local_start.to(bytes_BKWL.dtype)
+        start = self.local_start.to(bytes_BKWL)
         if back:
             seen_BKRL = torch.where(absent_BK[..., None, None], start, bytes_BKWL[:, :, :back])
             bytes_BKWL = torch.cat([seen_BKRL, bytes_BKWL[:, :, back:]], dim=2)
@@ -237,7 +237,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
             real_BK = layout.real_BK[:, 1:]
         else:
             begins_BK = layout.begins_BK if layout.slot_BS is not None else None
-            vectors_BKD = self.patching.shifted(self.patching(grid_BKP.flatten(1)), begins_BK)
+            vectors_BKD = self.patching(grid_BKP.flatten(1), shift=True, begins=begins_BK)
             position_BK = layout.position_BK
             # The patch of start is there even where all bytes are padding.
             real_BK = layout.real_BK.clone()
@@ -336,7 +336,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         bytes_BW = torch.cat([cache.before_BR, cache.tail_BP], dim=1).gather(1, (place_BW - 1).clamp(min=0))
         absent_BW = (place_BW <= 0) | ((place_BW <= back) & (cache.patch_B == 0)[:, None])
         bytes_BWL = self.local_decoder.embed_tokens(bytes_BW)
-        bytes_BWL = torch.where(absent_BW[..., None], self.local_start.to(bytes_BWL.dtype), bytes_BWL)
+        bytes_BWL = torch.where(absent_BW[..., None], self.local_start.to(bytes_BWL), bytes_BWL)
         row_B1 = torch.arange(len(place_BW), device=place_BW.device)[:, None]
         return self.local_decoder(
             inputs_embeds=bytes_BWL + nn.functional.pad(cache.slices_BPL, (0, 0, back, 0))[row_B1, known_BW],

@@ -3,6 +3,7 @@
 Shapes: B batch, S positions of this call, D channels, W taps, P = W - 1 earlier inputs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,17 +37,42 @@ def short_conv(
     Returns:
         The convolved sequence (arbitrary at padding), and the state (B, P, D) after the last real token.
     """
+
+    def convolve(window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
+        return sum_of_lags(window, weight_DW, bias_D, age_BS)
+
+    layout = {"mask_BS": mask_BS, "starts_BS": starts_BS}
+    return convolved_with(convolve, x_BSD, weight_DW.shape[1], initial_state=initial_state, **layout)
+
+
+def convolved_with(
+    convolve: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    x_BSD: torch.Tensor,
+    num_taps: int,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`short_conv` whose taps somebody else holds.
+
+    Args:
+        convolve: from (B, P + S, D), the earlier inputs in front, and the tokens' ages (B, S), to (B, S, D). An age
+            counts from the start of the token's document; lags beyond it are zeros. None where none reaches so far.
+        x_BSD, initial_state, mask_BS, starts_BS: as in `short_conv`.
+        num_taps: W.
+    """
     moved = None if mask_BS is None else compaction(mask_BS)
     if moved is not None:
         x_BSD = moved.pack(x_BSD)
         starts_BS = None if starts_BS is None else moved.pack(starts_BS)
-    batch, length, width = x_BSD.shape
-    past = weight_DW.shape[1] - 1
+    batch, _, width = x_BSD.shape
+    past = num_taps - 1
     if initial_state is None:
         initial_state = x_BSD.new_zeros(batch, past, width)
     window = torch.cat([initial_state.to(x_BSD.dtype), x_BSD], dim=1)
     age_BS = None if starts_BS is None else _tokens_since_start(starts_BS, past)
-    out_BSD = _sum_of_lags(window, weight_DW, bias_D, length, age_BS)
+    out_BSD = convolve(window, age_BS)
     state_BPD = _last_inputs(window, past, moved, starts_BS)
     return (out_BSD if moved is None else moved.unpack(out_BSD)), state_BPD
 
@@ -91,20 +117,18 @@ def _tokens_since_start(starts_BS: torch.Tensor, past: int) -> torch.Tensor:
     return position_S - begun_BS
 
 
-def _sum_of_lags(
-    window: torch.Tensor,
-    weight_DW: torch.Tensor,
-    bias_D: torch.Tensor | None,
-    length: int,
-    age_BS: torch.Tensor | None,
+def sum_of_lags(
+    window: torch.Tensor, weight_DW: torch.Tensor, bias_D: torch.Tensor | None, age_BS: torch.Tensor | None = None
 ) -> torch.Tensor:
+    """The convolution itself: (B, S, D) out of (B, P + S, D); ages as in `convolved_with`."""
     weight_DW = weight_DW.to(window.dtype)
+    taps = weight_DW.shape[1]
+    length = window.shape[1] - taps + 1
     if age_BS is None and length == 1:
         out_BSD = (window * weight_DW.t()).sum(1, keepdim=True)
     elif age_BS is None and not torch.compiler.is_compiling():
         out_BSD = _LagSum.apply(window, weight_DW.t())
     else:
-        taps = weight_DW.shape[1]
         out_BSD = window[:, taps - 1 :] * weight_DW[:, taps - 1]
         for lag in range(1, taps):
             start = taps - 1 - lag

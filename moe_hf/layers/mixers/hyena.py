@@ -26,6 +26,14 @@ from moe_hf.ops.short_conv import short_conv
 SEGMENT = 1024
 
 
+class OperatorFilter(HyenaFilter):
+    """The filter as an operator needs it: called for its lags, which the operator or a cache convolves with."""
+
+    def forward(self, length: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:  # type: ignore[override]
+        """As many lags as `filter` gives, None where none are asked for, and the weight of the input itself."""
+        return (None if length is None else self.filter(length)), self.skip
+
+
 class HyenaOperator(Mixer, DrawsOwnWeights):
     """Poli et al. 2023, definition 3.1: `v <- h_n * (x_n . v)` for each gate but the last, which multiplies the output.
 
@@ -44,7 +52,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         # (C, taps); the last column is the token itself, as in nn.Conv1d.
         self.short_conv_weight = nn.Parameter(torch.empty(channels, config.hyena_short_conv))
         self.short_conv_bias = nn.Parameter(torch.empty(channels))
-        self.filter = HyenaFilter(
+        self.filter = OperatorFilter(
             (self.order - 1) * width,
             config.max_position_embeddings,
             embedding_dim=config.hyena_filter_embedding,
@@ -104,18 +112,16 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         history = history_of(past_key_values, self.layer_idx)
         mask_BS, starts_BS = _none_if_all(padding_mask, shared_values), document_starts
         *gates, parts = self._project(x_BSD, mask_BS, starts_BS, history)
-        filters = [] if history is None else self._filters()
-        # With a history it is asked for where it is needed, which is once per epoch of tokens.
-        filter_LC = self.filter.filter(min(x_BSD.shape[1], self.filter.max_length)) if history is None else None
+        # With a history lags are asked for where they are needed, which is once per epoch of tokens.
+        filter_LC, skip_C = self.filter(None if history is not None else min(x_BSD.shape[1], self.filter.max_length))
+        filters = [] if history is None else self._filters(skip_C)
         for i, gate in enumerate(reversed(gates[1:])):
             v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
             if history is not None:
                 v_BSD = history.convolve(v_BSD, filters[i], mask_BS, starts_BS)
             elif filter_LC is not None:
                 part = self._channels_of(i)
-                v_BSD = long_conv(
-                    v_BSD, filter_LC[:, part], self.filter.skip[part], mask_BS=mask_BS, starts_BS=starts_BS
-                )
+                v_BSD = long_conv(v_BSD, filter_LC[:, part], skip_C[part], mask_BS=mask_BS, starts_BS=starts_BS)
             parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(SEGMENT, dim=1)
         return MixerOutput(_joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]))
 
@@ -151,21 +157,21 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         """Those of one long convolution among the filter's."""
         return slice(number * self.config.hidden_size, (number + 1) * self.config.hidden_size)
 
-    def _filters(self) -> list[LongFilter]:
+    def _filters(self, skip_C: torch.Tensor) -> list[LongFilter]:
         """One for each long convolution, in order; all are computed together, once per length asked for."""
         computed: dict[int, torch.Tensor] = {}
 
         def channels(part: slice) -> Callable[[int], torch.Tensor]:
             def first(lags: int) -> torch.Tensor:
                 if lags not in computed:
-                    computed[lags] = self.filter.filter(lags)
+                    computed[lags], _ = self.filter(lags)
                 return computed[lags][:, part]
 
             return first
 
         parts = [self._channels_of(i) for i in range(self.order - 1)]
         lags, version = self.filter.max_length, self._filter_version()
-        return [LongFilter(i, channels(part), lags, self.filter.skip[part], version) for i, part in enumerate(parts)]
+        return [LongFilter(i, channels(part), lags, skip_C[part], version) for i, part in enumerate(parts)]
 
     def _filter_version(self) -> tuple[tuple[int, int], ...] | None:
         """What changes whenever a weight of the filter is replaced or written to; a compiler cannot look at it."""

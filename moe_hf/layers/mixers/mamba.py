@@ -53,10 +53,11 @@ class Mamba1(MambaBase):
         if self.norm_eps is not None:
             step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
         dtype = scan_dtype(u_BSI)
+        if torch.is_autocast_enabled(u_BSI.device.type):
+            step_BSR = step_BSR.to(_weight_dtype(self.dt_proj))
         with without_autocast(u_BSI):
-            # Autocast would round the steps, the softplus of a large bias and a small rest, by percents. The bias says
-            # what the projection computes in: a quantised weight has a dtype of its own.
-            delta_BSI = F.softplus(self.dt_proj(step_BSR.to(self.dt_proj.bias.dtype)).to(dtype))
+            # Autocast would round the steps, the softplus of a large bias and a small rest, by percents.
+            delta_BSI = F.softplus(self.dt_proj(step_BSR).to(dtype))
         a_IN = -torch.exp(self.A_log.to(dtype))
         scan = self._scan_step if is_step else self._scan
         y_BSI, state = scan(tokens, before, (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN))
@@ -91,3 +92,8 @@ class Mamba1(MambaBase):
         reach = self.rank**-0.5 * self.config.mamba_time_step_scale
         init.uniform_(self.dt_proj.weight, -reach, reach)
         self.draw_step_biases(self.dt_proj.bias)
+
+
+def _weight_dtype(module: nn.Module) -> torch.dtype:
+    # Whatever is not floating is quantised, and then another parameter says what is computed in.
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)

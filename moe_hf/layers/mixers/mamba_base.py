@@ -20,7 +20,8 @@ from moe_hf.layers.cache import states_of
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation
-from moe_hf.ops.short_conv import short_conv
+from moe_hf.layers.short_conv import DepthwiseConv1d
+from moe_hf.ops.short_conv import convolved_with
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
 SEGMENT_LENGTH = 512
@@ -61,14 +62,7 @@ class MambaBase(Mixer, DrawsOwnWeights):
         super().__init__(config, layer_idx)
         self.inner_width = config.mamba_inner_width
         self.in_proj = nn.Linear(config.hidden_size, num_projected, bias=config.mamba_use_bias)
-        # Holds the taps; the convolution itself is an operation of this package, which knows padding and documents.
-        self.conv1d = nn.Conv1d(
-            num_convolved,
-            num_convolved,
-            config.mamba_conv_kernel,
-            groups=num_convolved,
-            bias=config.mamba_use_conv_bias,
-        )
+        self.conv1d = DepthwiseConv1d(num_convolved, config.mamba_conv_kernel, bias=config.mamba_use_conv_bias)
         self.out_proj = nn.Linear(self.inner_width, config.hidden_size, bias=config.mamba_use_bias)
 
     @abstractmethod
@@ -108,16 +102,20 @@ class MambaBase(Mixer, DrawsOwnWeights):
 
     def convolve(self, x_BSC: torch.Tensor, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, torch.Tensor]:
         """The convolved and activated channels, and the inputs that the next call needs."""
-        taps_CW = self.conv1d.weight.squeeze(1)
-        x_BSC, state_BPC = short_conv(
+        x_BSC, state_BPC = convolved_with(
+            self._convolve,
             x_BSC,
-            taps_CW,
-            self.conv1d.bias,
+            self.config.mamba_conv_kernel,
             initial_state=before.conv,
             mask_BS=tokens.mask_BS,
             starts_BS=tokens.starts_BS,
         )
         return F.silu(x_BSC), state_BPC
+
+    def _convolve(self, window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
+        # What stands in for the module, such as an adapter around it, may know of no ages.
+        ages = () if age_BS is None else (age_BS,)
+        return self.conv1d(window.transpose(1, 2), *ages).transpose(1, 2)
 
     def is_step(self, tokens: Tokens, before: MambaState) -> bool:
         """Whether this is one more token after others, as in decoding."""

@@ -47,6 +47,15 @@ class LowRank(nn.Module):
             init.copy_(self.up.bias, bias_D)
 
 
+class HeadNorm(nn.GroupNorm):
+    """nn.GroupNorm for tokens whose heads are laid apart, in half the time that it takes for them."""
+
+    def forward(self, x_BSHC: torch.Tensor) -> torch.Tensor:
+        """Each head normalised, all joined and scaled, (B, S, D)."""
+        out = F.layer_norm(x_BSHC, x_BSHC.shape[-1:], eps=self.eps).flatten(-2)
+        return torch.addcmul(self.bias, out, self.weight)
+
+
 class RWKV7(RWKVMixer):
     """Equations 3 to 21 of the paper; the names of parameters are near those of flash-linear-attention's layout."""
 
@@ -67,7 +76,7 @@ class RWKV7(RWKVMixer):
         self.v_lora = None if self.is_first else LowRank(width, config.rwkv_rank("value"))
         self.g_lora = LowRank(width, config.rwkv_rank("gate"), nn.Sigmoid(), bias=False)
         # 64e-5 for the heads of 64 channels that the paper has.
-        self.g_norm = nn.GroupNorm(config.num_attention_heads, width, eps=config.head_dim * 1e-5)
+        self.g_norm = HeadNorm(config.num_attention_heads, width, eps=config.head_dim * 1e-5)
 
     def multiply_adds(self, context: int) -> int:
         """Looking up, correcting, writing, fading and reading: each meets every entry of the states."""
@@ -78,7 +87,7 @@ class RWKV7(RWKVMixer):
         x_BSD = tokens.x_BSD
         shifted_BSD, last = tokens.shifted(before)
         delta_BSD = shifted_BSD - x_BSD
-        xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BSD, delta_BSD, self.get_parameter(f"x_{name}")) for name in _MIXES)
+        xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BSD, delta_BSD, getattr(self, f"x_{name}")) for name in _MIXES)
         receptance, key, value = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         given_value = value
         if self.v_lora is not None:
@@ -91,9 +100,7 @@ class RWKV7(RWKVMixer):
         key = torch.addcmul(key, key * (rate - 1), self.k_a)
         heads = [self._heads(part) for part in (receptance, log_decay, key, value)]
         out, memory = self._recurrence(tokens, before, *heads, -unit, unit * self._heads(rate))
-        # What g_norm computes, in half the time that it takes for tokens.
-        out = F.layer_norm(out, out.shape[-1:], eps=self.g_norm.eps).flatten(-2)
-        out = torch.addcmul(self.g_norm.bias, out, self.g_norm.weight)
+        out = self.g_norm(out)
         # What the present token says, beside what the state holds of it.
         share = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True)
         out = torch.addcmul(self._heads(out), share, heads[3]).flatten(-2) * self.g_lora(xg)
@@ -120,7 +127,7 @@ class RWKV7(RWKVMixer):
         return recur(*parts, initial_state=before.memory, mask_BS=mask_BS, starts_BS=tokens.starts_BS)
 
     def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        return x_BSD.unflatten(-1, (self.g_norm.num_groups, -1))
+        return x_BSD.unflatten(-1, (self.config.num_attention_heads, -1))
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """The spread of decays and of mixes over channels and layers with which the paper's models start."""
@@ -128,7 +135,7 @@ class RWKV7(RWKVMixer):
         late, early = depth_of(self.config, self.layer_idx)
         ramp_D = channel_ramp(self.k_k)
         for name, power in zip(_MIXES, _MIX_POWERS, strict=True):
-            init.copy_(self.get_parameter(f"x_{name}"), 1.0 - ramp_D ** (power * early))
+            init.copy_(getattr(self, f"x_{name}"), 1.0 - ramp_D ** (power * early))
         position_D = torch.arange(width, device=ramp_D.device)
         line_D = position_D / max(width - 1, 1)
         # From -1 to 1 within each head, steeper at the ends.
