@@ -125,7 +125,7 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
     """
 
     model_type = "moe_decoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
     dense_model_types: ClassVar[tuple[str, ...]] = ()
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", "activation_function": "hidden_act"}
 

@@ -71,6 +71,11 @@ class MegaByteCache(Cache):
         return self.seen > 0
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Not so: transformers takes a cache without layers for one whose length does not count."""
+        return [False]
+
+    @property
     def is_croppable(self) -> bool:
         """False: see `crop`."""
         return False

@@ -26,6 +26,7 @@ from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
+from moe_hf.layers.host import CACHE_NAMES, as_option, named, one_cache
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
@@ -35,6 +36,7 @@ from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense_loading import LoadsDense
+from moe_hf.models.keywords import refuse_unknown
 
 # What these kinds of layers keep can be cut back to an earlier token.
 _CUT_BACK = ("full_attention", "history")
@@ -91,7 +93,7 @@ class MoEPreTrainedModel(LoadsDense):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [*CACHE_NAMES]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -233,6 +235,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Hidden states after the final norm, and what was asked to be recorded.
@@ -242,11 +245,16 @@ class MoEDecoderModel(MoEPreTrainedModel):
             attention_mask: (B, past + S), nonzero at real tokens; or a ready (B, 1, S, keys) mask.
             position_ids: (B, S). Without a mask and a cache, each restart begins a new document that sees none of the
                 others (packed sequences).
-            past_key_values: state of earlier calls.
+            past_key_values, cache: state of earlier calls, by either name.
             inputs_embeds: (B, S, D) in place of ids.
             use_cache: whether to return the state for the next call.
             **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`; the rest goes to attention.
+
+        Raises:
+            ConfigError: an argument cannot be honoured, or nothing reads its name though it holds more than a number.
         """
+        past_key_values, kwargs = as_option(one_cache(cache, past_key_values), kwargs)
+        refuse_unknown(kwargs, attends=self._attends)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -294,7 +302,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
             )
             x_BSD, first_value = given if isinstance(given, tuple) else (given, first_value)
         advance(past_key_values, inputs_embeds.shape[1])
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(past_key_values))
 
     def new_cache(self) -> DynamicCache:
         """An empty cache with all the states that this model keeps between calls."""
@@ -344,8 +352,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 config=self.config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **named(past_key_values),
             )
         padding = None
         if attention_mask is not None and attention_mask.ndim == 2:

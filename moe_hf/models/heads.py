@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
 from moe_hf.ops.balance import divisor
@@ -89,18 +90,22 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         self.loss_type = "ForCausalLM"
         self.post_init()
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the cache under either of its names."""
+        given = one_cache(*(kwargs.pop(name, None) for name in CACHE_NAMES))
+        return super().generate(*args, **kwargs, **({} if given is None else named(given)))
+
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        # transformers calls the cache "cache_params" where the name of the class contains "mamba".
-        given = model_kwargs.pop("past_key_values", None)
+        given = model_kwargs.pop(CACHE_NAME, None)
         wanted = generation_config.cache_implementation or ""
         if wanted.startswith("offloaded") and set(self.config.layer_types or []) != {"full_attention"}:
             raise ConfigError(
                 f"cache_implementation={wanted!r} is not allowed for layers that keep a state; leave it out: "
                 "states are small"
             )
-        name = "cache_params" if "mamba" in type(self).__name__.lower() else "past_key_values"
+        name = MAMBA_CACHE_NAME if "mamba" in type(self).__name__.lower() else CACHE_NAME
         if given is not None:
             model_kwargs[name] = given
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
@@ -108,7 +113,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         if cache is not None:
             counts = self.config.router_eval_capacity_factor is not None
             fresh = given is None and type(cache) is DynamicCache
-            model_kwargs["past_key_values"] = self.model.new_cache() if counts and fresh else cache
+            model_kwargs[CACHE_NAME] = self.model.new_cache() if counts and fresh else cache
 
     @can_return_tuple
     def forward(
@@ -122,6 +127,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoECausalLMOutput:
         """Logits of the next token, and the loss when `labels` are given.
@@ -131,7 +137,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         loss, 1.0 at perfect balance (see `router_balance_loss`); None where no router can be taught by it.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as in the skeleton.
+            input_ids, attention_mask, position_ids, past_key_values, cache, inputs_embeds, use_cache: as in the
+                skeleton.
             labels: (B, S), the input ids themselves (they are shifted here); -100 where no loss is wanted.
             output_router_logits: return one raw (B * S, E) tensor per sparse layer, `aux_loss`, and what
                 `MoECausalLMOutput` adds.
@@ -144,7 +151,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=record,
@@ -170,7 +177,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             loss=loss,
             aux_loss=None if losses is None else losses.balance,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **named(outputs.get(CACHE_NAME)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
@@ -215,6 +222,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, N) of the labels, and the loss when `labels` (B,) or (B, N) are given.
@@ -229,7 +237,7 @@ class MoEForSequenceClassification(MoEHeadModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=record,
@@ -253,7 +261,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits_BN,
-            past_key_values=outputs.past_key_values,
+            **named(outputs.get(CACHE_NAME)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

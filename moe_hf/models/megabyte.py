@@ -16,12 +16,14 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.layers.host import CACHE_NAME, one_cache
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.megabyte_cache import MegaByteCache, Routing, real_bytes
 from moe_hf.layers.packed_rows import document_starts
 from moe_hf.layers.patching import MegaBytePatching
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
+from moe_hf.models.keywords import refuse_unknown
 from moe_hf.models.megabyte_outputs import ROUTING, Told, joined, recordings, routing_of
 from moe_hf.ops.patching import PatchLayout, last_of_patch_before, lay_out, patch_layout, pick_up
 
@@ -105,6 +107,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         last_only: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Hidden states (B, S, L) behind each byte, and what was asked to be recorded.
@@ -119,28 +122,29 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
             attention_mask: (B, past + S), nonzero at real bytes; padding may stand anywhere and moves no patch.
             position_ids: (B or 1, S). Without a mask and a cache, each restart begins a new document, with a patch of
                 its own, that sees none of the others (packed rows); no cache is returned then. Else not looked at.
-            past_key_values: a `MegaByteCache` of earlier calls.
+            past_key_values, cache: a `MegaByteCache` of earlier calls, by either name.
             inputs_embeds: not allowed.
             use_cache: whether to return the state for the next call.
             last_only: return what stands behind each row's last byte alone; the local decoder then reads one patch.
             **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`.
 
         Raises:
-            ConfigError: embeddings, a mask of another form, or another cache were given.
+            ConfigError: embeddings, a mask of another form, another cache, or a name that nothing reads were given.
         """
+        refuse_unknown(kwargs, attends=False)
+        cache = one_cache(cache, past_key_values)
         if input_ids is None or inputs_embeds is not None:
             raise ConfigError("MegaByte embeds bytes twice, in patches and within them; give input_ids, no embeddings")
-        if past_key_values is not None and not isinstance(past_key_values, MegaByteCache):
+        if cache is not None and not isinstance(cache, MegaByteCache):
             raise ConfigError(
-                f"MegaByte needs a MegaByteCache, got {type(past_key_values).__name__}; leave past_key_values and "
+                f"MegaByte needs a MegaByteCache, got {type(cache).__name__}; leave past_key_values and "
                 "cache_implementation out, or take one from model.new_cache()"
             )
         mask_BS = real_bytes(attention_mask, input_ids.shape[1])
-        going_on = past_key_values is not None and past_key_values.seen > 0
+        going_on = cache is not None and cache.seen > 0
         starts_BS = None
         if position_ids is not None and attention_mask is None and not going_on:
             starts_BS = document_starts(position_ids, len(input_ids))
-        cache = past_key_values
         if cache is None and use_cache and starts_BS is None:
             cache = self.new_cache()
         wanted = recordings(kwargs, self.config)
@@ -158,8 +162,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         last_only: bool,
     ) -> MoeModelOutputWithPast:
         """Any number of bytes, all patches at once; those of an unfinished patch are read again with them."""
-        batch, length = input_ids.shape
-        size = self.config.patch_size
+        (batch, length), size = input_ids.shape, self.config.patch_size
         ids, mask = (input_ids, mask_BS) if cache is None else cache.behind_tail(input_ids, mask_BS)
         shape = (batch, ids.shape[1])
         layout = patch_layout(size, shape, ids.device, mask_BS=mask, starts_BS=starts_BS)
@@ -373,13 +376,10 @@ class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ConfigError(
-                f"cache_implementation={kind!r} is not allowed; MegaByte has a cache of its own, leave it out"
-            )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.model.new_cache()
+        if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+            raise ConfigError(f"cache_implementation={kind!r} is not allowed; leave it out, MegaByte has its own cache")
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = self.model.new_cache()
         else:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 

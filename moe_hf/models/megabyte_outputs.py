@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from moe_hf.layers.host import named
 from moe_hf.layers.megabyte_cache import MegaByteCache, Routing
 
 ROUTING = ("router_logits", "router_experts")
@@ -54,7 +55,7 @@ def joined(
 ) -> MoeModelOutputWithPast:
     """The output of both decoders: `routing` is byte by byte, the functions make the local decoder's so."""
     hidden: Any = local.last_hidden_state
-    out = MoeModelOutputWithPast(last_hidden_state=at_bytes(hidden), past_key_values=cache)
+    out = MoeModelOutputWithPast(last_hidden_state=at_bytes(hidden), **named(cache))
     if wanted["output_hidden_states"]:
         out["hidden_states"] = tuple(at_bytes(x) for x in local.hidden_states or ())
     for name in ROUTING:

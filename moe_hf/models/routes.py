@@ -14,6 +14,7 @@ from transformers import Cache
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.ffn.routers import HashRouter, Router
+from moe_hf.layers.host import CACHE_NAME, one_cache
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.router_states import routers_of
 from moe_hf.ops.hashing import balanced_hash_table
@@ -141,7 +142,7 @@ class _Recorder:
             raise ConfigError(
                 f"{rows} rows are recorded, but this forward has {len(tokens)}; record one batch at a time"
             )
-        cache = given.get("past_key_values")
+        cache = one_cache(given.get("cache"), given.get("past_key_values"))
         past = _length(cache)
         if past != positions:
             raise ConfigError(
@@ -158,7 +159,7 @@ class _Recorder:
         if not isinstance(outputs, Mapping):
             raise ConfigError("return_dict=False leaves no room for routes; record with return_dict=True")
         self.recorded.add(outputs["router_experts"], *outputs["last_hidden_state"].shape[:2])
-        cache = outputs.get("past_key_values")
+        cache = outputs.get(CACHE_NAME)
         if cache is not None and self._cache is None:
             self._cache = cache
             # Which beam a row continues is told to the cache alone.

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
-from moe_hf import CheckpointError
+from moe_hf import CheckpointError, ConfigError
 from moe_hf.layers.cache import detach_states
+from moe_hf.layers.host import CACHE_NAME, CACHE_NAMES
 from moe_hf.layers.megabyte_cache import MegaByteCache
 from moe_hf.models.auto import FAMILIES
 from tests.models.families import KINDS, TINY, tiny_family
@@ -69,6 +70,38 @@ def in_pieces(model: PreTrainedModel, ids: torch.Tensor, sizes: list[int], cache
         start += size
     assert start == ids.shape[1]
     return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_is_taken_under_both_names_and_returned_under_the_hosts(kind, model, ids, full, name) -> None:
+    family = FAMILIES[model.config.model_type]
+    classifier = family.sequence_classification(model.config).eval()
+    for part in (model, model.model, classifier, classifier.model):
+        with torch.no_grad():
+            cache = part(ids[:, :9], attention_mask=torch.ones_like(ids[:, :9]), use_cache=True)[CACHE_NAME]
+            rest = part(ids[:, 9:], attention_mask=torch.ones_like(ids), **{name: cache})
+        assert rest[CACHE_NAME] is cache
+        assert cache.get_seq_length() == S
+        if part is model:
+            torch.testing.assert_close(rest.logits, full[:, 9:], **CLOSE)
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_generation_goes_on_from_a_cache_under_both_names(model, ids, name) -> None:
+    cache = model(ids[:, :9], use_cache=True)[CACHE_NAME]
+    assert torch.equal(greedy(model, ids, **{name: cache}), uncached(model, ids))
+
+
+def test_what_no_forward_reads_is_refused_by_name(model, ids) -> None:
+    family = FAMILIES[model.config.model_type]
+    classifier = family.sequence_classification(model.config).eval()
+    two = {name: model.model.new_cache() for name in CACHE_NAMES}
+    for part in (model, model.model, classifier):
+        for given in (torch.ones(B, S), model.model.new_cache(), [torch.ones(B, S)], {"mask": torch.ones(B, S)}):
+            with pytest.raises(ConfigError, match="layer_past"):
+                part(ids, layer_past=given)
+        with pytest.raises(ConfigError, match="cache and past_key_values are two names"):
+            part(ids, **two)
 
 
 def test_the_future_leaves_no_trace(model, ids, full) -> None:

@@ -19,6 +19,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
 from moe_hf.bench.mixers.cases import Arm
 from moe_hf.layers.cache import advance
+from moe_hf.layers.host import MAMBA_CACHE_NAME
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.models.auto import FAMILIES
 
@@ -132,7 +133,7 @@ def transformers_layer(layer: Layer) -> Callable[..., torch.Tensor]:
     module.eval()
 
     def call(x_BSD: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        found = module(x_BSD) if cache is None else module(x_BSD, cache_params=cache)
+        found = module(x_BSD) if cache is None else module(x_BSD, **{MAMBA_CACHE_NAME: cache})
         return found[0] if isinstance(found, tuple) else found
 
     return call

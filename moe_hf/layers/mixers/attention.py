@@ -11,6 +11,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.host import with_paged
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.positions import Rotation, rotate
 from moe_hf.layers.short_conv import ShortConv
@@ -87,6 +88,7 @@ class CausalAttention(Mixer):
             query_BHSC, key_BHNC = rotate(query_BHSC, rotation), rotate(key_BHNC, rotation)
         if past_key_values is not None:
             key_BHNC, value_BHNC = past_key_values.update(key_BHNC, value_BHNC, self.layer_idx)
+        key_BHNC, value_BHNC = with_paged(key_BHNC, value_BHNC, self.layer_idx, kwargs)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out_BSHC, weight_BHSN = attend(
             self,
