@@ -194,11 +194,27 @@ def states_of(cache: Cache | None, layer_idx: int) -> NamedStates | None:
     return layer
 
 
-def advance(cache: Cache | None, num_tokens: int) -> None:
-    """Tell the layers without keys and values that a call with so many tokens is over."""
-    for layer in cache.layers if cache is not None else []:
-        if isinstance(layer, StateLayer):
-            layer.advance(num_tokens)
+def advance(cache: Cache | None, num_tokens: int, padding_BS: torch.Tensor | None = None) -> None:
+    """Tell the layers without keys and values that a call with so many tokens is over.
+
+    Args:
+        cache: of the model; None does nothing.
+        num_tokens: S, padding included.
+        padding_BS: zero at padding; None where there was none.
+    """
+    layers = [layer for layer in (cache.layers if cache is not None else []) if isinstance(layer, StateLayer)]
+    for layer in layers:
+        layer.advance(num_tokens)
+    # A compiled step is given its positions.
+    if layers and padding_BS is not None and not torch.compiler.is_compiling():
+        before_B, padding_B = layers[0].read("padding"), (padding_BS == 0).sum(dim=1)
+        layers[0].write("padding", padding_B if before_B is None else before_B + padding_B)
+
+
+def padding_seen(cache: Cache | None) -> torch.Tensor | None:
+    """Padding that each row has had so far, (B,), as far as `advance` was told; None where it was told of none."""
+    layers = [layer for layer in (cache.layers if cache is not None else []) if isinstance(layer, StateLayer)]
+    return layers[0].read("padding") if layers else None
 
 
 @singledispatch

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention_backends import resolve_attn_implementation
-from moe_hf.layers.cache import advance
+from moe_hf.layers.cache import advance, padding_seen
 from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
@@ -244,7 +244,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
             input_ids: (B, S) vocabulary ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, past + S), nonzero at real tokens; or a ready (B, 1, S, keys) mask.
             position_ids: (B, S). Without a mask and a cache, each restart begins a new document that sees none of the
-                others (packed sequences).
+                others (packed sequences). Left out, they count the real tokens, so that padding moves none.
             past_key_values, cache: state of earlier calls, by either name.
             inputs_embeds: (B, S, D) in place of ids.
             use_cache: whether to return the state for the next call.
@@ -267,8 +267,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
             attention_mask = None
         packed = position_ids is not None and attention_mask is None and not _has_seen(past_key_values)
         if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
         # Before a cache is made: transformers looks for packed sequences only while there is none.
         masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values, packed)
         if past_key_values is None and attention_mask is None and is_flash_attention_requested(self.config):
@@ -301,7 +300,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 **kwargs,
             )
             x_BSD, first_value = given if isinstance(given, tuple) else (given, first_value)
-        advance(past_key_values, inputs_embeds.shape[1])
+        advance(past_key_values, inputs_embeds.shape[1], masks.padding_BS)
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(past_key_values))
 
     def new_cache(self) -> DynamicCache:
@@ -359,6 +358,17 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if attention_mask is not None and attention_mask.ndim == 2:
             padding = none_if_all(attention_mask[:, -inputs_embeds.shape[1] :])
         return Masks(causal, padding, document_starts(position_ids, len(inputs_embeds)) if packed else None)
+
+    def _positions(self, inputs_embeds: torch.Tensor, attention_mask: Any, cache: Cache | None) -> torch.Tensor:
+        """(B or 1, S): the number of real tokens before each, where the mask tells."""
+        length, seen = inputs_embeds.shape[1], 0 if cache is None else cache.get_seq_length()
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            looked_at = isinstance(seen, int) or not torch.compiler.is_compiling()
+            if looked_at and attention_mask.shape[1] == seen + length and none_if_all(attention_mask) is not None:
+                return (attention_mask.ne(0).long().cumsum(dim=1)[:, -length:] - 1).clamp(min=0)
+        padding_B = padding_seen(cache)
+        before = seen if padding_B is None else seen - padding_B[:, None]
+        return torch.arange(length, device=inputs_embeds.device)[None] + before
 
     def _with_positions(self, x_BSD: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
         if self.rotary is not None:

@@ -1,5 +1,6 @@
 """What every family must do alike: all ways of reading and writing a sequence give what one uncached pass gives."""
 
+import json
 import re
 
 import pytest
@@ -140,20 +141,55 @@ def test_a_cache_counts_its_tokens_and_can_be_emptied(model, ids, full) -> None:
         torch.testing.assert_close(in_pieces(model, ids, [S], cache), full, **CLOSE)
 
 
+@pytest.mark.parametrize("positions", ["given", "left out"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(model, ids, side: str) -> None:
+def test_padding_changes_nothing(model, ids, side: str, positions: str) -> None:
     lengths = [S, 9, 14]
     mask = torch.zeros(B, S, dtype=torch.long)
     for row, length in enumerate(lengths):
         mask[row, -length:] = 1
     if side == "right":
         mask = mask.flip(1)
+    given = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if positions == "given" else {}
     with torch.no_grad():
-        logits = model(ids * mask, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+        logits = model(ids * mask, attention_mask=mask, **given).logits
         for row in range(B):
             real = mask[row].bool()
             alone = model(ids[row : row + 1, real], use_cache=False).logits
             torch.testing.assert_close(logits[row, real], alone[0], **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_pieces_without_positions_go_on_where_the_real_tokens_end(model, ids, side: str) -> None:
+    lengths, cut = [S - 4, 9, 14], S - 4
+    mask = torch.ones(B, S, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, : cut - length] = 0
+    if side == "right":
+        mask[:, :cut] = mask[:, :cut].flip(1)
+    cache, logits = model.model.new_cache(), []
+    with torch.no_grad():
+        for begin, end in ((0, cut), (cut, S - 1), (S - 1, S)):
+            piece = {"attention_mask": mask[:, :end], "past_key_values": cache, "use_cache": True}
+            logits.append(model(ids[:, begin:end] * mask[:, begin:end], **piece).logits)
+        for row in range(B):
+            alone = model(ids[row : row + 1, mask[row].bool()], use_cache=False).logits[0]
+            torch.testing.assert_close(torch.cat(logits, dim=1)[row, mask[row].bool()], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_states_alone_need_no_mask_to_go_on_behind_padding(model, ids, side: str) -> None:
+    if set(model.config.layer_types) != {"recurrent"} or isinstance(model.model.new_cache(), MegaByteCache):
+        pytest.skip("keys of padding must be hidden again at each call")
+    mask = torch.ones(B, S, dtype=torch.long)
+    mask[1, 3:9] = 0
+    mask[1, :3] = 0 if side == "left" else 1
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        model(ids[:, :9], attention_mask=mask[:, :9], past_key_values=cache, use_cache=True)
+        logits = in_pieces(model, ids[:, 9:], [1, 4, S - 14], cache)[1]
+        alone = model(ids[1:2, mask[1].bool()], use_cache=False).logits[0, -(S - 9) :]
+        torch.testing.assert_close(logits, alone, **CLOSE)
 
 
 def test_after_right_padding_the_next_token_follows_the_last_real_one(model, ids) -> None:
@@ -356,6 +392,29 @@ def test_a_head_that_a_task_adds_is_the_one_thing_that_starts_afresh(kind, model
         family.sequence_classification.from_pretrained(tmp_path / "classifier")
 
 
+@pytest.mark.parametrize("how", ["on loading", "in an older file", "in the configuration"])
+def test_a_longer_limit_leaves_old_logits_as_they_were_or_is_refused(model, ids, full, tmp_path, how: str) -> None:
+    model.save_pretrained(tmp_path)
+    if how == "in an older file":
+        stored = json.loads((tmp_path / "config.json").read_text())
+        stored.pop("hyena_filter_time_base")
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+    given = {"max_position_embeddings": 2 * TINY["max_position_embeddings"]}
+    if how == "in the configuration":
+        config = type(model.config).from_pretrained(tmp_path)
+        config.max_position_embeddings = given["max_position_embeddings"]
+        given = {"config": config}
+    if any("embed_positions" in name for name, _ in model.named_parameters()):
+        with pytest.raises(CheckpointError, match=r"embed_positions\.weight"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, **given)
+        return
+    longer = AutoModelForCausalLM.from_pretrained(tmp_path, **given).eval()
+    assert longer.config.max_position_embeddings == 2 * TINY["max_position_embeddings"]
+    with torch.no_grad():
+        torch.testing.assert_close(longer(ids, use_cache=False).logits, full, **CLOSE)
+        assert longer(ids.repeat(1, 6)).logits.isfinite().all()
+
+
 def test_fresh_weights_are_finite_and_every_parameter_is_drawn(kind: str) -> None:
     model_type, fields = KINDS[kind]
     family = FAMILIES[model_type]
@@ -377,12 +436,14 @@ def test_the_classifier_reads_the_last_real_token(kind: str, ids) -> None:
     family = FAMILIES[model_type]
     torch.manual_seed(0)
     model = family.sequence_classification(family.config(**{**TINY, **fields, "num_labels": 3})).eval()
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = 0
-    with torch.no_grad():
-        logits = model(ids * mask, attention_mask=mask).logits
-        torch.testing.assert_close(logits[1], model(ids[1:2, :9]).logits[0], **CLOSE)
-    assert logits.shape == (B, 3)
+    for real in (slice(0, 9), slice(S - 9, S)):
+        mask = torch.ones_like(ids)
+        mask[1] = 0
+        mask[1, real] = 1
+        with torch.no_grad():
+            logits = model(ids * mask, attention_mask=mask).logits
+            torch.testing.assert_close(logits[1], model(ids[1:2, real]).logits[0], **CLOSE)
+        assert logits.shape == (B, 3)
 
 
 @pytest.mark.parametrize(

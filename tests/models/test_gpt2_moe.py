@@ -163,6 +163,19 @@ def saved_with_tokenizer(tiny_model, tmp_path):
 
 
 class TestPipeline:
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_labels_do_not_depend_on_what_a_text_is_padded_with(self, saved_with_tokenizer, tiny_model, side) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(saved_with_tokenizer, padding_side=side)
+        model = tiny_model(GPT2WithMoEForSequenceClassification, num_labels=3)
+        classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu", top_k=None)
+        texts = ["w1 w2 w3 w4 w5 w6", "w9", "w7 w8 w30"]
+        batched, alone = classify(texts, batch_size=3), [classify([text])[0] for text in texts]
+        assert [[found["label"] for found in row] for row in batched] == [[x["label"] for x in row] for row in alone]
+        scores = [[found["score"] for found in row] for row in alone]
+        assert [[found["score"] for found in row] for row in batched] == [
+            pytest.approx(row, rel=1e-4) for row in scores
+        ]
+
     def test_text_generation_from_a_folder(self, saved_with_tokenizer) -> None:
         generate = pipeline("text-generation", model=str(saved_with_tokenizer), device="cpu")
         settings = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
