@@ -93,7 +93,8 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         router_capacity_factor: in training, an expert takes at most this times its fair share of each sequence; the
             slots beyond are dropped. None drops nothing. With "expert_choice" it is the share that each expert picks.
         router_eval_capacity_factor: the same outside training, of a sequence of `max_position_embeddings`, so that
-            the outcome does not depend on how long a text will become; None drops nothing.
+            the outcome does not depend on how long a text will become, and raising that limit drops less; None drops
+            nothing.
         router_drop_policy: who stays in training when an expert is full: "position" (who came first) or "weight" (whom
             the router weighs most). Outside training it is always "position", the only causal one.
         norm_topk_prob: whether the K chosen weights are scaled to sum to 1.
@@ -217,6 +218,8 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
             self.mlp_layer_types = _default_mlp_layer_types(self.mlp_placement, self.num_hidden_layers)
         if self.layer_types is None:
             self.layer_types = self.caches_of_layers()
+        # Filters are functions of the lag as a share of this: it must not move when the limit does.
+        self.hyena_filter_time_base = self.hyena_lags if "hyena" in self.mixer_of_layer else None
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -242,6 +245,11 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
             derived = _default_aux_loss_coef(config_dict.get("router_type", cls.router_type))
             if config_dict.get("router_aux_loss_coef") == derived:
                 config_dict = {key: value for key, value in config_dict.items() if key != "router_aux_loss_coef"}
+        if "max_position_embeddings" in overrides and config_dict.get("hyena_filter_time_base") is None:
+            # Files of earlier versions do not say what their filters were trained with.
+            config_dict["hyena_filter_time_base"] = config_dict.get(
+                "max_position_embeddings", cls.max_position_embeddings
+            )
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     @classmethod

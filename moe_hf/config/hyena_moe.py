@@ -52,8 +52,9 @@ _HYENA_DNA_DEFAULTS: dict[str, Any] = {
 class HyenaWithMoEConfig(MoEDecoderConfig):
     """Hyena operators with experts: no attention and no positions beside those in the filters.
 
-    `max_position_embeddings` is the length of the filters: a longer sequence is an error. `from_pretrained` of a
-    HyenaDNA gives the matching configuration with the default experts.
+    `max_position_embeddings` is the length of the filters: a longer sequence is an error. It may be raised on loading:
+    the lags that were trained stay as they are (`hyena_filter_time_base`). `from_pretrained` of a HyenaDNA gives the
+    matching configuration with the default experts.
 
     >>> HyenaWithMoEConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4).layer_types
     ['history', 'history']

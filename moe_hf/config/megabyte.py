@@ -34,7 +34,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
     """Two decoders with experts: one over patches of bytes, one over the bytes of each patch (Yu et al. 2023).
 
     The fields of `MoEDecoderConfig` describe the global decoder, whose `hidden_size` is the width of a patch; `mixer`
-    may be any. But `vocab_size` counts the ids of bytes and `max_position_embeddings` bytes.
+    may be any. But `vocab_size` counts the ids of bytes, `max_position_embeddings` and `hyena_filter_time_base` bytes.
 
     Args:
         patch_size: bytes P of a patch; divides `hidden_size`.
@@ -106,7 +106,12 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         """
         longest = self.max_position_embeddings // self.patch_size + 1
         ids = {f"{name}_token_id": None for name in ("bos", "eos", "pad")}
-        return self._decoder({**self._decoder_fields(), **ids, "vocab_size": 1, "max_position_embeddings": longest})
+        base = self.hyena_filter_time_base
+        counted = {
+            "max_position_embeddings": longest,
+            "hyena_filter_time_base": base and base // self.patch_size + 1,
+        }
+        return self._decoder({**self._decoder_fields(), **ids, "vocab_size": 1, **counted})
 
     @property
     def local_decoder_config(self) -> MoEDecoderConfig:

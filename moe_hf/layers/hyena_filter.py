@@ -16,7 +16,7 @@ from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.ops.expert_parts import without_autocast
 from moe_hf.ops.long_conv import long_conv
 
-# Where the window of the fastest and the slowest channel has fallen to WINDOW_TARGET, as a share of the longest lag.
+# Where the window of the fastest and the slowest channel has fallen to WINDOW_TARGET, as a share of the unit of time.
 FAST_DECAY, SLOW_DECAY = 0.3, 1.5
 WINDOW_TARGET = 1e-2
 
@@ -38,7 +38,7 @@ class PreciseLinear(nn.Linear):
 class HyenaFilter(nn.Module, DrawsOwnWeights):
     """A causal convolution whose filter, as long as the sequence, is a function of the lag (Poli et al. 2023, Hyena).
 
-    `h(t) = MLP(features(t)) * (exp(-decay * t) + shift)` with t the lag, 0 at once and 1 at `max_length - 1`: section
+    `h(t) = MLP(features(t)) * (exp(-decay * t) + shift)` with t the lag, 0 at once and 1 at `time_base - 1`: section
     3.3 and appendix D.3, with the sine as the network's activation. Parameters do not grow with the length, unless the
     features are learnt. Lags are computed in single precision at least, also in a model of half precision.
 
@@ -52,7 +52,9 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
             filter learns: at 4 it learns with learning rates from 3e-4 to 1e-2, at 10 or 14 only below 3e-3.
         train_frequency: whether the factor, one per unit, is learnt.
         window_shift: what is added to the window, so that no lag is out of reach; 0.05 in HyenaDNA, else often 0.
-        learned_features: whether an offset to the features, (L, E), is learnt as in HyenaDNA.
+        learned_features: whether an offset to the features, (time_base, E), is learnt as in HyenaDNA.
+        time_base: lags that are the unit of time; None means `max_length`. Kept while `max_length` grows, all lags that
+            a trained filter has stay as they are, and those beyond were never trained.
 
     Raises:
         ConfigError: a size is wrong.
@@ -73,9 +75,11 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
         train_frequency: bool = True,
         window_shift: float = 0.05,
         learned_features: bool = False,
+        time_base: int | None = None,
     ) -> None:
         super().__init__()
-        for name, size in {"dim": dim, "max_length": max_length, "mlp_width": mlp_width}.items():
+        base = max_length if time_base is None else time_base
+        for name, size in {"dim": dim, "max_length": max_length, "mlp_width": mlp_width, "time_base": base}.items():
             if size < 1:
                 raise ConfigError(f"{name} must be an integer >= 1, got {size}")
         if embedding_dim < 3 or embedding_dim % 2 == 0:
@@ -85,14 +89,14 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
             )
         if num_inner_layers < 0:
             raise ConfigError(f"num_inner_layers must be an integer >= 0, got {num_inner_layers}")
-        self.dim, self.max_length, self.embedding_dim = dim, max_length, embedding_dim
+        self.dim, self.max_length, self.embedding_dim, self.time_base = dim, max_length, embedding_dim, base
         self.sine_frequency, self.window_shift = sine_frequency, window_shift
         widths = [embedding_dim] + [mlp_width] * (num_inner_layers + 1)
         self.hidden = nn.ModuleList([PreciseLinear(a, b) for a, b in pairwise(widths)])
         self.out = PreciseLinear(mlp_width, dim, bias=False)
         self.frequency = nn.Parameter(torch.empty(mlp_width), requires_grad=train_frequency)
         self.skip = nn.Parameter(torch.empty(dim))
-        self.feature_offset = nn.Parameter(torch.empty(max_length, embedding_dim)) if learned_features else None
+        self.feature_offset = nn.Parameter(torch.empty(base, embedding_dim)) if learned_features else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -102,7 +106,7 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
             init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features) / self.sine_frequency)
             init.zeros_(layer.bias)
         # The windows sum to about a sixteenth of the lags.
-        lags = max(1.0, self.max_length / 16)
+        lags = max(1.0, self.time_base / 16)
         init.normal_(self.out.weight, std=math.sqrt(2 / (self.out.in_features * lags)))
         init.constant_(self.frequency, self.sine_frequency)
         init.normal_(self.skip)
@@ -122,7 +126,7 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
         if length > self.max_length:
             raise ConfigError(
                 f"a filter of {length} lags was asked for, but max_length={self.max_length}; shorten the sequence, or "
-                "build the filter with a larger max_length"
+                f"build the filter with a larger max_length and time_base={self.time_base}, which keeps the lags it has"
             )
         frequency_W = self.frequency
         dtype = torch.promote_types(frequency_W.dtype, torch.float32)
@@ -153,34 +157,37 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
 
     def extra_repr(self) -> str:
         """What printing shows beside the layers."""
-        return f"dim={self.dim}, max_length={self.max_length}, window_shift={self.window_shift}"
+        sizes = f"dim={self.dim}, max_length={self.max_length}, time_base={self.time_base}"
+        return f"{sizes}, window_shift={self.window_shift}"
 
     def _hidden_layers(self) -> list[nn.Linear]:
         return [cast(nn.Linear, layer) for layer in self.hidden]
 
     def _features(self, lag_L: torch.Tensor) -> torch.Tensor:
-        feature_LE = lag_features(lag_L, self.max_length, self.embedding_dim)
+        feature_LE = lag_features(lag_L, self.time_base, self.embedding_dim)
         if self.feature_offset is None:
             return feature_LE
-        return feature_LE + self.feature_offset[: len(lag_L)].to(lag_L.dtype)
+        offset_LE = self.feature_offset[: len(lag_L)].to(lag_L.dtype)
+        # Lags that were never trained have none.
+        return feature_LE + nn.functional.pad(offset_LE, (0, 0, 0, len(lag_L) - len(offset_LE)))
 
     def _window(self, lag_L: torch.Tensor) -> torch.Tensor:
         """exp(-decay * t) by channel, (D, L)."""
         decay_D = window_decays(self.dim, lag_L)
-        return torch.outer(-decay_D, lag_L / max(1, self.max_length - 1)).exp_()
+        return torch.outer(-decay_D, lag_L / max(1, self.time_base - 1)).exp_()
 
 
-def lag_features(lag_L: torch.Tensor, max_length: int, embedding_dim: int) -> torch.Tensor:
-    """The lag as a share of the longest, and cosines and sines of its multiples, (L, E), as in HyenaDNA."""
+def lag_features(lag_L: torch.Tensor, time_base: int, embedding_dim: int) -> torch.Tensor:
+    """The lag as a share of the unit of time, and cosines and sines of its multiples, (L, E), as in HyenaDNA."""
     bands = (embedding_dim - 1) // 2
     # The lowest band is not quite constant, as in the reference implementation.
     band = torch.linspace(1e-4, bands - 1, bands, device=lag_L.device, dtype=lag_L.dtype)
-    angle = band * (2 * math.pi * lag_L / max_length)[:, None]
-    share_L1 = (lag_L / max(1, max_length - 1))[:, None]
+    angle = band * (2 * math.pi * lag_L / time_base)[:, None]
+    share_L1 = (lag_L / max(1, time_base - 1))[:, None]
     return torch.cat([share_L1, angle.cos(), -angle.sin()], dim=1)
 
 
 def window_decays(dim: int, like: torch.Tensor) -> torch.Tensor:
-    """The decay of each channel's window over the longest lag, (D,): evenly spaced from slow to fast."""
+    """The decay of each channel's window over the unit of time, (D,): evenly spaced from slow to fast."""
     slow, fast = (-math.log(WINDOW_TARGET) / share for share in (SLOW_DECAY, FAST_DECAY))
     return torch.linspace(slow, fast, dim, device=like.device, dtype=like.dtype)

@@ -130,7 +130,7 @@ def _layer(
 
 def _filter(source: DenseSource, config: MoEDecoderConfig, prefix: str) -> dict[str, LazyTensor]:
     """The tensors of one HyenaFilter by its own names."""
-    lags, features, width = config.max_position_embeddings, config.hyena_filter_embedding, config.hyena_filter_width
+    lags, features, width = config.hyena_lags, config.hyena_filter_embedding, config.hyena_filter_width
     channels = (config.hyena_order - 1) * config.hidden_size
     state: dict[str, LazyTensor] = {"skip": source.sliced(f"{prefix}.{_FILTER}.bias", (channels,))}
     # Linear layers and sines take turns.

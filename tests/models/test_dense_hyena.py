@@ -246,7 +246,7 @@ class TestWrongInput:
     @pytest.mark.parametrize(
         ("changes", "text"),
         [
-            ({"max_position_embeddings": 40}, "pos_emb.z of shape"),
+            ({"hyena_filter_time_base": 40}, "pos_emb.z of shape"),
             ({"num_hidden_layers": 2}, "3 layers, but num_hidden_layers=2"),
             ({"mixer": "attention"}, "Hyena operators in all layers"),
             ({"moe_intermediate_size": 8}, "moe_intermediate_size=8"),

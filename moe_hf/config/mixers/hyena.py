@@ -1,6 +1,7 @@
 """The fields of a configuration that the Hyena operator reads."""
 
 import math
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -22,6 +23,8 @@ class HyenaFields(PreTrainedConfig):
         hyena_filter_train_frequency: whether the factor is learnt.
         hyena_filter_shift: what is added to the decaying window, so that no lag is out of reach.
         hyena_filter_learned_features: whether an offset to the features is learnt, as in HyenaDNA.
+        hyena_filter_time_base: the lags that are the filters' unit of time; None means `max_position_embeddings`, as it
+            is when the configuration is made. It stays when that is raised later, and so does what was learnt.
         hyena_dropout: dropout of what goes into the long convolutions, in [0, 1).
     """
 
@@ -34,7 +37,15 @@ class HyenaFields(PreTrainedConfig):
     hyena_filter_train_frequency: bool = True
     hyena_filter_shift: float | int = 0.05
     hyena_filter_learned_features: bool = False
+    hyena_filter_time_base: int | None = None
     hyena_dropout: float | int = 0.0
+
+    @property
+    def hyena_lags(self) -> int:
+        """`hyena_filter_time_base`, never None."""
+        # The other field is the decoder's, of which this is a part.
+        config: Any = self
+        return self.hyena_filter_time_base or config.max_position_embeddings
 
     def validate_hyena(self) -> None:
         """Check the fields of the Hyena operator.
@@ -54,6 +65,11 @@ class HyenaFields(PreTrainedConfig):
             ),
             (0 < self.hyena_filter_frequency < math.inf, "hyena_filter_frequency", "a finite number > 0"),
             (0 <= self.hyena_filter_shift < math.inf, "hyena_filter_shift", "a finite number >= 0"),
+            (
+                self.hyena_filter_time_base is None or self.hyena_filter_time_base >= 1,
+                "hyena_filter_time_base",
+                "None or an integer >= 1",
+            ),
             (0 <= self.hyena_dropout < 1, "hyena_dropout", "a number in [0, 1)"),
         ):
             if not condition:

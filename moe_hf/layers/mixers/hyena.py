@@ -62,6 +62,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             train_frequency=config.hyena_filter_train_frequency,
             window_shift=config.hyena_filter_shift,
             learned_features=config.hyena_filter_learned_features,
+            time_base=config.hyena_lags,
         )
         self.dropout = nn.Dropout(config.hyena_dropout)
 
