@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -334,6 +334,16 @@ def test_training_goes_on_from_a_saved_model(finished, go, eval_data):
     report = train(parse_arguments([*argv, "--questions_per_skill", "0", "--output_dir", "more"]))
     assert report.eval_loss == pytest.approx(finished[0].eval_loss, abs=1e-6)
     assert same_weights("more", finished[0].model_dir)
+
+
+def test_training_does_not_go_on_from_a_model_that_lacks_experts(finished, eval_data, tmp_path):
+    damaged = Path(shutil.copytree(finished[0].model_dir, tmp_path / "damaged"))
+    weights = load_file(damaged / "model.safetensors")
+    lost = next(name for name in weights if "experts" in name)
+    save_file({name: x for name, x in weights.items() if name != lost}, damaged / "model.safetensors", {"format": "pt"})
+    argv = ["--model", str(damaged), "--max_steps", "1", "--num_conversations", "20", "--eval_data", str(eval_data)]
+    with pytest.raises(CheckpointError, match=f"lacks 1 of the model's tensors .{lost}"):
+        train(parse_arguments([*argv, "--context_length", "64", "--output_dir", "more"]))
 
 
 def test_the_scoreboard_asks_the_held_out_questions_of_every_skill(go):
