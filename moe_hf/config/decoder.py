@@ -261,7 +261,12 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         Raises:
             CheckpointError: there is no such file, or it describes another kind of model.
         """
-        found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"the config.json of {pretrained_model_name_or_path} is no JSON object ({error}); download it again"
+            ) from error
         if not found:
             # transformers takes the defaults, the shape of some other model.
             raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")

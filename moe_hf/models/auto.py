@@ -70,7 +70,10 @@ def family_of(source: str) -> Family:
         CheckpointError: it has no `config.json`, or is of a type that no family reads.
         OSError: it cannot be found.
     """
-    found = PreTrainedConfig.get_config_dict(source)[0]
+    try:
+        found = PreTrainedConfig.get_config_dict(source)[0]
+    except (TypeError, RecursionError) as error:
+        raise CheckpointError(f"the config.json of {source} is no JSON object ({error}); download it again") from error
     if not found:
         raise CheckpointError(f"{source} has no config.json; name a folder that has one")
     # Old files of GPT-2 do not name their type.

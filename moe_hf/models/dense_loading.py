@@ -53,7 +53,7 @@ class LoadsDense(PreTrainedModel):
         if kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
             kwargs["use_safetensors"] = kwargs.get("use_safetensors") is not False
         if kwargs.get("use_safetensors"):
-            _require_safe_index(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            _require_safe_index(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("variant"))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
@@ -78,10 +78,8 @@ class LoadsDense(PreTrainedModel):
         load_config: Any,
         **kwargs: Any,
     ) -> Any:
-        # What the Hub's index named; of a folder it is known already.
-        pickled = [] if state_dict else [file for file in checkpoint_files or [] if not file.endswith(".safetensors")]
-        if pickled and load_config.use_safetensors:
-            open_slices(pickled)
+        if load_config.use_safetensors and not state_dict:
+            _require_safe_files(checkpoint_files or [], load_config.pretrained_model_name_or_path)
         wanted = model.state_dict().keys()
         if state_dict is None and checkpoint_files and checkpoint_files[0].endswith(".safetensors"):
             slices = open_slices(checkpoint_files)
@@ -165,10 +163,20 @@ def _refuse_chance(model: PreTrainedModel, source: Any, missing: set[str], unexp
         raise CheckpointError(f"{source or 'the state_dict'} {' and '.join(wrong)}; {_WAY_OUT}")
 
 
-def _require_safe_index(folder: str | os.PathLike | None, subfolder: str) -> None:
+def _require_safe_files(files: list[str], source: str | os.PathLike | None) -> None:
+    """Whatever named the files: an index on the Hub, or a `config.json`."""
+    open_slices([file for file in files if not file.endswith(".safetensors")])
+    # Not resolved: the files of the Hub's cache are links.
+    folder = os.path.abspath(source or "")
+    outside = [file for file in files if not Path(os.path.abspath(file)).is_relative_to(folder)]
+    if source is not None and Path(folder).is_dir() and outside:
+        raise CheckpointError(f"{source} leads out of its folder, to {listed(outside)}; don't use this model")
+
+
+def _require_safe_index(folder: str | os.PathLike | None, subfolder: str | None, variant: str | None) -> None:
     """Look at a local index before transformers does, which would go wherever it leads."""
-    path = None if folder is None else Path(folder, subfolder)
-    if path is None or (path / "model.safetensors").is_file():
+    path = None if folder is None else Path(folder, subfolder or "")
+    if path is None or (path / f"model.{variant}.safetensors".replace(".None.", ".")).is_file():
         return
     for index in sorted(path.glob(_SAFE_INDEXES)):
         indexed_files(index)

@@ -299,38 +299,6 @@ class TestWrongInput:
         with pytest.raises((OSError, CheckpointError), match="safetensors"):
             GPT2WithMoE.from_pretrained(tmp_path)
 
-    @pytest.mark.parametrize("source", ["dense", "ours"])
-    @pytest.mark.parametrize(
-        ("index", "text"),
-        [
-            ({"weight_map": {"a": "../model.safetensors"}}, r"leads out of its folder, to \.\./model.safetensors"),
-            ({"weight_map": {"a": "/tmp/model.safetensors"}}, r"leads out of its folder, to /tmp/model.safetensors"),
-            ({"weight_map": {"a": "one.bin"}}, r"one.bin is not a safetensors file; .* can run code"),
-            ({"weight_map": {"a": "absent.safetensors"}}, "lists absent.safetensors, which .* lacks"),
-            ({"weight_map": {"a": "one.safetensors"}}, 'has no "metadata"'),
-            ({"weight_map": {"a": None}}, "has no weight_map"),
-            ({"weight_map": ["a"]}, "has no weight_map"),
-            ({}, "has no weight_map"),
-            ([], "holds a list, not a JSON object"),
-            ("{", "is not readable as JSON"),
-            ("[" * 100_000, "is not readable as JSON"),
-        ],
-    )
-    def test_an_odd_index(self, dense_folder, tiny_model, tmp_path, monkeypatch, source, index, text) -> None:
-        if source == "dense":
-            shutil.copytree(dense_folder, tmp_path, dirs_exist_ok=True)
-        else:
-            tiny_model().save_pretrained(tmp_path)
-        for name in ("one.safetensors", "../model.safetensors", "one.bin"):
-            shutil.copy(tmp_path / "model.safetensors", tmp_path / name)
-        (tmp_path / "model.safetensors").unlink()
-        written = index if isinstance(index, str) else json.dumps(index)
-        (tmp_path / "model.safetensors.index.json").write_text(written)
-        monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was opened"))
-        for loader in (GPT2WithMoE, AutoModelForCausalLM) if source == "ours" else (GPT2WithMoE,):
-            with pytest.raises(CheckpointError, match=text):
-                loader.from_pretrained(tmp_path)
-
     def test_a_state_dict_that_is_not_whole(self, tiny_model) -> None:
         model = tiny_model()
         part = {name: value for name, value in model.state_dict().items() if "layers.1." not in name}

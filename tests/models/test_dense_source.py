@@ -1,0 +1,66 @@
+"""Files of a checkpoint are opened only where they stand in its folder and cannot run code; odd JSON is named."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from moe_hf import CheckpointError, GPT2WithMoE
+from moe_hf.models.auto import family_of
+
+
+@pytest.mark.parametrize("source", ["dense", "ours"])
+@pytest.mark.parametrize(
+    ("index", "text"),
+    [
+        ({"weight_map": {"a": "../model.safetensors"}}, r"leads out of its folder, to \.\./model.safetensors"),
+        ({"weight_map": {"a": "/tmp/model.safetensors"}}, r"leads out of its folder, to /tmp/model.safetensors"),
+        ({"weight_map": {"a": "one.bin"}}, r"one.bin is not a safetensors file; .* can run code"),
+        ({"weight_map": {"a": "absent.safetensors"}}, "lists absent.safetensors, which .* lacks"),
+        ({"weight_map": {"a": "one.safetensors"}}, 'has no "metadata"'),
+        ({"weight_map": {"a": None}}, "has no weight_map"),
+        ({"weight_map": ["a"]}, "has no weight_map"),
+        ({}, "has no weight_map"),
+        ([], "holds a list, not a JSON object"),
+        ("{", "is not readable as JSON"),
+        ("[" * 100_000, "is not readable as JSON"),
+    ],
+)
+def test_an_odd_index(dense_folder, tiny_model, tmp_path, monkeypatch, source, index, text) -> None:
+    if source == "dense":
+        shutil.copytree(dense_folder, tmp_path, dirs_exist_ok=True)
+    else:
+        tiny_model().save_pretrained(tmp_path)
+    for name in ("one.safetensors", "../model.safetensors", "one.bin"):
+        shutil.copy(tmp_path / "model.safetensors", tmp_path / name)
+    (tmp_path / "model.safetensors").unlink()
+    written = index if isinstance(index, str) else json.dumps(index)
+    (tmp_path / "model.safetensors.index.json").write_text(written)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was opened"))
+    for loader in (GPT2WithMoE, AutoModelForCausalLM) if source == "ours" else (GPT2WithMoE,):
+        with pytest.raises(CheckpointError, match=text):
+            loader.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[" * 100_000])
+def test_an_odd_configuration(dense_folder, tmp_path, text: str) -> None:
+    copied = shutil.copytree(dense_folder, tmp_path / "copy")
+    (copied / "config.json").write_text(text)
+    for reader in (GPT2WithMoE.from_pretrained, family_of):
+        with pytest.raises(CheckpointError, match="is no JSON object"):
+            reader(copied)
+
+
+@pytest.mark.parametrize(("name", "text"), [("../out.safetensors", "leads out of"), ("one.bin", "can run code")])
+def test_an_odd_index_that_the_configuration_names(tiny_model, tmp_path, name: str, text: str) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    named = {"transformers_weights": "other.safetensors.index.json"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | named))
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / name)
+    index = {"metadata": {}, "weight_map": {"a": name}}
+    (tmp_path / "model" / "other.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=text):
+        GPT2WithMoE.from_pretrained(tmp_path / "model")
