@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
+from moe_hf.base.printable import one_line
 from moe_hf.inference.settings import DEVICES, DTYPES, SETTINGS
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         if args.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return WRONG_INPUT if isinstance(error, (ConfigError, CheckpointError, BackendUnavailableError)) else FAILED
     return 0
 
@@ -65,6 +66,7 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     model.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where training puts its runs (%(default)s)")
     model.add_argument("--device", choices=DEVICES, default="auto")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as stored")
+    model.add_argument("--raw", action="store_true", help="continue text: no turns, no chat template")
     model.add_argument("--attn_implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
     talk = parser.add_argument_group("conversation")
     talk.add_argument("--system", metavar="TEXT", help="system message")

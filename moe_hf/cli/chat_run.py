@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import huggingface_hub
 import transformers
@@ -38,10 +39,19 @@ def chat(args: argparse.Namespace) -> None:
     prompts = [] if interactive else read_prompts(args.prompt, args.per_line)
     session = _open_session(args)
     transcript = None if args.transcript is None else TranscriptFile(args.transcript)
-    console = _console(args, interactive)
-    conversation = Chat(session, console, lambda source: _load(args, source), transcript)
+    words = {name: list(command.words) for name, command in COMMANDS.items()}
+
+    def load(source: str) -> CausalTextModel:
+        model = _load(args, source)
+        words["experts"] = _expert_words(model)
+        return model
+
+    words["experts"] = _expert_words(session.model)
+    console = _console(args, interactive, words)
+    conversation = Chat(session, console, load, transcript)
     if not session.model.is_chat:
-        console.notice("this tokenizer has no chat template: the model continues the text that you write")
+        why = "--raw" if args.raw else "this model has no chat template, so it knows no turns"
+        console.notice(f"{why}: it continues the text that you write (/reset begins a new text)")
     if args.experts and not session.model.sparse_layers:
         console.notice("this model is dense: it has no experts")
     session.record_routing = args.experts and bool(session.model.sparse_layers)
@@ -73,11 +83,15 @@ def _open_session(args: argparse.Namespace) -> ChatSession:
 
 
 def _load(args: argparse.Namespace, source: str) -> CausalTextModel:
-    return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation)
+    return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation, args.raw)
 
 
-def _console(args: argparse.Namespace, interactive: bool) -> Console:
+def _expert_words(model: CausalTextModel) -> list[str]:
+    return ["on", "off", *map(str, model.sparse_layers)]
+
+
+def _console(args: argparse.Namespace, interactive: bool, words: Mapping[str, Sequence[str]]) -> Console:
     terminal = interactive and not args.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     if terminal:
-        return TerminalConsole({name: command.words for name, command in COMMANDS.items()}, history_path())
+        return TerminalConsole(words, history_path())
     return PlainConsole()

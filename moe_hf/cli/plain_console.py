@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from moe_hf.base.printable import printable
 from moe_hf.inference.console import Span, is_open_block
 
 if sys.platform != "win32":
@@ -13,8 +14,6 @@ if sys.platform != "win32":
     import readline
 
 PROMPT = "> "
-# Control characters but tab and line end: a model must not steer the terminal.
-CONTROL = {code: None for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
 class PlainConsole:
@@ -65,7 +64,7 @@ class PlainConsole:
 
     def answer(self, text: str) -> None:
         """Writes to stdout; on a terminal without control characters."""
-        shown = text.translate(CONTROL) if self._stdout_is_terminal else text
+        shown = printable(text) if self._stdout_is_terminal else text
         print(shown, end="", flush=True)
         if shown:
             self._line_ended = shown.endswith("\n")
@@ -79,11 +78,11 @@ class PlainConsole:
     def show(self, lines: list[list[Span]]) -> None:
         """Writes the text to stderr."""
         for line in lines:
-            print("".join(span.text for span in line).translate(CONTROL), file=sys.stderr)
+            print(printable("".join(span.text for span in line)), file=sys.stderr)
 
     def notice(self, text: str) -> None:
         """Writes to stderr."""
-        print(text.translate(CONTROL), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         """Writes to stderr."""

@@ -9,14 +9,17 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output
-from rich.console import Console as RichConsole
+from rich.cells import cell_len
 from rich.text import Text
 
-from moe_hf.cli.plain_console import CONTROL, interrupt_sets
+from moe_hf.base.printable import printable
+from moe_hf.cli.plain_console import interrupt_sets
+from moe_hf.cli.screen import Screen
 from moe_hf.inference.completion import completions
 from moe_hf.inference.console import Span, is_open_block
 
@@ -43,9 +46,10 @@ class TerminalConsole:
         source: Input | None = None,
         screen: Output | None = None,
     ) -> None:
-        self._rich = RichConsole(highlight=False, markup=False, emoji=False)
-        self.colour = self._rich.color_system is not None and not self._rich.no_color
-        self._column_is_zero = True
+        self._rich = Screen()
+        # Sixteen colours are too few to tell experts apart.
+        self.colour = self._rich.color_system in ("256", "truecolor") and not self._rich.no_color
+        self._wrap = WordWrap()
         self._prompt: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -64,25 +68,22 @@ class TerminalConsole:
         return self._prompt.prompt(default=prefill)
 
     def answer(self, text: str) -> None:
-        """Writes the text as it is, without control characters."""
-        shown = text.translate(CONTROL)
-        self._rich.out(shown, end="")
-        if shown:
-            self._column_is_zero = shown.endswith("\n")
+        """Writes the text without control characters, wrapped at words."""
+        self._rich.out(self._wrap.feed(printable(text), self._rich.width), end="")
 
     def end_answer(self) -> None:
         """Ends the last line, if there is one to end."""
-        if not self._column_is_zero:
+        if self._wrap.column:
             self._rich.out("")
-        self._column_is_zero = True
+        self._wrap = WordWrap()
 
     def show(self, lines: list[list[Span]]) -> None:
         """Writes styled lines."""
         for line in lines:
             text = Text()
             for span in line:
-                text.append(span.text.translate(CONTROL), f"black on {span.style}" if "#" in span.style else span.style)
-            self._rich.print(text, soft_wrap=True)
+                text.append(printable(span.text), f"black on {span.style}" if "#" in span.style else span.style)
+            self._rich.print(text, overflow="fold")
 
     def notice(self, text: str) -> None:
         """Writes dimmed text."""
@@ -90,11 +91,54 @@ class TerminalConsole:
 
     def error(self, text: str) -> None:
         """Writes red text."""
-        self._rich.print(Text(f"error: {text.translate(CONTROL)}", "red"), soft_wrap=True)
+        self._rich.print(Text(f"error: {printable(text)}", "red"), overflow="fold")
 
     def interruptible(self, stop: threading.Event) -> contextlib.AbstractContextManager[None]:
         """Inside the `with`, Ctrl-C sets `stop` and does nothing else."""
         return interrupt_sets(stop)
+
+
+class WordWrap:
+    """Breaks a text that comes piece by piece at blanks instead of inside words.
+
+    A piece is written at once; a word that reaches the edge is erased there and begins the next line.
+
+    Attributes:
+        column: cells that the present line has.
+    """
+
+    def __init__(self) -> None:
+        self.column = 0
+        self._word = ""
+
+    def feed(self, text: str, width: int) -> str:
+        """What to write for the next piece of text, on a terminal of `width` columns."""
+        # The last column stays free: in it, terminals differ in where the cursor goes.
+        limit = max(width - 1, 2)
+        written = []
+        for character in text:
+            blank = character in " \t"
+            if character == "\t":
+                character = " " * (8 - self.column % 8)
+            cells = 0 if character == "\n" else cell_len(character)
+            if self.column + cells > limit:
+                written.append(self._next_line())
+                if blank:
+                    continue
+            written.append(character)
+            self.column = 0 if character == "\n" else self.column + cells
+            # Chinese and its like, two cells wide, may be broken anywhere.
+            self._word = "" if blank or character == "\n" or cells > 1 else self._word + character
+        return "".join(written)
+
+    def _next_line(self) -> str:
+        cells = cell_len(self._word)
+        if cells == self.column:
+            # It fills the line: there is no better place than here.
+            self.column, self._word = 0, ""
+            return "\n"
+        self.column = cells
+        return "\b" * cells + "\x1b[K\n" + self._word if cells else "\n"
 
 
 class ChatCompleter(Completer):
@@ -127,7 +171,7 @@ def open_history(path: Path | None) -> History:
     if path is None:
         return InMemoryHistory()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError:
         return InMemoryHistory()
@@ -137,19 +181,26 @@ def open_history(path: Path | None) -> History:
 class _ForgivingFileHistory(FileHistory):
     """Goes on without the file when it can no longer be read or written, as on a full disk."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+
     def load_history_strings(self) -> Iterable[str]:
         with contextlib.suppress(OSError):
             yield from super().load_history_strings()
 
     def store_string(self, string: str) -> None:
         with contextlib.suppress(OSError):
+            # Whoever emptied the state folder meanwhile gets a private file again.
+            self._path.touch(mode=0o600)
             super().store_string(string)
 
 
 def _key_bindings() -> KeyBindings:
     bindings = KeyBindings()
 
-    @bindings.add("enter")
+    # A search (Ctrl-R) has its own meaning of these keys: take what was found, give up the search.
+    @bindings.add("enter", filter=~is_searching)
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
@@ -160,11 +211,11 @@ def _key_bindings() -> KeyBindings:
         else:
             buffer.validate_and_handle()
 
-    @bindings.add("escape", "enter")
+    @bindings.add("escape", "enter", filter=~is_searching)
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @bindings.add("c-c")
+    @bindings.add("c-c", filter=~is_searching)
     def clear_or_interrupt(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import torch
-from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, fin
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.text.encoding import TextEncoder
 
 
 class Message(TypedDict):
@@ -51,9 +51,12 @@ class CausalTextModel:
         model: any transformers causal language model, in eval mode.
         tokenizer: its tokenizer; without a chat template the model continues plain text.
         name: what to call it.
+        raw: continue plain text whether there is a chat template or not.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, raw: bool = False
+    ) -> None:
         embedding: Any = model.get_input_embeddings()
         rows = embedding.weight.shape[0]
         if len(tokenizer) > rows:
@@ -64,13 +67,19 @@ class CausalTextModel:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.is_chat = bool(tokenizer.chat_template)
+        self.is_chat = bool(tokenizer.chat_template) and not raw
+        self.encoder = TextEncoder(tokenizer)
         self.routers = find_routers(model)
         self.stop_ids = self._find_stop_ids()
 
     @classmethod
     def load(
-        cls, source: str, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+        cls,
+        source: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        raw: bool = False,
     ) -> "CausalTextModel":
         """Reads a model folder or a hub id.
 
@@ -79,6 +88,7 @@ class CausalTextModel:
             device: `auto` (cuda where there is one), `cpu` or `cuda`.
             dtype: `auto` (as stored), `float32`, `bfloat16` or `float16`.
             attn_implementation: as in `from_pretrained`; None for the model's default.
+            raw: as for the class.
 
         Raises:
             ConfigError: device or dtype is unknown, or cuda is asked for and absent.
@@ -108,7 +118,7 @@ class CausalTextModel:
                 f"{source} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}, ...); "
                 "it is not a whole checkpoint of this model"
             )
-        return cls(loaded.to(target).eval(), tokenizer, source)
+        return cls(loaded.to(target).eval(), tokenizer, source, raw)
 
     @property
     def context_limit(self) -> int | None:
@@ -124,20 +134,21 @@ class CausalTextModel:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, up to where the answer begins.
 
-        Without a chat template it is the plain text, turns joined by line ends.
+        Without turns it is plain text: what the model wrote stands right behind what it continued, and what is said
+        next begins a line. What the messages hold never becomes a control token.
 
         Raises:
             ConfigError: the chat template refuses the conversation.
         """
-        if not self.is_chat:
-            text = "\n".join(message["content"] for message in messages)
-            return list(self.tokenizer(text)["input_ids"])
-        try:
-            turns = [{"role": message["role"], "content": message["content"]} for message in messages]
-            prompt = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
-            raise ConfigError(f"the model's chat template refuses this conversation: {error}") from error
-        return list(self.tokenizer(str(prompt), add_special_tokens=False)["input_ids"])
+        if self.is_chat:
+            return self.encoder.encode(messages, add_generation_prompt=True)
+        text = ""
+        for message in messages:
+            text += ("\n" if text and message["role"] != "assistant" else "") + message["content"]
+        # What the tokenizer puts around a text begins with the start-of-text token, if the model wants one.
+        frame: list[int] = self.tokenizer("")["input_ids"]
+        start = frame[:1] if frame[:1] == [self.tokenizer.bos_token_id] else []
+        return start + self.encoder.encode_texts([text])[0]
 
     def complete(
         self,
@@ -223,7 +234,11 @@ class CausalTextModel:
             # Words that no template is likely to trim or change.
             turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "xanswerx"}]
             turns.append({"role": "user", "content": "xquestionx"})
-            rendered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            try:
+                rendered = self.encoder.render(turns)
+            except ConfigError:
+                # A template that takes no such turns says so when it is asked to; what ends an answer stays unknown.
+                rendered = ""
             between = rendered.partition("xanswerx")[2].partition("xquestionx")[0]
             ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
             special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.text.encoding import TextEncoder
 from moe_hf.training.data.readers import RowKind, check_conversation, short
 from moe_hf.training.data.sources import conversation_in
 
 IGNORED = -100
 """The label of a token that is not predicted."""
-
-# A document longer than the model is no mistake here: it is split or cut, and counted.
-_QUIETLY = {"verbose": False}
 
 
 class Document(NamedTuple):
@@ -29,7 +27,8 @@ class Document(NamedTuple):
 class DocumentEncoder:
     """Encodes rows; the same row always gives the same document.
 
-    Text becomes its tokens and the end-of-text token, all of them labels, however long. A conversation is rendered by
+    What rows hold is text: a special token that is written in one is spelled out. Text becomes its tokens and the
+    end-of-text token, all of them labels, however long. A conversation is rendered by
     the tokenizer's chat template and cut after `context_length` tokens; what the assistant says is a label, and of
     the other tokens a share of `prompt_loss_fraction`, drawn from a seed that is the conversation itself.
     """
@@ -57,10 +56,7 @@ class DocumentEncoder:
         self.kind = kind
         self.context_length = context_length
         self.prompt_loss_fraction = prompt_loss_fraction
-        # Without generation marks in the template, the assistant's part is found by rendering turn by turn.
-        self._marks = kind == "messages" and "generation" in str(tokenizer.chat_template).replace(
-            "add_generation_prompt", ""
-        )
+        self._encoder = TextEncoder(tokenizer)
 
     def __call__(self, rows: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         """Documents of a batch of rows, as columns `input_ids`, `labels` and `length` (in tokens, before any cut).
@@ -91,7 +87,7 @@ class DocumentEncoder:
 
     def _encode_texts(self, texts: list[str]) -> list[Document]:
         try:
-            encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, **_QUIETLY).input_ids
+            encoded = self._encoder.encode_texts(texts)
         # Tokenizers raise bare Exceptions.
         except Exception as error:
             if len(texts) > 1:
@@ -105,31 +101,21 @@ class DocumentEncoder:
 
     def _encode_cell(self, cell: Any, where: str) -> Document:
         messages = conversation_in(cell)
+        check_conversation(messages, where)
         try:
-            return self._encode_conversation(messages, where)
-        except ConfigError:
-            raise
-        # A chat template is somebody's program, which can fail in any way.
+            return self._encode_conversation(messages)
+        # A chat template and a tokenizer are somebody's program, which can fail in any way.
         except Exception as error:
-            reason = short(" ".join(str(error).split()), 200) or type(error).__name__
+            reason = short(" ".join(str(error).split()), 300) or type(error).__name__
             raise ConfigError(
-                f"{where}: the chat template refuses the conversation of {short(_roles(messages))} ({reason}); change "
-                "the conversation, or give another --chat_template"
+                f"{where}, a conversation of {short(_roles(messages))}: {reason}; change the conversation, or give "
+                "another --chat_template"
             ) from error
 
-    def _encode_conversation(self, messages: Any, where: str) -> Document:
-        check_conversation(messages, where)
-        if self._marks:
-            encoded: Any = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                tokenizer_kwargs=_QUIETLY,
-            )
-            ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-        else:
-            ids, mask = self._mask_turn_by_turn(messages, where)
+    def _encode_conversation(self, messages: list[dict[str, Any]]) -> Document:
+        # Without generation marks in the template, the assistant's part is found by rendering turn by turn.
+        marked = self._encoder.marks_answers
+        ids, mask = self._encoder.encode_marked(messages) if marked else self._mask_turn_by_turn(messages)
         learnt = mask if self.prompt_loss_fraction == 0 else self._with_some_prompt(ids, mask)
         return Document(ids, [token if wanted else IGNORED for token, wanted in zip(ids, learnt, strict=True)])
 
@@ -137,31 +123,21 @@ class DocumentEncoder:
         rng = Random(zlib.crc32(array("q", ids).tobytes()))
         return [int(bool(spoken) or rng.random() < self.prompt_loss_fraction) for spoken in mask]
 
-    def _mask_turn_by_turn(self, messages: list[dict[str, Any]], where: str) -> tuple[list[int], list[int]]:
-        ids = self._render(messages)
+    def _mask_turn_by_turn(self, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+        ids = self._encoder.encode(messages)
         mask = [0] * len(ids)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:turn], add_generation_prompt=True)
-            until = self._render(messages[: turn + 1])
+            before = self._encoder.encode(messages[:turn], add_generation_prompt=True)
+            until = self._encoder.encode(messages[: turn + 1])
             if ids[: len(before)] != before or ids[: len(until)] != until:
                 raise ConfigError(
-                    f"{where}: the chat template changes earlier turns when a turn is added, so the assistant's tokens "
+                    "the chat template changes earlier turns when a turn is added, so the assistant's tokens "
                     "can't be found; put {% generation %} marks into the template (--chat_template FILE)"
                 )
             mask[len(before) : len(until)] = [1] * (len(until) - len(before))
         return ids, mask
-
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> list[int]:
-        encoded: Any = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=add_generation_prompt,
-            tokenizer_kwargs=_QUIETLY,
-        )
-        return encoded["input_ids"]
 
     def _cut(self, document: Document) -> Document:
         ids, labels = (part[: self.context_length] for part in document)

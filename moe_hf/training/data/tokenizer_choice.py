@@ -28,6 +28,9 @@ def choose_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that the arguments ask for.
 
+    Fresh weights and plain text give a tokenizer without a chat template, unless one is asked for: the saved model
+    then says of itself that it continues text.
+
     Args:
         arguments: `tokenizer`, `vocab_size`, `chat_template`.
         rows: what a tokenizer is trained on.
@@ -47,6 +50,9 @@ def choose_tokenizer(
         tokenizer = _saved_tokenizer(name)
     if arguments.chat_template is not None:
         tokenizer.chat_template = _chat_template(arguments.chat_template)
+    elif rows.kind == "text" and (starting_model is None or name in KINDS):
+        # What a chat looks for: weights that saw nothing but plain text know no turns.
+        tokenizer.chat_template = None
     if rows.kind == "messages" and tokenizer.chat_template:
         _check_chat_template(tokenizer, arguments.chat_template or name)
     return tokenizer

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from moe_hf.text.corpus import Message
+from moe_hf.text.encoding import TextEncoder
 
 
 def batch_answerer(
@@ -20,14 +21,10 @@ def batch_answerer(
         max_new_tokens: an answer stops after so many tokens.
     """
 
+    encoder = TextEncoder(tokenizer)
+
     def answer(conversations: Sequence[Sequence[Message]]) -> list[str]:
-        encoded: Any = tokenizer.apply_chat_template(
-            [[{"role": m["role"], "content": m["content"]} for m in messages] for messages in conversations],
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-        )
-        rows: list[list[int]] = encoded["input_ids"]
+        rows = [encoder.encode(messages, add_generation_prompt=True) for messages in conversations]
         width = max(len(row) for row in rows)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)

@@ -435,3 +435,32 @@ def test_too_few_streamed_documents_to_hold_out_are_refused(tmp_path):
     path = jsonl(tmp_path / "t.jsonl", [{"text": "a"}])
     with pytest.raises(ConfigError, match="--eval_documents"):
         split_rows(DataArguments(data=[path], streaming=True), 0)
+
+
+def test_special_tokens_in_data_are_text(tokenizer):
+    said = "a<|endoftext|><|assistant|> b<|user|>"
+    end, marks = tokenizer.eos_token_id, set(tokenizer.added_tokens_decoder)
+    text = DocumentEncoder(tokenizer, "text", 200)({"text": [said]}, [0])
+    assert [token for token in text["input_ids"][0] if token in marks] == [end]
+    assert tokenizer.decode(text["input_ids"][0]) == said + "<|endoftext|>"
+    chat = [[{"role": "user", "content": said}, {"role": "assistant", "content": said}]]
+    plain = byte_tokenizer()
+    plain.chat_template = plain.chat_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    for kind in (tokenizer, plain):
+        document = DocumentEncoder(kind, "messages", 200)({"messages": chat}, [0])
+        ids, labels = document["input_ids"][0], document["labels"][0]
+        assert len([token for token in ids if token in marks]) == 3
+        assert kind.decode([label for label in labels if label != IGNORED]) == f" {said}<|endoftext|>"
+
+
+def test_a_model_of_plain_text_says_so_by_having_no_chat_template(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for kind, rows in (("text", [{"text": "a b"}] * 4), ("messages", [{"messages": CHATS[0]}] * 4)):
+        data = Rows(datasets.Dataset.from_list(rows), kind, "data")
+        for name in ("word", str(tmp_path / "saved")):
+            fresh = choose_tokenizer(DataArguments(tokenizer=name), data, 64)
+            assert bool(fresh.chat_template) == (kind == "messages")
+        asked = choose_tokenizer(DataArguments(tokenizer="byte", chat_template="moe_hf"), data, 64)
+        continued = choose_tokenizer(DataArguments(), data, 64, starting_model=str(tmp_path / "saved"))
+        assert asked.chat_template
+        assert continued.chat_template
