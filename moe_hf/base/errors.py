@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from moe_hf.base.printable import one_line
+
 
 class ConfigError(ValueError):
     """A setting is wrong: the text names the field, the value that was given and what is allowed."""
@@ -29,7 +31,7 @@ def exit_code(call: Callable[[], int | None], prog: str) -> int:
         return call() or 0
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a network or a disk that fails.
-        sys.stderr.write(f"{prog}: {error}\n")
+        sys.stderr.write(f"{prog}: {one_line(error)}\n")
         return 1 if isinstance(error, OSError) else 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")

@@ -34,6 +34,7 @@ from moe_hf.bench.speed.tables import ARM_COLUMNS, arm_rows, filled, goal_rows
 from moe_hf.bench.speed.timing import CLOCKS, SamplingPlan
 from moe_hf.bench.speed.utilization import measure_utilization
 from moe_hf.cli.bench_mixers import MIXERS_SUITE, run_mixers
+from moe_hf.cli.screen import Screen
 from moe_hf.layers.ffn.routers import ROUTERS
 
 VS_DENSE = "moe_vs_dense"
@@ -125,8 +126,8 @@ def _exit_code(console: Console, report: Report) -> int:
 
 def wide_console() -> Console:
     """Where tables are printed: as wide as the terminal, or wide enough for any table where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+    console = Screen()
+    return console if console.is_terminal else Screen(width=_PIPED_WIDTH)
 
 
 def report_folder(word: str | None) -> Path | None:
@@ -334,7 +335,12 @@ def _memory_limit(gibibytes: float | None) -> int:
 
 
 def _progress(console: Console) -> Progress:
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 

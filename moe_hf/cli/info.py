@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
+from moe_hf.cli.screen import Screen
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.presets import PRESETS, create_moe_config
 from moe_hf.models.auto import family_of
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
         fields["mlp_layer_types"] = layer_pattern(pattern, config.num_hidden_layers)
         config = _config(args.model, args.architecture, fields)
 
-    console = Console(soft_wrap=True)
+    console = Screen(soft_wrap=True)
     info = get_moe_model_info(config)
     if args.json:
         console.print_json(data=info)

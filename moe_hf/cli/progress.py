@@ -74,7 +74,7 @@ class LineListener(RunListener):
 
     def say(self, line: str) -> None:
         """Print one line as it is, however long."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 class BarListener(RunListener):
@@ -92,7 +92,7 @@ class BarListener(RunListener):
 
     def working(self, what: str) -> None:
         """Turn the spinner and say what is done."""
-        self._status.update(f"{what} ...")
+        self._status.update(Text(f"{what} ..."))
         self._status.start()
 
     def planned(self, plan: RunPlan) -> None:
@@ -103,10 +103,10 @@ class BarListener(RunListener):
         self.console.print(_grid(plan_rows(plan)))
         self.console.print()
         self._bar = ProgressBar(
-            TextColumn("{task.description}", style="bold"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
             console=self.console,
             expand=True,
         )

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 
 import datasets
-from rich.console import Console
 from transformers.utils import logging
 
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
+from moe_hf.base.printable import one_line
 from moe_hf.cli.progress import BarListener, listener_for
+from moe_hf.cli.screen import Screen
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
         argv: the words after the program's name; those of this process if absent.
         prog: the program's name in the help.
     """
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Screen(), Screen(stderr=True)
     # The listener says what is being done; a bar per map would stand between its lines.
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
@@ -35,8 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a folder that can't be written to, a full disk, or a network that fails.
         _release(listener)
-        line = " ".join(str(error).split())
-        errors.print(f"{prog}: error: {line}", markup=False, highlight=False, soft_wrap=True, style="red")
+        errors.print(f"{prog}: error: {one_line(error)}", soft_wrap=True, style="red")
         return FAILED if isinstance(error, OSError) else WRONG_INPUT
     except KeyboardInterrupt:
         _release(listener)

@@ -4,10 +4,10 @@ import argparse
 import shlex
 
 import torch
-from rich.console import Console
 
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
+from moe_hf.cli.screen import Screen
 from moe_hf.models.auto import dense_model_types, family_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.upcycle_directory import upcycle_directory
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
         layers = family_of(source).config.from_pretrained(source).num_hidden_layers
         fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], layers)
 
-    console = Console(stderr=True, soft_wrap=True)
+    console = Screen(stderr=True, soft_wrap=True)
     with console.status("reading the checkpoint") as status:
         report = upcycle_directory(
             args.source,
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
         )
     info = get_moe_model_info(report.config)
     folder = shlex.quote(str(report.folder))
-    Console(soft_wrap=True, highlight=False).print(
+    Screen(soft_wrap=True).print(
         f"{report.folder}: {info['total_params_m']:.1f}M parameters, {info['active_params_m']:.1f}M active per token "
         f"(dense: {info['dense_twin_params_m']:.1f}M)\n"
         f"on disk:      {report.weight_bytes / 1e9:.2f} GB in {report.num_shards} file(s)\n"

@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_hf.__main__ import COMMANDS, main
 from moe_hf.cli.overrides import layer_pattern
+from moe_hf.config.presets import create_moe_config
 
 
 def test_no_command_prints_all_commands_and_fails(capsys):
@@ -83,3 +84,16 @@ def test_upcycle_writes_a_folder_that_info_reads(tmp_path, capsys):
 
 def test_layer_pattern_none_is_the_dense_twin():
     assert layer_pattern("none", 2) == ["dense", "dense"]
+
+
+def test_info_of_an_evil_folder_does_not_steer_the_terminal(tmp_path, capsys):
+    folder = tmp_path / "o2[/x]\x1b[2J"
+    create_moe_config("tiny", num_hidden_layers=2, vocab_size=50).save_pretrained(folder)
+    assert main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "o2[/x][2J" in shown
+    assert "\x1b[2J" not in shown
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "bad\x1b[2J\x9b"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["info", str(folder)]) == 2
+    assert not {"\x1b", "\x9b"} & set(capsys.readouterr().err)
