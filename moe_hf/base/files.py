@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,25 @@ if sys.platform != "win32":
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to; on leaving without an error the file takes its place at `path` in one step."""
-    path = Path(path)
+def whole_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path]:
+    """A path to write to; on leaving without an error the file takes its place at `path` in one step.
+
+    A file that is there already keeps its mode, and a symbolic link stays one: what it leads to is replaced.
+
+    Args:
+        path: the file.
+        private: a new file is for its owner alone (mode 0600), also while it is written.
+    """
+    path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600 if private else None
     with _names_aside(path) as (aside, _):
         try:
+            if mode is not None:
+                # Whoever may not read it afterwards does not read it meanwhile either.
+                os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             yield aside
+            if mode is not None:
+                aside.chmod(mode)
             flush(aside)
             os.replace(aside, path)
             flush(path.parent)

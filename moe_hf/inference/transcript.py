@@ -17,6 +17,7 @@ class TranscriptFile:
     """A transcript that one conversation is written to, again and again, as its last line.
 
     Conversations that were in the file before stay; the file is replaced as a whole, so that it is never half-written.
+    A new file is for its owner alone; one that is there, be it empty, keeps its mode, and a symbolic link stays one.
 
     Raises:
         CheckpointError: the file exists but is no transcript; it is left alone.
@@ -24,7 +25,10 @@ class TranscriptFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._earlier: list[list[Message]] = read_transcript(path) if path.exists() else []
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is no file; name one to write the transcript to")
+        holds_some = path.exists() and path.stat().st_size > 0
+        self._earlier: list[list[Message]] = read_transcript(path) if holds_some else []
 
     def save(self, messages: Sequence[Message]) -> None:
         """Writes the earlier conversations and this one.
@@ -35,7 +39,7 @@ class TranscriptFile:
         conversations = [*self._earlier, list(messages)]
         text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
         try:
-            with whole_file(self.path) as aside:
+            with whole_file(self.path, private=True) as aside:
                 aside.write_text(text, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"can't write the transcript {self.path}: {error.strerror or error}") from error

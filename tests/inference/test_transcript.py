@@ -1,5 +1,7 @@
 import json
 import os
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -123,3 +125,43 @@ def test_extra_keys_of_a_message_are_left_out(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"messages": [U | {"name": "x"}], "skill": "y"}))
     assert read_transcript(path) == [[U]]
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
+def test_a_new_transcript_is_private_also_while_it_is_written(tmp_path, monkeypatch):
+    seen = []
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, *a, **k: (write(path, *a, **k), seen.append(mode(path)))[0])
+    old = os.umask(0o022)
+    try:
+        TranscriptFile(tmp_path / "t.jsonl").save(HI)
+    finally:
+        os.umask(old)
+    assert seen == [0o600]
+    assert mode(tmp_path / "t.jsonl") == 0o600
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links of POSIX")
+def test_the_mode_and_the_link_that_the_user_gave_stay(tmp_path):
+    (tmp_path / "far").mkdir()
+    target, link, dangling = tmp_path / "far" / "t.jsonl", tmp_path / "t.jsonl", tmp_path / "new.jsonl"
+    target.touch()
+    target.chmod(0o640)
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "far" / "new.jsonl")
+    for path in (link, dangling):
+        TranscriptFile(path).save(HI)
+        TranscriptFile(path).save(BYE)
+        assert path.is_symlink()
+        assert read_transcript(path) == [HI, BYE]
+    assert (mode(target), mode(tmp_path / "far" / "new.jsonl")) == (0o640, 0o600)
+    assert sorted(os.listdir(tmp_path)) == ["far", "new.jsonl", "t.jsonl"]
+
+
+def test_a_device_is_no_transcript():
+    with pytest.raises(CheckpointError, match="is no file"):
+        TranscriptFile(Path(os.devnull))
