@@ -1,12 +1,12 @@
 """Answers prompts without a conversation partner: for pipes and scripts, plain text or JSON on stdout."""
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.inference.chat import Chat, context_notice
+from moe_hf.base.printable import json_line
+from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import Reply
 
 
@@ -57,14 +57,17 @@ def answer_prompts(chat: Chat, prompts: Sequence[str], as_json: bool, per_line: 
                 raise KeyboardInterrupt
             continue
         reply = chat.session.ask(prompt, lambda text: None)
-        if reply.num_unseen:
-            chat.console.notice(context_notice(reply.num_unseen))
-        print(json.dumps(reply_record(prompt, chat.session.model.name, reply), ensure_ascii=False), flush=True)
+        chat.notice_unseen(reply)
+        print(json_line(reply_record(prompt, chat.session.model.name, reply)), flush=True)
         chat.autosave()
 
 
 def reply_record(prompt: str, model: str, reply: Reply) -> dict[str, Any]:
-    """A reply as the object that `--json` prints; `experts` is in it if the routing was recorded."""
+    """A reply as the object that `--json` prints.
+
+    If the routing was recorded it has `token_texts`, one text per token of the answer, which joined give the answer
+    (empty for a token that is only a part of a character), and `experts`; the last token may have none.
+    """
     record: dict[str, Any] = {
         "prompt": prompt,
         "text": reply.text,
@@ -78,6 +81,9 @@ def reply_record(prompt: str, model: str, reply: Reply) -> dict[str, Any]:
         "model": model,
     }
     if reply.routing is not None:
+        record["token_texts"] = [
+            text for piece in reply.routing.pieces for text in [""] * (piece.num_tokens - 1) + [piece.text]
+        ]
         record["experts"] = [
             {"layer": layer, "top_expert": reply.routing.top_experts(row), "load": reply.routing.load(row)}
             for row, layer in enumerate(reply.routing.layers)

@@ -41,7 +41,7 @@ class Chat:
         self.replies: list[Reply] = []
         self.routing_layer: int | None = None
         self.saved: dict[str, TranscriptFile] = {}
-        self._num_unseen = 0
+        self._is_full = False
 
     def say(self, message: str) -> Reply:
         """Answers a message and shows it; raises as `ChatSession.ask` does."""
@@ -65,7 +65,13 @@ class Chat:
         if self.transcript is not None and self.session.exchanges:
             self.transcript.start_next(self.session.messages)
         self.saved.clear()
-        self._num_unseen = 0
+        self._is_full = False
+
+    def notice_unseen(self, reply: Reply) -> None:
+        """Says that the model does not see all of the conversation, once: from then on that is so for every answer."""
+        if reply.num_unseen and not self._is_full:
+            self.console.notice(context_notice(reply.num_unseen))
+        self._is_full = reply.num_unseen > 0
 
     def _show(self, generate: Callable[[], Reply]) -> Reply:
         try:
@@ -77,9 +83,7 @@ class Chat:
         except torch.OutOfMemoryError as error:
             raise ConfigError("the GPU's memory is full; shorten the conversation (/undo, /reset) or answer") from error
         self.replies.append(reply)
-        if reply.num_unseen > self._num_unseen:
-            self.console.notice(context_notice(reply.num_unseen))
-        self._num_unseen = reply.num_unseen
+        self.notice_unseen(reply)
         self.console.notice(reply_summary(reply))
         self._show_routing(reply)
         self.autosave()
@@ -98,7 +102,10 @@ class Chat:
 
 def context_notice(num_unseen: int) -> str:
     """Says that the oldest messages no longer fit."""
-    return f"the context is full: the model no longer sees the oldest {num_unseen} messages (/reset begins anew)"
+    return (
+        f"the context is full: from now on the model no longer sees the oldest messages, {num_unseen} this time "
+        "(/stats counts them, /reset begins anew)"
+    )
 
 
 def reply_summary(reply: Reply) -> str:

@@ -172,17 +172,23 @@ class ChatSession:
         if limit is None:
             return self.model.encode(self._messages(0, question)), 0
         wanted = min(self.settings.max_new_tokens, max(1, limit // 4))
-        ids: list[int] = []
-        for unseen in range(len(self.exchanges) + 1):
-            ids = self.model.encode(self._messages(unseen, question))
-            if len(ids) + wanted <= limit:
-                return ids, unseen
+        ids = self.model.encode(self._messages(len(self.exchanges), question))
         if len(ids) >= limit:
             raise ConfigError(
                 f"the message has {len(ids)} tokens with its frame, the model's context holds {limit} for message and "
                 "answer; shorten the message or the system message"
             )
-        return ids, len(self.exchanges)
+        # Most exchanges that fit, found by doubling from the newest one and then halving between what fits and what
+        # does not, so that the work depends on the context and not on how long the conversation is.
+        fit, too_many, seen = 0, len(self.exchanges) + 1, 1
+        while too_many - fit > 1:
+            longer = self.model.encode(self._messages(len(self.exchanges) - seen, question))
+            if len(longer) + wanted <= limit:
+                ids, fit = longer, seen
+            else:
+                too_many = seen
+            seen = min(2 * seen, len(self.exchanges)) if too_many > len(self.exchanges) else (fit + too_many) // 2
+        return ids, len(self.exchanges) - fit
 
     def _answer(self, question: str, settings: GenerationSettings, seed: int, on_text: Callable[[str], None]) -> Reply:
         prompt_ids, unseen = self.encode_question(question)

@@ -30,6 +30,8 @@ def statistics_rows(session: ChatSession, replies: Sequence[Reply]) -> list[tupl
             ("seed", f"{last.seed} (/set seed={last.seed} and the same question give the same answer)"),
             ("context", f"{used} tokens" if limit is None else f"{used} of {limit} tokens ({used / limit:.0%})"),
         ]
+        if last.num_unseen:
+            rows.append(("not seen", f"the oldest {last.num_unseen} messages"))
         tokens, seconds = sum(reply.num_tokens for reply in replies), sum(reply.seconds for reply in replies)
         rows.append(("all answers", f"{len(replies)} with {tokens} tokens in {seconds:.2f} s"))
     else:

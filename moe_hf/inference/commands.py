@@ -9,7 +9,7 @@ from moe_hf.base.registry import Registry
 from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_statistics import statistics_rows
 from moe_hf.inference.console import Span, without_block
-from moe_hf.inference.settings import SETTINGS, show_settings, split_assignment, with_setting
+from moe_hf.inference.settings import setting_words, show_settings, split_assignment, with_setting
 from moe_hf.inference.transcript import TranscriptFile, read_transcript
 
 
@@ -181,8 +181,8 @@ COMMANDS: Registry[Command] = Registry(
         "undo": Command("/undo", "drop the last question and its answer", _undo),
         "retry": Command("/retry", "answer the last question again, with a new seed", _retry),
         "edit": Command("/edit [TEXT]", "change the last question and answer it", _edit),
-        "system": Command("/system [TEXT | -]", "show, set or remove (-) the system message", _system),
-        "set": Command("/set [KEY=VALUE ...]", "show or change settings", _set, [f"{key}=" for key in SETTINGS]),
+        "system": Command("/system [TEXT | -]", "show, set or remove (-) the system message", _system, ["-"]),
+        "set": Command("/set [KEY=VALUE ...]", "show or change settings", _set, setting_words()),
         "save": Command("/save FILE", "add the conversation to a transcript (JSON lines)", _save),
         "load": Command("/load FILE", "go on with the last conversation of a transcript", _load),
         "experts": Command("/experts [on | off | N]", "show which expert takes each token", _experts, ["on", "off"]),

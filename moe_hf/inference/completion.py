@@ -1,4 +1,4 @@
-"""What Tab offers in a chat: commands, setting names, words that a command takes."""
+"""What Tab offers in a chat: commands, setting names and usual values, words that a command takes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,12 +8,15 @@ def completions(line: str, choices: Mapping[str, Sequence[str]]) -> tuple[int, l
 
     Args:
         line: what stands before the cursor.
-        choices: the words that each command takes first; its keys are the commands, without the slash.
+        choices: the words that each command takes; its keys are the commands, without the slash. `key=value` is
+            offered once `key=` stands there.
 
     >>> completions("/se", {"set": ["top_k="], "undo": []})
     (0, ['/set '])
     >>> completions("/set to", {"set": ["top_k="], "undo": []})
     (5, ['top_k='])
+    >>> completions("/set top_k=5 top_k=", {"set": ["top_k=", "top_k=0", "top_k=50"]})
+    (13, ['top_k=0', 'top_k=50'])
     """
     if not line.startswith("/") or "\n" in line:
         return len(line), []
@@ -21,6 +24,9 @@ def completions(line: str, choices: Mapping[str, Sequence[str]]) -> tuple[int, l
     if not space:
         # A space where more is expected, so that one can type on.
         return 0, [f"/{name}{' ' if choices[name] else ''}" for name in choices if name.startswith(command)]
-    if " " in rest or "=" in rest:
+    before, _, word = rest.rpartition(" ")
+    if before and "=" not in before:
+        # Only assignments may follow one another.
         return len(line), []
-    return len(line) - len(rest), [word for word in choices.get(command, ()) if word.startswith(rest)]
+    found = [choice for choice in choices.get(command, ()) if choice.startswith(word) and choice != word]
+    return len(line) - len(word), [choice for choice in found if "=" in word or "=" not in choice[:-1]]

@@ -28,9 +28,9 @@ def run(chat: Chat) -> None:
             return
         except KeyboardInterrupt:
             chat.console.notice("interrupted")
-        # A wrong entry, a bad file, a failed generation: the session goes on.
-        except (ValueError, RuntimeError, OSError) as error:
-            chat.console.error(str(error))
+        # A wrong entry, a bad file, a failed generation, somebody's tokenizer or template: the session goes on.
+        except Exception as error:
+            chat.console.error(str(error) or type(error).__name__)
 
 
 def enter(chat: Chat, line: str) -> None:

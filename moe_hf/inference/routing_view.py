@@ -7,6 +7,9 @@ from moe_hf.inference.console import Span
 from moe_hf.inference.routing_recorder import RoutingTrace
 
 BAR_WIDTH = 48
+MOST_COLOURS = 24
+"""Of more experts some have colours that a terminal of 256 colours shows alike: numbers stand there as well."""
+
 SYMBOLS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -20,7 +23,7 @@ def routing_lines(trace: RoutingTrace, layer: int, colour: bool) -> list[list[Sp
     """
     row = trace.layers.index(layer)
     num_chosen = trace.experts_LTK.shape[2]
-    mark = "colour" if colour else "number in braces"
+    mark = "colour" if colour and trace.num_experts <= MOST_COLOURS else "number in braces"
     legend = [Span(f"layer {layer}: {mark} = the expert with the largest weight for the token  ", "dim")]
     if colour:
         used = sorted(set(trace.top_experts(row)))
@@ -51,7 +54,7 @@ def _token_lines(trace: RoutingTrace, row: int, colour: bool) -> list[list[Span]
         experts = top[position : position + piece.num_tokens]
         position += piece.num_tokens
         style = expert_colour(experts[-1], trace.num_experts) if experts and colour else ""
-        marked = experts and piece.text and not colour
+        marked = experts and piece.text and (not colour or trace.num_experts > MOST_COLOURS)
         text = f"{piece.text}{{{','.join(map(str, experts))}}}" if marked else piece.text
         for index, part in enumerate(text.split("\n")):
             if index:

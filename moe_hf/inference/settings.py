@@ -29,26 +29,39 @@ class GenerationSettings(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The kind of one setting (`float`, `int`, `bool` or `seed`), its bounds and what it does."""
+    """The kind of one setting (`float`, `int`, `bool` or `seed`), its bounds, what it does, and usual values."""
 
     kind: str
     low: float
     high: float
     allowed: str
     help: str
+    usual: str
 
 
 # The lower bound of a float is exclusive, all others are inclusive.
 SETTINGS: Registry[Setting] = Registry(
     "setting",
     {
-        "temperature": Setting("float", 0, 10, "a number in (0, 10]", "flatter (> 1) or sharper (< 1) choice"),
-        "top_p": Setting("float", 0, 1, "a number in (0, 1]", "keep the likeliest tokens up to this probability"),
-        "top_k": Setting("int", 0, 1_000_000, "a whole number >= 0 (0 = off)", "keep only the k likeliest tokens"),
-        "max_new_tokens": Setting("int", 1, 1_000_000, "a whole number >= 1", "longest answer, in tokens"),
-        "repetition_penalty": Setting("float", 0, 10, "a number in (0, 10] (1 = off)", "above 1: repeat less"),
-        "seed": Setting("seed", 0, 2**63 - 1, "a whole number >= 0, or 'random'", "start of the random numbers"),
-        "do_sample": Setting("bool", 0, 1, "true or false", "draw tokens at random; false: always the likeliest"),
+        "temperature": Setting(
+            "float", 0, 10, "a number in (0, 10]", "flatter (> 1) or sharper (< 1) choice", "0.3 0.7 1.0"
+        ),
+        "top_p": Setting(
+            "float", 0, 1, "a number in (0, 1]", "keep the likeliest tokens up to this probability", "0.8 0.95 1.0"
+        ),
+        "top_k": Setting(
+            "int", 0, 1_000_000, "a whole number >= 0 (0 = off)", "keep only the k likeliest tokens", "0 1 20 50"
+        ),
+        "max_new_tokens": Setting("int", 1, 1_000_000, "a whole number >= 1", "longest answer, in tokens", "64 256"),
+        "repetition_penalty": Setting(
+            "float", 0, 10, "a number in (0, 10] (1 = off)", "above 1: repeat less", "1.0 1.1 1.3"
+        ),
+        "seed": Setting(
+            "seed", 0, 2**63 - 1, "a whole number >= 0, or 'random'", "start of the random numbers", "random"
+        ),
+        "do_sample": Setting(
+            "bool", 0, 1, "true or false", "draw tokens at random; false: always the likeliest", "true false"
+        ),
     },
 )
 
@@ -96,6 +109,13 @@ def _in_range(rule: Setting, value: float) -> bool:
 def _refused(key: str, text: str) -> ConfigError:
     hint = "; for greedy answers use do_sample=false" if key == "temperature" else ""
     return ConfigError(f"{key} must be {SETTINGS[key].allowed}, got {text!r}{hint}")
+
+
+def setting_words() -> list[str]:
+    """What may stand behind /set: each `key=`, then each with its usual values."""
+    return [f"{key}=" for key in SETTINGS] + [
+        f"{key}={value}" for key, setting in SETTINGS.items() for value in setting.usual.split()
+    ]
 
 
 def split_assignment(text: str) -> tuple[str, str]:

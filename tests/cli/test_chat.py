@@ -20,13 +20,16 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from moe_hf import GPT2WithMoE, create_moe_config
+from moe_hf.base.printable import json_line
 from moe_hf.cli.chat import main
-from moe_hf.cli.chat_script import answer_prompts
+from moe_hf.cli.chat_script import answer_prompts, reply_record
 from moe_hf.cli.plain_console import PlainConsole, interrupt_sets
-from moe_hf.cli.terminal_console import ChatCompleter, TerminalConsole, history_path, open_history
+from moe_hf.cli.terminal_console import ChatCompleter, TerminalConsole, WordWrap, history_path, open_history
 from moe_hf.inference.chat import Chat
-from moe_hf.inference.chat_session import ChatSession
+from moe_hf.inference.chat_session import ChatSession, Reply
 from moe_hf.inference.commands import COMMANDS
+from moe_hf.inference.routing_recorder import RoutingTrace
+from moe_hf.inference.streaming import Piece
 from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import read_transcript
 from moe_hf.text.tokenizers import byte_tokenizer
@@ -191,6 +194,15 @@ def test_json_holds_the_experts_if_they_are_asked_for(model_folder, capsys, stdi
     assert sum(layer["load"]) == pytest.approx(1)
 
 
+def test_json_with_experts_names_the_text_of_each_token():
+    experts = torch.zeros(1, 3, 1, dtype=torch.long)
+    trace = RoutingTrace((Piece("a", 1), Piece("\u00e9", 2), Piece("\x9b", 1)), (0,), 2, experts, torch.ones(1, 3, 1))
+    record = reply_record("p", "m", Reply("a\u00e9\x9b", 4, 9, 0.5, "stop", 7, 0, trace))
+    assert record["token_texts"] == ["a", "", "\u00e9", "\x9b"]
+    assert json.loads(json_line(record))["text"] == "a\u00e9\x9b"
+    assert "\x9b" not in json_line(record)
+
+
 def test_ctrl_c_in_a_script_is_no_success(model_folder, capsys, stdin):
     class InterruptedConsole(PlainConsole):
         def answer(self, text):
@@ -238,10 +250,60 @@ def type_at_terminal(keys, prefill="", history_file=None):
         ('"""one\rtwo"""\r', '"""one\ntwo"""'),
         ("\x1b[200~one\ntwo\x1b[201~\r", "one\ntwo"),
         ("thrown away\x03kept\r", "kept"),
+        # Ctrl-R: Enter takes what was found, to be edited; Ctrl-C gives the search up, and only that.
+        ("\x12first\r!\r", "!first words"),
+        ("typed \x12first\x03more\r", "typed more"),
     ],
 )
-def test_what_is_typed_becomes_the_entry(keys, entry):
-    assert type_at_terminal(keys) == entry
+def test_what_is_typed_becomes_the_entry(keys, entry, tmp_path):
+    history = open_history(tmp_path / "history")
+    for earlier in ("first words", "last words"):
+        history.append_string(earlier)
+    assert type_at_terminal(keys, history_file=tmp_path / "history") == entry
+
+
+def screen_after(pieces, width):
+    """What stands on a screen after the pieces of an answer: a backspace moves the cursor, what is erased is gone."""
+    wrap, lines = WordWrap(), [""]
+    for piece in pieces:
+        for part in re.split("(\b|\n|\x1b\\[K)", wrap.feed(piece, width)):
+            if part == "\b":
+                lines[-1] = lines[-1][:-1]
+            elif part == "\n":
+                lines.append("")
+            elif part != "\x1b[K":
+                lines[-1] += part
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("the quick brown fox jumps", ["the quick ", "brown fox ", "jumps"]),
+        ("ten letters", ["ten ", "letters"]),
+        ("nine char", ["nine char"]),
+        ("nine chars", ["nine chars"]),
+        ("a\nbb ccc dddd", ["a", "bb ccc ", "dddd"]),
+        ("abcdefghijklmnop", ["abcdefghij", "klmnop"]),
+        ("abcdefghij klm", ["abcdefghij", "klm"]),
+        ("ab\tc d", ["ab      c ", "d"]),
+        ("\u4f60\u597d\u4f60\u597d\u4f60\u597d", ["\u4f60\u597d\u4f60\u597d\u4f60", "\u597d"]),
+    ],
+)
+def test_an_answer_wraps_at_words_however_it_is_cut(text, lines):
+    for size in (1, 3, 100):
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert screen_after(pieces, width=11) == lines
+
+
+@pytest.mark.parametrize(("system", "coloured"), [("standard", False), ("256", True), ("truecolor", True)])
+def test_sixteen_colours_mark_experts_by_their_number(system, coloured, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", {"standard": "xterm", "256": "xterm-256color", "truecolor": "xterm-direct"}[system])
+    monkeypatch.setenv("COLORTERM", "truecolor" if system == "truecolor" else "")
+    with create_pipe_input() as source:
+        console = TerminalConsole({}, None, source=source, screen=DummyOutput())
+    assert (console._rich.color_system, console.colour) == (system, coloured)
 
 
 @pytest.mark.parametrize(("key", "raised"), [("\x03", KeyboardInterrupt), ("\x04", EOFError)])
@@ -337,7 +399,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_keeps_the_session(model_folde
     # prompt_toolkit switches bracketed paste on when it begins to read, and off when it has an entry.
     reads, has_read = r"\x1b\[\?2004h", r"\x1b\[\?2004l"
     try:
-        terminal.wait_for("/help lists commands")
+        terminal.wait_for(r"/help\s+lists")
         terminal.wait_for(reads)
         terminal.send("hi\r")
         terminal.wait_for(has_read)

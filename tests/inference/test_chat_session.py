@@ -168,3 +168,21 @@ def test_a_loaded_conversation_goes_on(session):
     session.load(messages)
     assert (session.system, session.exchanges, session.pending) == ("s", [Exchange("a", "b")], "hi")
     assert session.messages == messages
+
+
+def test_the_work_for_an_answer_does_not_grow_with_the_conversation(babbler, monkeypatch):
+    rendered = []
+    encode = babbler.encode
+    monkeypatch.setattr(babbler, "encode", lambda messages: rendered.append(len(messages)) or encode(messages))
+    found = {}
+    for count in (8, 800):
+        session = ChatSession(babbler, GREEDY)
+        session.exchanges = [Exchange(f"q{number % 10}", f"a{number % 10}") for number in range(count)]
+        rendered.clear()
+        ids, unseen = session.encode_question("next")
+        found[count] = (ids, count - unseen, sum(rendered))
+        # One more would not have fitted.
+        assert len(ids) + 24 <= babbler.context_limit
+        assert len(encode(session._messages(unseen - 1, "next"))) + 24 > babbler.context_limit
+    assert found[800][1] == found[8][1] < 8
+    assert found[800][2] <= found[8][2] + 16

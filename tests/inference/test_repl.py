@@ -9,7 +9,9 @@ from moe_hf.inference.commands import COMMANDS
 from moe_hf.inference.completion import completions
 from moe_hf.inference.repl import run
 from moe_hf.inference.settings import GenerationSettings
+from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import TranscriptFile, read_transcript
+from moe_hf.text.tokenizers import byte_tokenizer
 
 GREEDY = GenerationSettings(do_sample=False, max_new_tokens=24)
 
@@ -176,11 +178,33 @@ def test_model_is_shown_and_changed_and_a_wrong_one_keeps_the_old(talk):
     assert len(chat.session.exchanges) == 2
 
 
-def test_a_full_context_is_told_once_each_time_it_grows(talk, babbler):
-    chat = talk(*["some words to say"] * 5, model=babbler)
+def test_a_full_context_is_told_once_and_counted_by_stats(talk, babbler):
+    chat = talk(*["some words to say"] * 5, "/stats", "/reset", *["some words to say"] * 5, model=babbler)
     told = [notice for notice in chat.console.notices if "no longer sees" in notice]
-    counts = {reply.num_unseen for reply in chat.replies} - {0}
-    assert len(told) == len(counts) >= 2
+    assert len({reply.num_unseen for reply in chat.replies} - {0}) >= 2
+    assert len(told) == 2
+    assert f"the oldest {chat.replies[4].num_unseen} messages" in chat.console.tables[0]
+
+
+@pytest.mark.parametrize(
+    "fault", ["{{ 1 + 'a' }}", "{{ raise_exception('no') }}", "{{ messages[0]['x']['y'] }}", "{% if %}"]
+)
+def test_the_chat_outlives_a_template_that_fails(talk, babbler, fault):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = fault
+    chat = talk("hi", "/system s", "/stats", model=CausalTextModel(babbler.model, tokenizer, "odd"))
+    assert [("refuses this conversation" in error) for error in chat.console.errors] == [True, True]
+    assert len(chat.console.tables) == 1
+
+
+def test_the_chat_outlives_an_error_of_any_kind(talk, talker, monkeypatch):
+    def broken(messages):
+        raise KeyError("a foreign tokenizer")
+
+    monkeypatch.setattr(talker, "encode", broken)
+    console = talk("hi", "/stats").console
+    assert "a foreign tokenizer" in console.errors[0]
+    assert len(console.tables) == 1
 
 
 def test_a_message_that_is_too_long_is_an_error_and_the_chat_goes_on(talk):
@@ -200,10 +224,16 @@ def test_a_cut_off_answer_is_shown_as_such(talk):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("/s", ["/system", "/set ", "/save", "/stats"]),
+        ("/s", ["/system ", "/set ", "/save", "/stats"]),
         ("/set te", ["temperature="]),
         ("/experts o", ["on", "off"]),
-        ("/set top_k=", []),
+        ("/set top_k=", ["top_k=0", "top_k=1", "top_k=20", "top_k=50"]),
+        ("/set top_k=5 do_sample=", ["do_sample=true", "do_sample=false"]),
+        ("/set top_k=5 te", ["temperature="]),
+        ("/set seed=r", ["seed=random"]),
+        ("/set seed=random", []),
+        ("/system ", ["-"]),
+        ("/system - x", []),
         ("hello", []),
         ("/undo ", []),
     ],
