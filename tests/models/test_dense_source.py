@@ -29,19 +29,19 @@ from moe_hf.models.auto import family_of
     ],
 )
 def test_an_odd_index(dense_folder, tiny_model, tmp_path, monkeypatch, source, index, text) -> None:
+    folder = tmp_path / "model"
     if source == "dense":
-        shutil.copytree(dense_folder, tmp_path, dirs_exist_ok=True)
+        shutil.copytree(dense_folder, folder)
     else:
-        tiny_model().save_pretrained(tmp_path)
+        tiny_model().save_pretrained(folder)
     for name in ("one.safetensors", "../model.safetensors", "one.bin"):
-        shutil.copy(tmp_path / "model.safetensors", tmp_path / name)
-    (tmp_path / "model.safetensors").unlink()
-    written = index if isinstance(index, str) else json.dumps(index)
-    (tmp_path / "model.safetensors.index.json").write_text(written)
+        shutil.copy(folder / "model.safetensors", folder / name)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index if isinstance(index, str) else json.dumps(index))
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was opened"))
     for loader in (GPT2WithMoE, AutoModelForCausalLM) if source == "ours" else (GPT2WithMoE,):
         with pytest.raises(CheckpointError, match=text):
-            loader.from_pretrained(tmp_path)
+            loader.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[" * 100_000])
