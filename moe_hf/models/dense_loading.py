@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -147,7 +146,7 @@ def _refuse_misfits(model: PreTrainedModel, source: Any, misfits: Iterable[tuple
 def _refuse_chance(model: PreTrainedModel, source: Any, missing: set[str], unexpected: set[str]) -> None:
     """Refuse what transformers only warns of: parameters drawn at random, and weights that are dropped."""
     prefix = f"{model.base_model_prefix}."
-    body = cast(nn.Module, model.base_model)
+    body = model.base_model
     parts = {name.partition(".")[0] for name in body.state_dict()}
     # A checkpoint of this very class has its head.
     adds_head = body is not model and type(model).__name__ not in (model.config.architectures or [])
