@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: written aside, flushed to disk, then renamed."""
 
+import errno
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ def whole_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path]
     """
     path = Path(os.path.realpath(path))
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600 if private else None
-    with _names_aside(path) as (aside, _):
+    with one_disk_error(path), _names_aside(path) as (aside, _):
         try:
             if mode is not None:
                 # Whoever may not read it afterwards does not read it meanwhile either.
@@ -48,7 +49,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _names_aside(path) as (aside, old):
+    with one_disk_error(path), _names_aside(path) as (aside, old):
         # That of an earlier process with this number stands here only beside a living writer.
         _remove(aside)
         aside.mkdir()
@@ -137,3 +138,33 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def one_disk_error(path: str | os.PathLike) -> Iterator[None]:
+    """Within the `with` block a disk that is full or takes nothing is an OSError that names `path`, whoever met it.
+
+    The libraries that write weights and tokenizers say so by errors of their own, among them plain exceptions; what
+    is no error of the disk passes unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        # One with a name says all; one without a number came from no disk.
+        if error.filename is not None or error.errno is None:
+            raise
+        raise _disk_error(error.errno, error.strerror or str(error), path) from error
+    except Exception as error:
+        # Rust's errors end with "(os error 28)"; torch's writer knows no more than that the write failed.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is not None:
+            raise _disk_error(int(number[1]), os.strerror(int(number[1])), path) from error
+        if not re.search(r"PytorchStreamWriter failed|iostream error|inline_container", str(error)):
+            raise
+        raise _disk_error(errno.EIO, "a write failed", path) from error
+
+
+def _disk_error(number: int, reason: str, path: str | os.PathLike) -> OSError:
+    existing = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    return OSError(number, f"{reason} ({free:,.0f} MB free)", str(path))

@@ -1,27 +1,39 @@
 """Checkpoints that are either complete or not there: written aside, checked before they are used."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.files import flush
+from moe_hf.base.files import flush, one_disk_error
 
 MANIFEST_NAME = "manifest.json"
-"""Last file written into a checkpoint: every other file in it and its size in bytes."""
+"""Last file written into a checkpoint: every other file in it, its size in bytes and its CRC-32."""
+
+logger = logging.get_logger(__name__)
 
 _STAGING_PREFIX = "tmp-"
 _STATE_NAME = "trainer_state.json"
 _WHOLE_WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Read by those who resume or load; what they hold is an object.
+_OBJECTS = ("config.json", "generation_config.json", *_WEIGHT_INDEXES)
+_CHUNK = 2**22
+# What was read or written once is not read again by this process; a rename keeps a file's identity.
+_checksums: dict[tuple[int, ...], int] = {}
 # Folders in which FSDP and DeepSpeed keep weights or optimizer state in a form of their own.
 _SHARDED_FOLDERS = ("pytorch_model_fsdp*", "optimizer_*", "global_step*")
 
@@ -32,23 +44,34 @@ def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterat
 
     The body writes into `<yielded>/checkpoint-<step>`. Afterwards every file and folder is synced to disk, and one
     rename makes the checkpoint visible. A process that is killed at any time before leaves `tmp-checkpoint-<step>`,
-    which nobody reads and `remove_leftovers` deletes.
+    which nobody reads and `remove_leftovers` deletes; a body that raises leaves nothing.
 
     Args:
         output_dir: folder of the run.
         step: number of the checkpoint.
         writer: False on the processes that only write their part; they leave syncing and renaming to the one that is
             True. The body must then end with a barrier.
+
+    Raises:
+        OSError: the disk is full, or does not take it; also where a library says so by an error of its own.
     """
     name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
     staging = Path(output_dir, _STAGING_PREFIX + name)
-    staging.mkdir(parents=True, exist_ok=True)
-    yield str(staging)
+    written, final = staging / name, Path(output_dir, name)
+    try:
+        with one_disk_error(final):
+            staging.mkdir(parents=True, exist_ok=True)
+            yield str(staging)
+            if writer:
+                _write_manifest(written)
+                _sync_tree(written)
+    except Exception:
+        # A full disk is not kept full.
+        if writer:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     if not writer:
         return
-    written, final = staging / name, Path(output_dir, name)
-    _write_manifest(written)
-    _sync_tree(written)
     if final.exists():
         # A folder cannot be replaced by a rename while it has content: a broken one of the same step goes aside.
         final.rename(staging / "replaced")
@@ -66,10 +89,16 @@ def remove_leftovers(output_dir: str) -> list[str]:
 
 
 def newest_valid_checkpoint(output_dir: str) -> str | None:
-    """The `checkpoint-N` with the highest N whose files are complete; None when there is none."""
+    """The `checkpoint-N` with the highest N whose files are complete; None when there is none.
+
+    A warning names those that are passed over, and the file that is at fault.
+    """
     for _, folder in sorted(_numbered_checkpoints(output_dir), reverse=True):
-        if not checkpoint_problems(str(folder)):
+        problems = checkpoint_problems(str(folder))
+        if not problems:
             return str(folder)
+        # Once: the folder of a run is chosen before its data is read, and again when it is taken.
+        logger.warning_once(f"{folder} is damaged and passed over: {'; '.join(problems)}")
     return None
 
 
@@ -131,35 +160,33 @@ def require_valid_checkpoint(folder: str) -> None:
 def checkpoint_problems(folder: str) -> list[str]:
     """Everything that keeps a training run from resuming from `folder`; empty when it is complete.
 
-    Checked are the manifest (present in the checkpoints of `MoETrainer`), the trainer's state, the weights (the header
-    and length of each safetensors file, all shards of an index), and optimizer, schedule and random state. A
-    checkpoint written with `--save_only_model` has no such state on purpose and is complete without it.
+    Checked are the manifest (present in the checkpoints of `MoETrainer`) with the checksum of every file, the trainer's
+    state, the weights (the header and length of each safetensors file, all shards of an index), optimizer, schedule and
+    random state, and that JSON is JSON. A checkpoint written with `--save_only_model` has no such state on purpose and
+    is complete without it.
+
+    All bytes are read, at about half a second of CPU time per GB. They are remembered for this process as long as the
+    files do not change.
     """
     path = Path(folder)
     if not path.is_dir():
         return ["no such folder"]
-    return [*_manifest_problems(path), *_state_problems(path), *_weight_problems(path), *_resume_problems(path)]
+    problems = []
+    for problems_of in (_manifest_problems, _json_problems, _state_problems, _weight_problems, _resume_problems):
+        try:
+            problems += problems_of(path)
+        except OSError as error:
+            problems.append(f"{Path(error.filename or folder).name} cannot be read ({error.strerror or error})")
+    return list(dict.fromkeys(problems))
 
 
 def safetensors_problem(path: Path) -> str | None:
-    """What is wrong with a safetensors file, read from its header and length alone; None when it is whole.
-
-    The file is 8 bytes of header length, a JSON header with the byte range of each tensor, and the bytes themselves.
-    """
-    size = path.stat().st_size
-    if size < 8:
-        return f"{path.name} has {size} bytes"
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if 8 + length > size:
-            return f"{path.name} ends within its header"
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return f"{path.name} has an unreadable header"
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    return None if expected == size else f"{path.name} has {size} bytes, its header asks for {expected}"
+    """What is wrong with a safetensors file, read from its header and length alone; None when it is whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return None if file.keys() else f"{path.name} holds no tensor"
+    except SafetensorError as error:
+        return f"{path.name} is cut short or damaged ({error})"
 
 
 def _numbered_checkpoints(output_dir: str) -> list[tuple[int, Path]]:
@@ -172,8 +199,24 @@ def _numbered_checkpoints(output_dir: str) -> list[tuple[int, Path]]:
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {str(file.relative_to(folder)): file.stat().st_size for file in _files(folder)}
-    (folder / MANIFEST_NAME).write_text(json.dumps({"files": files}, indent=1, sort_keys=True), encoding="utf-8")
+    files = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
+    manifest = {
+        "files": {name: file.stat().st_size for name, file in files.items()},
+        "crc32": {name: _checksum(file) for name, file in files.items()},
+    }
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _checksum(path: Path) -> int:
+    status = path.stat()
+    version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if version not in _checksums:
+        checksum = 0
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                checksum = zlib.crc32(chunk, checksum)
+        _checksums[version] = checksum
+    return _checksums[version]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -192,39 +235,48 @@ def _manifest_problems(path: Path) -> list[str]:
     manifest = path / MANIFEST_NAME
     if not manifest.is_file():
         return []
-    content = _read_json(manifest)
-    if content is None:
+    content = _read_object(manifest)
+    sizes = _object(content.get("files"))
+    # Checkpoints of earlier versions have none.
+    checksums = _object(content.get("crc32", {}))
+    if sizes is None or checksums is None:
         return [f"{MANIFEST_NAME} is unreadable"]
     problems = []
-    for name, size in content["files"].items():
+    for name, size in sizes.items():
         file = path / name
         if not file.is_file():
             problems.append(f"{name} is missing")
         elif file.stat().st_size != size:
             problems.append(f"{name} has {file.stat().st_size} bytes instead of {size}")
+        elif name in checksums and _checksum(file) != checksums[name]:
+            problems.append(f"{name} does not have the checksum that it was written with")
     return problems
+
+
+def _json_problems(path: Path) -> list[str]:
+    return [f"{name} is unreadable" for name in _OBJECTS if (path / name).is_file() and not _read_object(path / name)]
 
 
 def _state_problems(path: Path) -> list[str]:
     state = path / _STATE_NAME
     if not state.is_file():
         return [f"{_STATE_NAME} is missing"]
-    content = _read_json(state)
-    if content is None or "global_step" not in content:
-        return [f"{_STATE_NAME} is unreadable"]
-    return []
+    content = _read_object(state)
+    fields = {field.name for field in dataclasses.fields(TrainerState)}
+    right = isinstance(content.get("global_step"), int) and isinstance(content.get("log_history", []), list)
+    right = right and isinstance(content.get("stateful_callbacks", {}), dict) and fields >= set(content)
+    return [] if right else [f"{_STATE_NAME} is unreadable"]
 
 
 def _weight_problems(path: Path) -> list[str]:
     problems = [problem for file in path.rglob("*.safetensors") if (problem := safetensors_problem(file))]
     indexes = [path / name for name in _WEIGHT_INDEXES if (path / name).is_file()]
     for index in indexes:
-        content = _read_json(index)
-        if content is None:
+        shards = _object(_read_object(index).get("weight_map"))
+        if shards is None or not all(isinstance(shard, str) for shard in shards.values()):
             problems.append(f"{index.name} is unreadable")
             continue
-        shards = sorted(set(content["weight_map"].values()))
-        problems += [f"{shard} is missing" for shard in shards if not (path / shard).is_file()]
+        problems += [f"{shard} is missing" for shard in sorted(set(shards.values())) if not (path / shard).is_file()]
     whole = any(found for name in _WHOLE_WEIGHTS for found in path.rglob(name))
     sharded = any(found for pattern in _SHARDED_FOLDERS for found in path.glob(pattern))
     if not (indexes or whole or sharded):
@@ -248,8 +300,13 @@ def _resume_problems(path: Path) -> list[str]:
     return problems
 
 
-def _read_json(path: Path) -> Any:
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where it holds anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+        return _object(json.loads(path.read_text(encoding="utf-8"))) or {}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,86 @@ def test_a_damaged_checkpoint_is_passed_over(run_folder, name, damage, with_mani
         require_valid_checkpoint(str(newest))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "run_state.pt", "config.json"])
+def test_a_flipped_bit_makes_the_older_checkpoint_win_and_is_told(run_folder, name, caplog):
+    path = run_folder / "checkpoint-6" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) * 3 // 4] ^= 4
+    path.write_bytes(content)
+    with caplog.at_level("WARNING", logger="moe_hf"):
+        assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-4")
+    assert re.search(rf"checkpoint-6 is damaged and passed over: .*{name}", caplog.text)
+    with pytest.raises(CheckpointError, match=rf"{name}.* use .*checkpoint-4"):
+        require_valid_checkpoint(str(run_folder / "checkpoint-6"))
+
+
+def test_a_checkpoint_without_checksums_is_still_valid(run_folder):
+    manifest = run_folder / "checkpoint-6" / MANIFEST_NAME
+    content = json.loads(manifest.read_text())
+    assert content.pop("crc32").keys() == content["files"].keys()
+    manifest.write_text(json.dumps(content))
+    assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-6")
+
+
+ODD = [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"3",
+    b'"x"',
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"\xff": 1}',
+    b"1" * 5000,
+    b"\0" * 9,
+]
+ODD += [b'{"files": []}', b'{"files": {"a": 1, "%s": 2}}' % (b"a" * 5000), b'{"files": {"model.safetensors": "x"}}']
+ODD += [b'{"weight_map": {"a": 3}}', b'{"weight_map": [1]}', b'{"global_step": "6"}', b'{"global_step": 6, "x": 1}']
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize("name", ["trainer_state.json", "config.json", MANIFEST_NAME, "model.safetensors.index.json"])
+def test_odd_json_makes_a_checkpoint_not_valid(run_folder, name, with_manifest):
+    newest = run_folder / "checkpoint-6"
+    if not with_manifest:
+        (newest / MANIFEST_NAME).unlink()
+    for odd in ODD:
+        # An object that says nothing of its own is all that a configuration has to be.
+        if (
+            name == "config.json"
+            and not with_manifest
+            and odd.startswith(b'{"')
+            and odd.endswith(b"}")
+            and odd[2] != 255
+        ):
+            continue
+        (newest / name).write_bytes(odd)
+        assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-4"), odd[:40]
+
+
+def test_an_odd_header_of_safetensors_makes_a_checkpoint_not_valid(run_folder):
+    path = run_folder / "checkpoint-6" / "model.safetensors"
+    (run_folder / "checkpoint-6" / MANIFEST_NAME).unlink()
+    for odd in ODD:
+        path.write_bytes(len(odd).to_bytes(8, "little") + odd)
+        assert checkpoint_problems(str(path.parent)), odd[:40]
+
+
+def test_a_file_that_cannot_be_read_makes_a_checkpoint_not_valid(run_folder, monkeypatch):
+    real = Path.open
+
+    def failing(self, *args, **kwargs):
+        if self.name == "optimizer.pt" and self.parent.name == "checkpoint-6":
+            raise OSError(5, "Input/output error", str(self))
+        return real(self, *args, **kwargs)
+
+    os.utime(run_folder / "checkpoint-6" / "optimizer.pt", ns=(1, 1))
+    monkeypatch.setattr(Path, "open", failing)
+    assert checkpoint_problems(str(run_folder / "checkpoint-6")) == ["optimizer.pt cannot be read (Input/output error)"]
+    assert newest_valid_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-4")
+
+
 @pytest.mark.parametrize("name", ["config.json", "training_args.bin", "run_state.pt"])
 def test_the_manifest_misses_any_file(run_folder, name):
     (run_folder / "checkpoint-6" / name).unlink()
@@ -158,9 +239,14 @@ def test_a_failed_save_leaves_no_checkpoint(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         save()
-    assert not (tmp_path / "checkpoint-3").exists()
-    assert remove_leftovers(str(tmp_path)) == [str(tmp_path / "tmp-checkpoint-3")]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_save_left_is_deleted(tmp_path):
+    (tmp_path / "tmp-checkpoint-3" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "checkpoint-2").mkdir()
+    assert remove_leftovers(str(tmp_path)) == [str(tmp_path / "tmp-checkpoint-3")]
+    assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint-2"]
 
 
 def test_everything_is_on_disk_before_the_checkpoint_appears(tmp_path, monkeypatch):
