@@ -212,7 +212,8 @@ def report_lines(report: TrainingReport) -> list[str]:
     tried = report.finished and report.steps < report.plan.num_steps
     ended = "tried" if tried else "trained" if report.finished else "stopped after"
     peak = _bytes(report.peak_memory_bytes)
-    lines = [f"{ended} {report.steps:,} steps in {_clock(report.seconds)}, peak memory {peak}"]
+    span = "" if report.timed_steps == report.steps else f", the last {report.timed_steps:,} of them"
+    lines = [f"{ended} {report.steps:,} steps{span} in {_clock(report.seconds)}, peak memory {peak}"]
     if report.eval_loss is not None and report.train_loss is not None:
         lines.append(f"loss {report.train_loss:.3f} in training, {report.eval_loss:.3f} on held-out data")
     elif report.train_loss is not None:

@@ -1,5 +1,6 @@
 """`train.py` and `moe-hf train`: words on a command line become one training run, shown as it goes."""
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a folder that can't be written to, a full disk, or a network that fails.
         _release(listener)
-        errors.print(f"{prog}: error: {one_line(error)}", soft_wrap=True, style="red")
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; make room, and the same command goes on from the newest checkpoint" if full else ""
+        errors.print(f"{prog}: error: {one_line(error)}{advice}", soft_wrap=True, style="red")
         return FAILED if isinstance(error, OSError) else WRONG_INPUT
     except KeyboardInterrupt:
         _release(listener)

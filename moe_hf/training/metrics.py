@@ -313,26 +313,36 @@ def append_metrics(output_dir: str, record: Mapping[str, Any]) -> None:
 
 
 def read_metrics(output_dir: str) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`, oldest first; a last line that was cut short by a kill is left out."""
+    """The records of `metrics.jsonl`, oldest first, up to a line that is none, such as one that a kill cut short."""
     path = Path(output_dir, METRICS_NAME)
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 
-def keep_metrics_until(output_dir: str, step: int) -> None:
-    """Forget what `metrics.jsonl` says about later steps, which a resumed run will do again.
+def keep_metrics_until(output_dir: str, step: int, log_history: Sequence[Mapping[str, Any]]) -> None:
+    """Forget what `metrics.jsonl` says of anything after a checkpoint, which a resumed run will do again.
 
-    The closing line of a run that was stopped at this very step goes as well.
+    Args:
+        output_dir: folder of the run.
+        step: of the checkpoint; 0 forgets all.
+        log_history: of the checkpoint; what it does not have of this very step came after it, such as the evaluation
+            of a run that was killed at its end.
     """
-    records = [
-        record for record in read_metrics(output_dir) if record["step"] <= step and "train_runtime" not in record
-    ]
     path = Path(output_dir, METRICS_NAME)
-    if path.is_file():
-        with whole_file(path) as aside:
-            aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    if not path.is_file():
+        return
+    records = read_metrics(output_dir)
+    kept = [record for record in records if record["step"] < step]
+    known = sum(entry.get("step") == step for entry in log_history)
+    at_step = [record for record in records if record["step"] == step and "train_runtime" not in record]
+    kept += at_step[:known] if step else []
+    with whole_file(path) as aside:
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

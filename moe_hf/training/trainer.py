@@ -1,12 +1,13 @@
 """The Trainer: transformers' own, with what it lacks to train experts and to survive any interruption."""
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -14,11 +15,11 @@ from moe_hf.ops.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.checkpoint import (
     atomic_checkpoint,
-    newest_valid_checkpoint,
+    checkpoint_to_resume,
     remove_leftovers,
     remove_old_checkpoints,
-    require_valid_checkpoint,
 )
+from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.label_smoothing import label_smoothing_term
@@ -32,7 +33,9 @@ from moe_hf.training.metrics import (
     routing_of_window,
     training_flops,
 )
+from moe_hf.training.moments import MomentsCallback
 from moe_hf.training.optim import moe_muon
+from moe_hf.training.processes import main_process_says
 from moe_hf.training.run_state import load_run_state, save_run_state
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
@@ -67,12 +70,15 @@ class MoETrainer(Trainer):
         self._run_state: dict[str, Any] = {}
         self._staging: str | None = None
         self._saved_step: int | None = None
+        self._epoch_open, self._begun, self._begun_step = False, 0.0, 0
+        # Seconds and summed loss of the steps before this call; None where the checkpoint does not tell.
+        self._before: dict[str, float] | None = None
         self._loading_from: str | None = None
         self._flops = training_flops(model)
         self._speed = SpeedMeter()
         num_experts_per_tok = experts_per_token(model)
         self._routing = RoutingMeter(num_experts_per_tok) if num_experts_per_tok else None
-        self.add_callback(_TrainerHooks(self))
+        self.add_callback(MomentsCallback(self))
         if not any(isinstance(callback, RouterStateCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RouterStateCallback())
 
@@ -81,8 +87,16 @@ class MoETrainer(Trainer):
         """Whether the last `train` was stopped by Ctrl-C."""
         return self.interrupt.requested
 
+    @property
+    def timed_steps(self) -> int:
+        """Steps that the closing line of `train` sums up: the whole run's, or this call's where no more is known."""
+        return self.state.global_step - (0 if self._before is not None else self._begun_step)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
-        """Train, from the beginning or from a checkpoint.
+        """Train, from the beginning or from a checkpoint; a run whose last step is in the checkpoint is only ended.
+
+        Loss, time and speed that are returned, and logged as the closing line, are those of the whole run: of all
+        steps that led to this model, whichever call did them (see `timed_steps`).
 
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
@@ -93,12 +107,11 @@ class MoETrainer(Trainer):
             CheckpointError: the folder is no complete checkpoint, or there is none.
         """
         output_dir = self._get_output_dir(trial)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_valid_checkpoint(output_dir)
+        if resume_from_checkpoint:
+            wish = "auto" if resume_from_checkpoint is True else str(resume_from_checkpoint)
+            resume_from_checkpoint = main_process_says(self.args, lambda: checkpoint_to_resume(wish, output_dir))
             if resume_from_checkpoint is None:
                 raise CheckpointError(f"no complete checkpoint in {output_dir!r}; start without resuming")
-        elif resume_from_checkpoint:
-            require_valid_checkpoint(str(resume_from_checkpoint))
         if self.args.should_save:
             remove_leftovers(output_dir)
         self.accelerator.wait_for_everyone()
@@ -138,6 +151,19 @@ class MoETrainer(Trainer):
             self._stream.skip(batches)
         # The stream skips by itself: Trainer would replay all that was read.
         return 0, 0
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """As in Trainer, which would train one step more where the checkpoint holds the last one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        if self._before is not None:
+            self._initial_global_step = 0
+            start_time -= self._before["seconds"]
+        return super()._finalize_training(trial, num_train_samples, start_time)
 
     # Optimizer
 
@@ -251,7 +277,14 @@ class MoETrainer(Trainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: torch.Tensor, grad_norm: Any, model: nn.Module, trial: Any, *args: Any, **kwargs: Any
     ) -> None:
+        # The last step of an epoch is saved after what the epoch's end logs and evaluates: a run that is killed and
+        # goes on from there would miss that.
+        control = self.control
+        ends_epoch = control.should_training_stop or control.should_epoch_stop or (self.state.epoch or 0.5) % 1 == 0
+        held_back = self._epoch_open and ends_epoch and control.should_save
+        control.should_save = control.should_save and not held_back
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        self.control.should_save = self.control.should_save or held_back
         if self.control.should_training_stop and self.interrupted and self._saved_step != self.state.global_step:
             # Here and not by `control.should_save`, which the save strategy "best" overrules.
             self._save_checkpoint(model, trial)
@@ -301,66 +334,59 @@ class MoETrainer(Trainer):
         if sums is not None:
             window["routing"] = sums.cpu()
         state: dict[str, Any] = {"window": window}
+        if self._before is not None:
+            seconds = self._before["seconds"] + time.time() - self._begun
+            state["run"] = {"seconds": seconds, "loss": self._total_loss_scalar}
         if self._stream is not None:
             state["stream"] = self._stream.state_dict()
         return state
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self._loading_from = resume_from_checkpoint
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with same_sizes_required(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         self._loading_from = self.state.best_model_checkpoint
         super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Load again by `from_pretrained` where the file's names differ from the model's; Trainer only warns.
-
-        Trainer loads a checkpoint's tensors by name. Models whose experts have other names on disk than in memory
-        (Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V3) would go on with the experts they happen to have.
-        """
+        """Load again by `from_pretrained` where the file's names differ from the model's; Trainer only warns."""
         model: Any = self.model
-        tensors = model.state_dict()
-        missing = set(load_result.missing_keys)
-        loaded = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
-        # A tied tensor is stored under one of its names.
-        lost = [name for name in missing if tensors[name].data_ptr() not in loaded]
-        if not lost and not load_result.unexpected_keys:
-            return
-        if not isinstance(model, PreTrainedModel):
+        if not load_as_saved(model, str(self._loading_from), load_result):
             super()._issue_warnings_after_load(load_result)
-            return
-        loader: Any = type(model)
-        fresh, info = loader.from_pretrained(
-            self._loading_from, config=model.config, dtype=model.dtype, output_loading_info=True
-        )
-        if info["missing_keys"] or info["mismatched_keys"]:
-            names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-            raise CheckpointError(
-                f"{self._loading_from!r} does not fit the model: no usable {', '.join(names[:5])} ({len(names)} in "
-                "all); resume with the model that wrote it"
-            )
-        model.load_state_dict(fresh.state_dict())
 
     # Steps
 
     def begin_window(self) -> None:
         """Called when training begins: take up the logging window that the checkpoint left open."""
         self._saved_step = None
+        self._begun, self._begun_step = time.time(), self.state.global_step
+        self._before = self._run_state.get("run") if self._begun_step else {"seconds": 0.0, "loss": 0.0}
         self._speed.reset()
         if self._routing is not None:
             self._routing.reset()
         if self.is_world_process_zero():
-            keep_metrics_until(str(self.args.output_dir), self.state.global_step if self.state.global_step else -1)
+            keep_metrics_until(str(self.args.output_dir), self._begun_step, self.state.log_history)
         window = self._run_state.get("window")
         if window is None:
             return
         self._tr_loss = window["loss"].to(self.args.device)
-        # These steps belong to the log line that comes next, but not to the mean loss of this call.
-        self._total_loss_scalar -= self._tr_loss.item()
+        # These steps belong to the log line that comes next, but not to the mean loss of this call alone.
+        self._total_loss_scalar = -self._tr_loss.item() if self._before is None else self._before["loss"]
         self._globalstep_last_logged = window["last_logged_step"]
         if self._routing is not None and "routing" in window and self.is_world_process_zero():
             self._routing.sums = window["routing"].to(self.args.device)
+
+    def begin_epoch(self) -> None:
+        """Called when an epoch begins."""
+        self._epoch_open = True
+
+    def end_epoch(self, control: TrainerControl) -> None:
+        """Called when an epoch ends, also when it was cut off: what is due at its end is then not due."""
+        self._epoch_open = False
+        if self.interrupted:
+            control.should_evaluate = control.should_save = False
 
     def end_step(self, control: TrainerControl) -> None:
         """Called after each optimizer step: stop when any process was interrupted."""
@@ -372,25 +398,3 @@ class MoETrainer(Trainer):
             self.interrupt.requested = self.accelerator.reduce(flag, reduction="sum").item() > 0
         if self.interrupt.requested:
             control.should_training_stop = True
-
-
-class _TrainerHooks(TrainerCallback):
-    """Calls a MoETrainer at moments for which Trainer has events but no methods."""
-
-    def __init__(self, trainer: MoETrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.begin_window()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.end_step(control)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.trainer.interrupted:
-            # The epoch was cut off: what is due at its end is not due now.
-            control.should_evaluate = control.should_save = False

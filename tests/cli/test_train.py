@@ -10,6 +10,7 @@ from rich.console import Console
 
 from moe_hf.cli.progress import BarListener, LineListener, listener_for, next_commands
 from moe_hf.cli.train import main
+from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.runs.listeners import TrainingReport
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
@@ -53,6 +54,59 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_data_is_read(capsys,
     (tmp_path / "file").write_text("in the way")
     assert main([*FLAGS, "--data", "nowhere.txt", "--output_dir", str(tmp_path / "file" / "run")]) == 2
     assert "file is a file; name a folder" in capsys.readouterr().err
+
+
+class FilesLimited(LineListener):
+    """From a moment on no file may grow beyond so many bytes, as on a disk that is full."""
+
+    def __init__(self, console, limit, step):
+        super().__init__(console)
+        self.limit, self.step = limit, step
+
+    def progressed(self, progress):
+        if progress.step == self.step:
+            self.press()
+
+    def trained(self):
+        if self.step is None:
+            self.press()
+
+    def press(self):
+        resource = pytest.importorskip("resource")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.fixture
+def free_again():
+    """Puts the limit back where it was."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Of the files that a run writes, which is the first that does not fit: a metrics line, weights (by Rust), the
+# optimizer's state (by torch), the tokenizer (by Rust), a picture.
+@pytest.mark.parametrize(
+    ("limit", "step"), [(0, 3), (9_000, 3), (100_000, 3), (0, None), (9_000, None), (20_000, None)]
+)
+def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(capsys, monkeypatch, free_again, limit, step):
+    flags = [*FLAGS, "--save_strategy", "steps", "--save_steps", "2", "--questions_per_skill", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr("moe_hf.cli.train.listener_for", lambda console: FilesLimited(console, limit, step))
+        code = main(flags)
+    free_again()
+    captured = capsys.readouterr()
+    assert code == 1, captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("train.py: error: [Errno ")
+    assert "File too large" in line or "a write failed" in line
+    assert newest_valid_checkpoint("runs/tiny-moe") == f"runs/tiny-moe/checkpoint-{2 if step else 4}"
+    assert not list(Path("runs/tiny-moe").glob("tmp-checkpoint*"))
+    assert not Path("runs/tiny-moe/config.json").exists()
+    assert main(flags) == 0
+    assert Path("runs/tiny-moe/config.json").is_file()
+    assert Path("runs/tiny-moe/README.md").is_file()
 
 
 def test_help_lists_our_flags_and_transformers_own(capsys):

@@ -222,12 +222,26 @@ def test_metrics_are_read_back_without_a_line_cut_short(tmp_path):
     assert read_metrics(str(tmp_path / "absent")) == []
 
 
+@pytest.mark.parametrize(
+    "odd", [b"[]", b"{}", b"[" * 100_000, b'{"step": "4"}', b'{"step": 4, "loss": "\xff', b"\0" * 80]
+)
+def test_metrics_end_at_a_line_that_is_no_record(tmp_path, odd):
+    append_metrics(str(tmp_path), {"step": 1})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(odd + b"\n")
+    append_metrics(str(tmp_path), {"step": 5})
+    assert read_metrics(str(tmp_path)) == [{"step": 1}]
+
+
 def test_a_resumed_run_forgets_what_it_does_again(tmp_path):
     append_metrics(str(tmp_path), {"step": 2, "loss": 1.0})
     append_metrics(str(tmp_path), {"step": 4, "loss": 0.5})
     append_metrics(str(tmp_path), {"step": 4, "train_runtime": 3.0})
+    append_metrics(str(tmp_path), {"step": 4, "eval_loss": 0.25})
     append_metrics(str(tmp_path), {"step": 6, "loss": math.pi})
-    keep_metrics_until(str(tmp_path), 4)
-    assert [record["step"] for record in read_metrics(str(tmp_path))] == [2, 4]
-    keep_metrics_until(str(tmp_path / "absent"), 4)
+    keep_metrics_until(str(tmp_path), 4, [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}])
+    assert read_metrics(str(tmp_path)) == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}]
+    keep_metrics_until(str(tmp_path), 0, [])
+    assert read_metrics(str(tmp_path)) == []
+    keep_metrics_until(str(tmp_path / "absent"), 4, [])
     assert not (tmp_path / "absent").exists()

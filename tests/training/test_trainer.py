@@ -30,7 +30,8 @@ from moe_hf.training.training_arguments import MoETrainingArguments
 from tests.models.families import tiny_family
 
 VOCABULARY, LENGTH = 40, 8
-SPEED = ("tokens_per_second", "mfu", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+TIMES = ("runtime", "samples_per_second", "steps_per_second")
+SPEED = ("tokens_per_second", "mfu", *(f"{part}_{what}" for part in ("train", "eval") for what in TIMES))
 
 
 def tiny_moe(**overrides):
@@ -279,6 +280,133 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     other = tiny_moe(mixer_short_conv=3)
     with pytest.raises(CheckpointError, match=r"short_conv"):
         make_trainer(tmp_path, other).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("build_model", [tiny_moe, tiny_gpt2, tiny_olmoe])
+def test_a_checkpoint_of_other_sizes_is_refused_and_both_are_named(tmp_path, build_model):
+    make_trainer(tmp_path, build_model(), save_strategy="steps", save_steps=2, max_steps=2).train()
+    other = copy.deepcopy(build_model().config)
+    setattr(other, "hidden_size" if build_model is tiny_moe else "vocab_size", 48)
+    with pytest.raises(CheckpointError, match=r"other sizes .*(40|16).* from checkpoint, .*48") as error:
+        make_trainer(tmp_path, type(build_model())(other)).train(resume_from_checkpoint=True)
+    assert "\n" not in str(error.value)
+
+
+def test_experts_of_other_sizes_under_other_names_are_refused(tmp_path):
+    make_trainer(tmp_path, tiny_olmoe(), save_strategy="steps", save_steps=2, max_steps=2).train()
+    other = copy.deepcopy(tiny_olmoe().config)
+    other.intermediate_size = 12
+    with pytest.raises(CheckpointError, match=r"does not fit the model.*experts.*8.*12"):
+        make_trainer(tmp_path, OlmoeForCausalLM(other)).train(resume_from_checkpoint=True)
+
+
+# The end of a run
+
+
+END_CASES = {
+    # 12 rows, 2 per batch: an epoch is 6 batches.
+    "mid-epoch": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2},
+    "epoch-end": {"max_steps": 6, "save_strategy": "steps", "save_steps": 3},
+    "open-log-window": {"max_steps": 5, "save_strategy": "steps", "save_steps": 5, "logging_steps": 3},
+    "epochs": {
+        "num_train_epochs": 2, "max_steps": -1, "save_strategy": "epoch", "logging_strategy": "epoch",
+        "logging_steps": 6,
+    },
+    "end-of-epoch-after-the-save": {
+        "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch",
+        "logging_strategy": "epoch", "logging_steps": 6,
+    },
+    "stream": {"max_steps": 4, "save_strategy": "steps", "save_steps": 2},
+    "best": {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
+        "load_best_model_at_end": True,
+    },
+}  # fmt: skip
+
+
+class KilledAtTheEnd(MoETrainer):
+    """Dies when all steps are done and saved."""
+
+    def _finalize_training(self, *args):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("case", END_CASES)
+def test_a_run_killed_at_its_end_is_ended_and_not_trained_further(tmp_path, case):
+    def build(folder, trainer_class=MoETrainer):
+        data = EndlessStream() if case == "stream" else None
+        model = tiny_moe(**DROPOUT)
+        return make_trainer(
+            tmp_path / folder,
+            model,
+            data,
+            (),
+            trainer_class,
+            rows(4, seed=5),
+            **({"learning_rate": 0.1} | END_CASES[case]),
+        )
+
+    whole = build("whole")
+    whole_output = whole.train()
+    killed = build("parts", KilledAtTheEnd)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = build("parts")
+    output = resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step
+    assert_same_run(whole, resumed)
+    assert output.training_loss == pytest.approx(whole_output.training_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_run_killed_after_a_save_at_the_end_of_an_epoch_misses_nothing(tmp_path, stop):
+    options = {"save_strategy": "steps", "save_steps": stop, "eval_strategy": "epoch", "logging_strategy": "epoch"}
+    options["logging_steps"] = 6
+
+    def build(folder, *callbacks):
+        return make_trainer(tmp_path / folder, tiny_moe(**DROPOUT), None, callbacks, eval_data=rows(4), **options)
+
+    class KilledAfterSave(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    whole = build("whole")
+    whole.train()
+    with pytest.raises(KeyboardInterrupt):
+        build("parts", KilledAfterSave()).train()
+    resumed = build("parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_the_closing_line_of_a_resumed_run_sums_up_the_whole_run(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+    whole = make_trainer(tmp_path / "whole", **options).train()
+    make_trainer(tmp_path / "parts", callbacks=[StopAfter(3)], **options).train()
+    checkpoint = tmp_path / "parts" / "checkpoint-3"
+    state = torch.load(checkpoint / "run_state.pt")
+    state["run"]["seconds"] += 1000.0
+    torch.save(state, checkpoint / "run_state.pt")
+    (checkpoint / "manifest.json").unlink()
+    resumed = make_trainer(tmp_path / "parts", **options)
+    parts = resumed.train(resume_from_checkpoint=True)
+    assert parts.training_loss == pytest.approx(whole.training_loss, rel=1e-6)
+    assert 1000 < parts.metrics["train_runtime"] < 1200
+    assert parts.metrics["train_steps_per_second"] == pytest.approx(8 / parts.metrics["train_runtime"], abs=1e-3)
+    assert resumed.timed_steps == 8
+    assert read_metrics(str(tmp_path / "parts"))[-1]["train_loss"] == parts.training_loss
+
+
+def test_a_checkpoint_that_does_not_tell_its_time_leaves_this_calls_part(tmp_path):
+    make_trainer(tmp_path, callbacks=[StopAfter(3)], save_strategy="steps", save_steps=3).train()
+    checkpoint = tmp_path / "checkpoint-3"
+    state = torch.load(checkpoint / "run_state.pt")
+    del state["run"]
+    torch.save(state, checkpoint / "run_state.pt")
+    (checkpoint / "manifest.json").unlink()
+    resumed = make_trainer(tmp_path)
+    assert resumed.train(resume_from_checkpoint=True).metrics["train_runtime"] < 100
+    assert resumed.timed_steps == 5
 
 
 # Interrupts

@@ -73,8 +73,9 @@ class TrainingReport(NamedTuple):
 
     `finished` is False when it was stopped early; it can then be continued. `interrupted` says that Ctrl-C stopped it.
     `model_dir` holds the model: the run's folder, or the newest checkpoint of a stopped run (None if there is none).
-    Losses are mean cross-entropies in nats per label. `peak_memory_bytes` is the process's, or the accelerator's where
-    one is used.
+    `seconds` are those of the last `timed_steps` steps: of all, unless the run goes on from a checkpoint that does not
+    tell its time. Losses are mean cross-entropies in nats per label. `peak_memory_bytes` is the process's, or the
+    accelerator's where one is used.
     """
 
     plan: RunPlan
@@ -82,6 +83,7 @@ class TrainingReport(NamedTuple):
     interrupted: bool = False
     model_dir: Path | None = None
     steps: int = 0
+    timed_steps: int = 0
     seconds: float = 0.0
     train_loss: float | None = None
     eval_loss: float | None = None

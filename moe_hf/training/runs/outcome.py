@@ -2,11 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
+from moe_hf.base.files import flush, one_disk_error
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.scoreboard import Scoreboard, score_answers
 from moe_hf.training.runs.answers import batch_answerer
@@ -30,21 +33,38 @@ def can_generate_alone(trainer: MoETrainer) -> bool:
     return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.args.world_size == 1
 
 
-def save_final_model(trainer: MoETrainer, folder: Path) -> None:
-    """Write model, tokenizer and generation settings into `folder`, beside its checkpoints.
+@contextmanager
+def final_model(trainer: MoETrainer, folder: Path) -> Iterator[Path]:
+    """Write model, tokenizer and generation settings into `folder`, beside its checkpoints, with what the body adds.
 
-    They are written aside first and moved when complete, `config.json` last: a folder that has it holds a whole model.
+    All of it is written aside, into the folder that is given to the body, and moved when complete, `config.json` last:
+    a folder that has it holds a finished run. Until then it is an interrupted one, and its end is done again.
+
+    Raises:
+        OSError: the disk is full, or does not take it.
     """
-    staging = folder / _STAGING
-    # _internal_call: without it a run with push_to_hub would push this folder here.
-    trainer.save_model(str(staging), _internal_call=True)
-    if trainer.args.process_index != 0:
-        return
-    # A pickle, and run.yaml says the same.
-    (staging / "training_args.bin").unlink(missing_ok=True)
-    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, folder / file.name)
-    shutil.rmtree(staging)
+    staging, writer = folder / _STAGING, trainer.args.process_index == 0
+    with one_disk_error(folder):
+        if writer:
+            shutil.rmtree(staging, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        # _internal_call: without it a run with push_to_hub would push this folder here.
+        trainer.save_model(str(staging), _internal_call=True)
+        yield staging
+        if not writer:
+            return
+        # A pickle, and run.yaml says the same.
+        (staging / "training_args.bin").unlink(missing_ok=True)
+        files = [file for file in sorted(staging.rglob("*")) if file.is_file()]
+        for file in files:
+            flush(file)
+        for file in sorted(files, key=lambda file: file == staging / "config.json"):
+            target = folder / file.relative_to(staging)
+            target.parent.mkdir(exist_ok=True)
+            flush(folder)
+            os.replace(file, target)
+        flush(folder)
+        shutil.rmtree(staging)
 
 
 def share_folder(trainer: MoETrainer, folder: Path) -> None:

@@ -25,14 +25,14 @@ _FILES = (
 )
 
 
-def write_report(report: TrainingReport, settings: Settings) -> list[Path]:
-    """Write model card and pictures into the run's folder, and say which files were written."""
-    folder = report.plan.output_dir
-    events = read_metrics(str(folder))
+def write_report(report: TrainingReport, settings: Settings, folder: Path) -> list[Path]:
+    """Write model card and pictures of the run in `report.plan.output_dir` into `folder`; returns their paths."""
+    name = report.plan.output_dir.name
+    events = read_metrics(str(report.plan.output_dir))
     written = []
-    if draw_loss(events, f"{folder.name}: loss", folder / LOSS_PICTURE):
+    if draw_loss(events, f"{name}: loss", folder / LOSS_PICTURE):
         written.append(folder / LOSS_PICTURE)
-    title = f"{folder.name}: how evenly the experts are used"
+    title = f"{name}: how evenly the experts are used"
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
     with whole_file(folder / CARD_FILE) as aside:
@@ -107,7 +107,8 @@ def _numbers(report: TrainingReport, bits_per_byte: float | None) -> list[tuple[
         ("speed", report.tokens_per_second, "{:,.0f} tokens/s"),
     ]
     rows += [(name, form.format(value)) for name, value, form in optional if value is not None]
-    rows.append(("trained in", f"{report.seconds / 60:.1f} minutes on {plan.device}"))
+    span = "" if report.timed_steps == report.steps else f"the last {report.timed_steps:,} steps in "
+    rows.append(("trained in", f"{span}{report.seconds / 60:.1f} minutes on {plan.device}"))
     rows.append(("peak memory", f"{report.peak_memory_bytes / 1e9:.2f} GB"))
     return rows
 

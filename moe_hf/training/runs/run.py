@@ -1,22 +1,21 @@
 """Trains a model from settings: data, tokenizer, model, Trainer, and what is left on disk."""
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
-from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.errors import ConfigError
 from moe_hf.base.memory import peak_memory
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer, vocabulary_rows
 from moe_hf.training.metrics import bits_per_byte, bytes_per_label
+from moe_hf.training.processes import main_process_says
 from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
 from moe_hf.training.runs.model_building import (
     adopt_tokenizer,
@@ -28,7 +27,7 @@ from moe_hf.training.runs.model_building import (
 from moe_hf.training.runs.outcome import (
     answer_held_out,
     can_generate_alone,
-    save_final_model,
+    final_model,
     share_folder,
 )
 from moe_hf.training.runs.planning import activation_bytes, make_plan, rows_per_step, rows_to_try
@@ -81,7 +80,7 @@ def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> Training
     if settings.run.dry_run:
         return _dry_run(settings, listeners)
     # Twice: what can't be used is refused before the data is read, the folder is taken after all of it was checked.
-    choose_run_folder(*_wish(settings))
+    main_process_says(settings.training, lambda: choose_run_folder(*_wish(settings)))
     assembly = _assemble(settings, listeners)
     with _run_folder(settings) as folder:
         settings.training.output_dir = str(folder.path)
@@ -101,18 +100,8 @@ def _wish(settings: Settings) -> tuple[Path, dict[str, Any], str, bool]:
 @contextmanager
 def _run_folder(settings: Settings) -> Iterator[RunFolder]:
     """The folder of the run, which is kept for it; the main process chooses, and the others hear of it."""
-    answer: list[Any] = [None]
     with ExitStack() as stack:
-        if settings.training.process_index == 0:
-            try:
-                answer = [stack.enter_context(taken_run_folder(*_wish(settings)))]
-            except (ConfigError, CheckpointError) as error:
-                answer = [error]
-        if settings.training.world_size > 1:
-            broadcast_object_list(answer)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        yield answer[0]
+        yield main_process_says(settings.training, lambda: stack.enter_context(taken_run_folder(*_wish(settings))))
 
 
 def _dry_run(settings: Settings, listeners: Sequence[RunListener]) -> TrainingReport:
@@ -213,18 +202,17 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     _tell(listeners, settings, "planned", plan)
-    begun = time.perf_counter()
-    trainer.train(resume_from_checkpoint=plan.checkpoint)
-    seconds = time.perf_counter() - begun
+    output = trainer.train(resume_from_checkpoint=plan.checkpoint)
     _tell(listeners, settings, "trained")
     report = TrainingReport(
         plan=plan,
         finished=trainer.state.global_step >= trainer.state.max_steps,
         interrupted=trainer.interrupted and trainer.state.global_step < trainer.state.max_steps,
         steps=trainer.state.global_step,
-        seconds=seconds,
-        train_loss=callback.latest("loss"),
-        tokens_per_second=callback.tokens_per_second,
+        timed_steps=trainer.timed_steps,
+        seconds=output.metrics["train_runtime"],
+        train_loss=_latest(trainer, "loss"),
+        tokens_per_second=callback.tokens_per_second or _latest(trainer, "tokens_per_second"),
         trained_tokens=trainer.state.global_step * trained.tokens_per_step,
         peak_memory_bytes=peak_memory(settings.training.device) or 0,
         notices=data.notices,
@@ -232,6 +220,11 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     if keep:
         report = _finish(report, assembly, trainer, listeners)
     return _end(report, settings, listeners)
+
+
+def _latest(trainer: MoETrainer, name: str) -> float | None:
+    """The last logged value, also of an earlier call that this one goes on from."""
+    return next((entry[name] for entry in reversed(trainer.state.log_history) if name in entry), None)
 
 
 def _tried_plan(assembly: _Assembly) -> RunPlan:
@@ -260,12 +253,12 @@ def _finish(
         _tell(listeners, settings, "working", "answering the held-out questions")
         report = report._replace(scoreboard=answer_held_out(trainer, assembly.tokenizer, questions))
     _tell(listeners, settings, "working", "saving")
-    save_final_model(trainer, folder)
     report = report._replace(model_dir=folder)
-    if settings.training.process_index == 0:
-        write_report(report, settings)
-        if settings.training.push_to_hub:
-            share_folder(trainer, folder)
+    with final_model(trainer, folder) as aside:
+        if settings.training.process_index == 0:
+            write_report(report, settings, aside)
+    if settings.training.process_index == 0 and settings.training.push_to_hub:
+        share_folder(trainer, folder)
     return report
 
 

@@ -35,7 +35,14 @@ def report_of(**values):
         activation_bytes=1,
         memory_bytes=10,
     )
-    return TrainingReport(plan=plan, finished=True, model_dir=plan.output_dir, steps=10, seconds=60.0, **values)
+    values = {"steps": 10, "timed_steps": 10, "seconds": 60.0} | values
+    return TrainingReport(plan=plan, finished=True, model_dir=plan.output_dir, **values)
+
+
+def test_the_card_says_which_steps_the_time_is_of():
+    assert "| trained in | 1.0 minutes on cpu |" in model_card(report_of(), resolve_settings({}), [])
+    later = model_card(report_of(timed_steps=4), resolve_settings({}), [])
+    assert "| trained in | the last 4 steps in 1.0 minutes on cpu |" in later
 
 
 def front_matter(card):

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.text.tokenizers import byte_tokenizer
 from moe_hf.training.metrics import read_metrics
+from moe_hf.training.runs import run
 from moe_hf.training.runs.listeners import RunListener
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
@@ -97,9 +99,12 @@ def same_weights(one, other):
 
 def log_lines(folder):
     speed = ("tokens_per_second", "_runtime", "_per_second")
-    # The line that closes a run sums up the steps of one call.
-    events = [event for event in read_metrics(str(folder)) if "train_runtime" not in event]
-    return [{name: value for name, value in event.items() if not name.endswith(speed)} for event in events]
+    lines = [
+        {name: value for name, value in event.items() if not name.endswith(speed)}
+        for event in read_metrics(str(folder))
+    ]
+    # A sum of float32 numbers in another order.
+    return [line | {name: round(line[name], 5) for name in ("train_loss",) if name in line} for line in lines]
 
 
 def test_a_finished_run_leaves_a_model_that_others_can_load(finished):
@@ -166,6 +171,67 @@ def test_an_interrupted_run_is_continued_by_the_same_command_to_the_same_end(fin
     assert report.model_dir == Path("runs/tiny-moe")
     assert same_weights(report.model_dir, whole.model_dir)
     assert log_lines(report.model_dir) == log_lines(whole.model_dir)
+
+
+class Killed(BaseException):
+    """Ends a call as a kill would: nothing in the package catches it."""
+
+
+def kill_after(monkeypatch, number):
+    """Die when the `number`-th rename, or removal of a folder, since the run's last step is done."""
+    calls = []
+
+    def mortal(real):
+        def call(*args, **kwargs):
+            answer = real(*args, **kwargs)
+            calls.append(args)
+            if len(calls) == number:
+                raise Killed
+            return answer
+
+        return call
+
+    class Trained(RunListener):
+        def trained(self):
+            monkeypatch.setattr(os, "replace", mortal(os.replace))
+            monkeypatch.setattr(shutil, "rmtree", mortal(shutil.rmtree))
+
+    return Trained()
+
+
+@pytest.mark.slow
+def test_a_run_killed_anywhere_in_its_end_is_ended_by_the_same_command(finished, go, monkeypatch):
+    # One folder, killed again and again: each call finds what the kill before has left.
+    kills = 0
+    while not Path("runs/tiny-moe/config.json").exists():
+        kills += 1
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            go("--output_dir runs/tiny-moe", kill_after(patch, kills))
+    assert kills > 9
+    files = {path.name for path in finished[0].model_dir.iterdir()}
+    # Killed before the last removal, which is that of an empty folder.
+    assert {path.name for path in Path("runs/tiny-moe").iterdir()} == files | {"tmp-model"}
+    assert same_weights("runs/tiny-moe", finished[0].model_dir)
+    assert log_lines("runs/tiny-moe") == log_lines(finished[0].model_dir)
+
+
+@pytest.mark.parametrize("moment", ["_finalize_training", "evaluate", "final_model", "write_report"])
+def test_a_run_killed_after_its_last_step_is_ended_and_not_trained_further(finished, go, monkeypatch, moment):
+    def killed(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run if hasattr(run, moment) else run.MoETrainer, moment, killed)
+        with pytest.raises(Killed):
+            go("--output_dir runs/tiny-moe")
+    recorder = Recorder()
+    report = go("--output_dir runs/tiny-moe", recorder)
+    assert recorder.steps == []
+    assert (report.steps, report.timed_steps, report.train_loss) == (6, 6, finished[0].train_loss)
+    assert report.tokens_per_second > 0
+    assert same_weights(report.model_dir, finished[0].model_dir)
+    assert log_lines(report.model_dir) == log_lines(finished[0].model_dir)
+    assert {path.name for path in report.model_dir.iterdir()} == {path.name for path in finished[0].model_dir.iterdir()}
 
 
 def test_a_streamed_run_is_continued_to_the_same_end(go):
