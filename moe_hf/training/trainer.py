@@ -13,12 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.ops.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
-from moe_hf.training.checkpoint import (
-    atomic_checkpoint,
-    checkpoint_to_resume,
-    remove_leftovers,
-    remove_old_checkpoints,
-)
+from moe_hf.training.checkpoint import atomic_checkpoint, checkpoint_to_resume, remove_leftovers, remove_old_checkpoints
 from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
@@ -95,8 +90,7 @@ class MoETrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> TrainOutput:
         """Train, from the beginning or from a checkpoint; a run whose last step is in the checkpoint is only ended.
 
-        Loss, time and speed that are returned, and logged as the closing line, are those of the whole run: of all
-        steps that led to this model, whichever call did them (see `timed_steps`).
+        Loss, time and speed of the closing line are those of all steps that led to the model (see `timed_steps`).
 
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
@@ -279,10 +273,9 @@ class MoETrainer(Trainer):
     ) -> None:
         # The last step of an epoch is saved after what the epoch's end logs and evaluates: a run that is killed and
         # goes on from there would miss that.
-        control = self.control
-        ends_epoch = control.should_training_stop or control.should_epoch_stop or (self.state.epoch or 0.5) % 1 == 0
-        held_back = self._epoch_open and ends_epoch and control.should_save
-        control.should_save = control.should_save and not held_back
+        due, stops = self.control.should_save, self.control.should_training_stop or self.control.should_epoch_stop
+        held_back = due and self._epoch_open and (stops or (self.state.epoch or 0.5) % 1 == 0)
+        self.control.should_save = due and not held_back
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         self.control.should_save = self.control.should_save or held_back
         if self.control.should_training_stop and self.interrupted and self._saved_step != self.state.global_step:
@@ -301,7 +294,9 @@ class MoETrainer(Trainer):
             with atomic_checkpoint(run_dir, step, writer=self.args.should_save) as self._staging:
                 try:
                     super()._save_checkpoint(model, trial)
-                    staged, self.state.best_model_checkpoint = self._staged_paths(final)
+                    staged = os.path.join(str(self._staging), os.path.basename(final))
+                    if self.state.best_model_checkpoint == staged:
+                        self.state.best_model_checkpoint = final
                 finally:
                     self._staging = None
                 if self.args.should_save:
@@ -317,10 +312,13 @@ class MoETrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 remove_old_checkpoints(run_dir, final, self.args.save_total_limit, best)
 
-    def _staged_paths(self, final: str) -> tuple[str, str | None]:
-        staged = os.path.join(str(self._staging), os.path.basename(final))
-        best = self.state.best_model_checkpoint
-        return staged, final if best == staged else best
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # The arguments are pickled beside the weights, and a checkpoint is given away.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer would upload, in the background, a folder that is about to be renamed.
