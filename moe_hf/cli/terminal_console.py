@@ -69,7 +69,9 @@ class TerminalConsole:
 
     def answer(self, text: str) -> None:
         """Writes the text without control characters, wrapped at words."""
-        self._rich.out(self._wrap.feed(printable(text), self._rich.width), end="")
+        # Straight to the file: rich would take the backspaces of a wrapped word out.
+        self._rich.file.write(self._wrap.feed(printable(text), self._rich.width))
+        self._rich.file.flush()
 
     def end_answer(self) -> None:
         """Ends the last line, if there is one to end."""
@@ -138,7 +140,7 @@ class WordWrap:
             self.column, self._word = 0, ""
             return "\n"
         self.column = cells
-        return "\b" * cells + "\x1b[K\n" + self._word if cells else "\n"
+        return "\b" * cells + " " * cells + "\n" + self._word
 
 
 class ChatCompleter(Completer):

@@ -24,7 +24,7 @@ from moe_hf.base.printable import json_line
 from moe_hf.cli.chat import main
 from moe_hf.cli.chat_script import answer_prompts, reply_record
 from moe_hf.cli.plain_console import PlainConsole, interrupt_sets
-from moe_hf.cli.terminal_console import ChatCompleter, TerminalConsole, WordWrap, history_path, open_history
+from moe_hf.cli.terminal_console import ChatCompleter, TerminalConsole, history_path, open_history
 from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession, Reply
 from moe_hf.inference.commands import COMMANDS
@@ -262,38 +262,45 @@ def test_what_is_typed_becomes_the_entry(keys, entry, tmp_path):
     assert type_at_terminal(keys, history_file=tmp_path / "history") == entry
 
 
-def screen_after(pieces, width):
-    """What stands on a screen after the pieces of an answer: a backspace moves the cursor, what is erased is gone."""
-    wrap, lines = WordWrap(), [""]
+def screen_after(pieces, capsys, monkeypatch):
+    """The lines on a terminal after the pieces of an answer; blanks at their ends do not show."""
+    monkeypatch.setenv("COLUMNS", "11")
+    with create_pipe_input() as source:
+        console = TerminalConsole({}, None, source=source, screen=DummyOutput())
+    lines = [[]]
     for piece in pieces:
-        for part in re.split("(\b|\n|\x1b\\[K)", wrap.feed(piece, width)):
-            if part == "\b":
-                lines[-1] = lines[-1][:-1]
-            elif part == "\n":
-                lines.append("")
-            elif part != "\x1b[K":
-                lines[-1] += part
-    return lines
+        console.answer(piece)
+    for character in capsys.readouterr().out:
+        if character == "\n":
+            lines.append([])
+            column = 0
+        elif character == "\b":
+            column -= 1
+        else:
+            column = column if lines[-1] else 0
+            lines[-1][column : column + 1] = [character]
+            column += 1
+    return ["".join(line).rstrip() for line in lines]
 
 
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("the quick brown fox jumps", ["the quick ", "brown fox ", "jumps"]),
-        ("ten letters", ["ten ", "letters"]),
+        ("the quick brown fox jumps", ["the quick", "brown fox", "jumps"]),
+        ("ten letters", ["ten", "letters"]),
         ("nine char", ["nine char"]),
         ("nine chars", ["nine chars"]),
-        ("a\nbb ccc dddd", ["a", "bb ccc ", "dddd"]),
+        ("a\nbb ccc dddd", ["a", "bb ccc", "dddd"]),
         ("abcdefghijklmnop", ["abcdefghij", "klmnop"]),
         ("abcdefghij klm", ["abcdefghij", "klm"]),
-        ("ab\tc d", ["ab      c ", "d"]),
+        ("ab\tc d", ["ab      c", "d"]),
         ("\u4f60\u597d\u4f60\u597d\u4f60\u597d", ["\u4f60\u597d\u4f60\u597d\u4f60", "\u597d"]),
     ],
 )
-def test_an_answer_wraps_at_words_however_it_is_cut(text, lines):
+def test_an_answer_wraps_at_words_however_it_is_cut(text, lines, capsys, monkeypatch):
     for size in (1, 3, 100):
         pieces = [text[start : start + size] for start in range(0, len(text), size)]
-        assert screen_after(pieces, width=11) == lines
+        assert screen_after(pieces, capsys, monkeypatch) == lines
 
 
 @pytest.mark.parametrize(("system", "coloured"), [("standard", False), ("256", True), ("truecolor", True)])
