@@ -286,6 +286,14 @@ class MoETrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else self._staging
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Plain TrainingArguments would be pickled beside the weights with all they hold.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir, step = self._get_output_dir(trial), self.state.global_step
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -49,6 +50,10 @@ class MoETrainingArguments(TrainingArguments):
         default="none", metadata={"help": "Where else to log: none, all, tensorboard, wandb, trackio, ..."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep so many of the newest checkpoints."})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: all but the hub's token, since transformers pickles arguments into what it shares."""
+        return {**self.__dict__, "hub_token": None}
 
     def __post_init__(self) -> None:
         """Checks all values; transformers' own errors become ConfigErrors of the same text."""

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -623,6 +624,20 @@ def test_plain_training_arguments_do(tmp_path):
     args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, disable_tqdm=True, report_to="none")
     MoETrainer(model=tiny_moe(), args=args, train_dataset=rows(8)).train()
     assert newest_valid_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
+
+
+def test_the_token_of_the_hub_lies_in_no_saved_file(tmp_path):
+    options = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": "none"}
+    for kind in (TrainingArguments, MoETrainingArguments):
+        args = kind(str(tmp_path / kind.__name__), hub_token="hf_secret", **options)
+        trainer = MoETrainer(model=tiny_moe(), args=args, train_dataset=rows(8))
+        trainer.train()
+        trainer.save_model()
+        files = [path for path in Path(args.output_dir).rglob("*") if path.is_file()]
+        assert "training_args.bin" in {path.name for path in files}
+        assert [path for path in files if b"hf_secret" in path.read_bytes()] == []
+        assert args.hub_token == "hf_secret"
+    assert b"hf_secret" not in pickle.dumps(args)
 
 
 # Metrics
