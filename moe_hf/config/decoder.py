@@ -1,10 +1,10 @@
 """The one flat configuration that every Mixture-of-Experts decoder of this package reads."""
 
 import difflib
-import math
 import os
 from typing import Any, ClassVar
 
+import torch
 from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -27,6 +27,8 @@ MLP_PLACEMENTS = ("each", "interleaved")
 EXPERT_INITS = ("copy", "noise", "drop")
 ROUTER_INITS = ("random", "zero")
 FFN_LAYER_TYPES = ("sparse", "dense", "none")
+# Beyond these no machine could hold the model, or float32 a forward's numbers.
+MOST_LAYERS, MOST_ROWS, MOST_FACTOR = 10_000, 2**31 - 1, 1e6
 # What a layer keeps between calls, by its mixer; "attention_with_state" keeps more than keys and values.
 _CACHE_OF_MIXER = {
     "attention": "full_attention",
@@ -208,6 +210,7 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
                 if value is not None:
                     setattr(self, name, value)
         self._refuse_misspelt_fields(kwargs)
+        self._refuse_what_transformers_cannot_read(kwargs)
         if self.intermediate_size is None:
             self.intermediate_size = self.ffn_width
         if self.moe_intermediate_size is None:
@@ -297,6 +300,20 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         """
         return {key: value for key, value in super().to_dict().items() if key != "layer_types"}
 
+    def _refuse_what_transformers_cannot_read(self, kwargs: dict[str, Any]) -> None:
+        # Before anything is derived: lists of layers, labels, the type of the weights.
+        most = MOST_LAYERS
+        self._require(1 <= self.num_hidden_layers <= most, "num_hidden_layers", f"an integer >= 1 and <= {most}")
+        for name in ("id2label", "label2id"):
+            self._require(isinstance(getattr(self, name, None), dict | None), name, "None or a dictionary")
+        dtype = kwargs.get("torch_dtype", self.dtype)
+        word = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        if dtype not in (None, "auto") and not isinstance(word, torch.dtype):
+            raise ConfigError(f"dtype={dtype!r} is not allowed; it must be None or a type such as float32 or bfloat16")
+        labels = kwargs.get("num_labels")
+        if labels is not None and (isinstance(labels, bool) or not isinstance(labels, int) or labels < 0):
+            raise ConfigError(f"num_labels={labels!r} is not allowed; it must be an integer >= 0")
+
     def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
         # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
         names = [*self.__dataclass_fields__, *self.attribute_map]
@@ -372,13 +389,15 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
             "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
             "num_experts num_experts_per_tok moe_intermediate_size"
         ).split():
-            self._require(getattr(self, name) >= 1, name, "an integer >= 1")
+            self._require(1 <= getattr(self, name) <= MOST_ROWS, name, f"an integer >= 1 and <= {MOST_ROWS}")
         hashed, sparse = self.router_num_hash_layers, len(self.sparse_layers)
         self._require(hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
         for name in (
             "mixer_short_conv shared_expert_intermediate_size expert_init_seed router_num_hash_layers router_hash_seed"
         ).split():
-            self._require(getattr(self, name) >= 0, name, "an integer >= 0")
+            # Seeds of PyTorch have 64 bits.
+            most = 2**63 - 1 if name.endswith("_seed") else MOST_ROWS
+            self._require(0 <= getattr(self, name) <= most, name, f"an integer >= 0 and <= {most}")
         heads = self.num_attention_heads
         self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
         if self.position_embedding_type == "rotary":
@@ -431,14 +450,21 @@ class MoEDecoderConfig(RetentionFields, MambaFields, HyenaFields, RWKVFields):
         experts = self.num_experts
         self._require(self.num_experts_per_tok <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
         for name in "router_aux_loss_coef router_z_loss_coef router_bias_update_speed expert_init_noise".split():
-            self._require(0 <= getattr(self, name) < math.inf, name, "a finite number >= 0")
+            self._require(0 <= getattr(self, name) <= MOST_FACTOR, name, f"a finite number >= 0 and <= {MOST_FACTOR:g}")
         for name in ("router_jitter_noise router_threshold_decay attention_dropout resid_dropout embd_dropout").split():
             self._require(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        for name in ("layer_norm_epsilon", "initializer_range", "rope_theta", "router_scale"):
-            self._require(0 < getattr(self, name) < math.inf, name, "a finite number > 0")
+        for name, largest in {
+            "layer_norm_epsilon": 1.0,
+            "initializer_range": 100.0,
+            "rope_theta": 1e12,
+            "router_scale": MOST_FACTOR,
+        }.items():
+            self._require(0 < getattr(self, name) <= largest, name, f"a finite number > 0 and <= {largest:g}")
         for name in ("router_capacity_factor", "router_eval_capacity_factor"):
             factor = getattr(self, name)
-            self._require(factor is None or 0 < factor < math.inf, name, "None or a finite number > 0")
+            self._require(
+                factor is None or 0 < factor <= MOST_FACTOR, name, f"None or a finite number > 0 and <= {MOST_FACTOR:g}"
+            )
         self._validate_router_type()
         self._require(0 <= self.expert_init_drop_ratio <= 1, "expert_init_drop_ratio", "a number in [0, 1]")
 

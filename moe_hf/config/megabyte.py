@@ -72,9 +72,13 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
                 "global_config is not allowed; the global decoder's fields are the configuration's own, such as "
                 "hidden_size=512, and local_config holds the local decoder's"
             )
-        self._require(self.patch_size >= 1, "patch_size", "an integer >= 1")
+        for name in ("patch_size", "hidden_size"):
+            # The local decoder's shape is made of them before they are validated.
+            self._require(1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
         if self.local_lookback is None:
             self.local_lookback = self.patch_size // 2
+        allowed = f"None or an integer in [0, patch_size={self.patch_size}]"
+        self._require(0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
         given, self.local_config = self.local_config, None
         backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
@@ -156,7 +160,6 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         }.items():
             _require_local(local, name, getattr(local, name) == allowed, f"{allowed!r}, whatever else differs")
         _require_local(local, "mixer", set(local.mixer_of_layer) == {"attention"}, "'attention': patches are short")
-        self._require(0 <= self.lookback <= size, "local_lookback", f"None or an integer in [0, patch_size={size}]")
         places = size + self.lookback
         longest = local.max_position_embeddings
         _require_local(

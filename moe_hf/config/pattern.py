@@ -20,7 +20,7 @@ def mixers_of_layers(mixer: str | list[str], num_layers: int) -> list[str]:
     >>> mixers_of_layers("mamba*3, attention", 8)
     ['mamba', 'mamba', 'mamba', 'attention', 'mamba', 'mamba', 'mamba', 'attention']
     """
-    names = _expanded(mixer) if isinstance(mixer, str) else list(mixer)
+    names = _expanded(mixer, num_layers) if isinstance(mixer, str) else list(mixer)
     for name in names:
         if name not in MIXER_NAMES:
             allowed = ", ".join(MIXER_NAMES)
@@ -39,7 +39,7 @@ def mixers_of_layers(mixer: str | list[str], num_layers: int) -> list[str]:
     return names
 
 
-def _expanded(pattern: str) -> list[str]:
+def _expanded(pattern: str, most: int) -> list[str]:
     names: list[str] = []
     for part in pattern.split(","):
         name, star, count = part.strip().partition("*")
@@ -47,5 +47,6 @@ def _expanded(pattern: str) -> list[str]:
             raise ConfigError(
                 f"mixer={pattern!r} is not allowed; it must be names with a number behind each *, as 'mamba*3'"
             )
-        names += [name.strip()] * (int(count) if star else 1)
+        # One more than there are layers does not fit either, and is soon made.
+        names += [name.strip()] * (min(int(count), most + 1) if star else 1)
     return names

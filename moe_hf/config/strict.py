@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -20,9 +20,27 @@ def strict_config(cls: Config) -> Config:
     """
     cls = cast(Config, strict(cls))
     cls.__init__ = _one_name_per_field(cls.__init__)  # type: ignore[misc]
+    cls.__setattr__ = _no_bool_for_a_number(cls.__setattr__, cls)  # type: ignore[misc,assignment]
     for name in ("__init__", "__setattr__", "validate"):
         setattr(cls, name, _raising_config_errors(getattr(cls, name), cls.__name__))
     return cls
+
+
+def _no_bool_for_a_number(assign: Callable[..., None], cls: Any) -> Callable[..., None]:
+    # True is an int to Python, and would be one layer.
+    numbers = {
+        name
+        for name, field in cls.__dataclass_fields__.items()
+        if {int, float} & (kinds := {field.type, *get_args(field.type)}) and bool not in kinds
+    }
+
+    @wraps(assign)
+    def wrapper(self: Any, name: str, value: Any) -> None:
+        if isinstance(value, bool) and name in numbers:
+            raise ConfigError(f"{cls.__name__}: field {name!r} expected a number, got {value!r}")
+        assign(self, name, value)
+
+    return wrapper
 
 
 def _one_name_per_field(init: Callable[..., None]) -> Callable[..., None]:

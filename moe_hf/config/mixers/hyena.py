@@ -1,6 +1,5 @@
 """The fields of a configuration that the Hyena operator reads."""
 
-import math
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -54,21 +53,25 @@ class HyenaFields(PreTrainedConfig):
             ConfigError: one is out of range.
         """
         for condition, name, allowed in (
-            (self.hyena_order >= 2, "hyena_order", "an integer >= 2"),
-            (self.hyena_short_conv >= 1, "hyena_short_conv", "an integer >= 1; 1 looks at no other token"),
-            (self.hyena_filter_width >= 1, "hyena_filter_width", "an integer >= 1"),
-            (self.hyena_filter_layers >= 0, "hyena_filter_layers", "an integer >= 0"),
+            (2 <= self.hyena_order <= 1000, "hyena_order", "an integer in [2, 1000]"),
             (
-                self.hyena_filter_embedding >= 3 and self.hyena_filter_embedding % 2 == 1,
+                1 <= self.hyena_short_conv < 2**31,
+                "hyena_short_conv",
+                "an integer in [1, 2**31); 1 looks at no other token",
+            ),
+            (1 <= self.hyena_filter_width < 2**31, "hyena_filter_width", "an integer in [1, 2**31)"),
+            (0 <= self.hyena_filter_layers <= 1000, "hyena_filter_layers", "an integer in [0, 1000]"),
+            (
+                3 <= self.hyena_filter_embedding < 2**31 and self.hyena_filter_embedding % 2 == 1,
                 "hyena_filter_embedding",
                 "an odd integer >= 3",
             ),
-            (0 < self.hyena_filter_frequency < math.inf, "hyena_filter_frequency", "a finite number > 0"),
-            (0 <= self.hyena_filter_shift < math.inf, "hyena_filter_shift", "a finite number >= 0"),
+            (0 < self.hyena_filter_frequency <= 1e4, "hyena_filter_frequency", "a number in (0, 10000]"),
+            (0 <= self.hyena_filter_shift <= 1e4, "hyena_filter_shift", "a number in [0, 10000]"),
             (
-                self.hyena_filter_time_base is None or self.hyena_filter_time_base >= 1,
+                self.hyena_filter_time_base is None or 1 <= self.hyena_filter_time_base < 2**31,
                 "hyena_filter_time_base",
-                "None or an integer >= 1",
+                "None or an integer >= 1 and < 2**31",
             ),
             (0 <= self.hyena_dropout < 1, "hyena_dropout", "a number in [0, 1)"),
         ):

@@ -83,25 +83,35 @@ class MambaFields(PreTrainedConfig):
             ConfigError: one is not allowed.
         """
         self._check_mamba(self.mamba_version in MAMBA_VERSIONS, "mamba_version", "1 or 2")
-        self._check_mamba(0 < self.mamba_expand < math.inf, "mamba_expand", "a finite number > 0")
+        # The width that it gives is checked, or its conversion would fail first.
+        self._check_mamba(0 < self.mamba_expand <= 1e6, "mamba_expand", "a number in (0, 1e+06]")
+        self._check_mamba(
+            self.mamba_inner_width >= 1, "mamba_expand", f"at least 1 / hidden_size = 1 / {self._mamba_width}"
+        )
         for name in "mamba_state_size mamba_time_step_rank".split():
             size = getattr(self, name)
-            self._check_mamba(size is None or size >= 1, name, "None or an integer >= 1")
+            self._check_mamba(size is None or 1 <= size < 2**31, name, "None or an integer in [1, 2**31)")
         for name in "mamba_conv_kernel mamba_head_dim mamba_num_groups".split():
-            self._check_mamba(getattr(self, name) >= 1, name, "an integer >= 1")
+            self._check_mamba(1 <= getattr(self, name) < 2**31, name, "an integer in [1, 2**31)")
         for name in "mamba_time_step_min mamba_time_step_max mamba_time_step_floor mamba_time_step_scale".split():
-            self._check_mamba(0 < getattr(self, name) < math.inf, name, "a finite number > 0")
+            self._check_mamba(0 < getattr(self, name) <= 1e3, name, "a number in (0, 1000]")
         largest = self.mamba_time_step_max
         self._check_mamba(self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
         limit = self.mamba_time_step_limit
-        ordered = limit is None or (len(limit) == 2 and 0 <= limit[0] <= limit[1])
-        self._check_mamba(ordered, "mamba_time_step_limit", "None or [least, greatest] with 0 <= least <= greatest")
+        ordered = limit is None or (len(limit) == 2 and 0 <= limit[0] <= limit[1] and limit[0] < 1e3)
+        self._check_mamba(
+            ordered, "mamba_time_step_limit", "None or [least, greatest] with 0 <= least <= greatest and least < 1000"
+        )
         eps = self.mamba_bcdt_norm_eps
-        self._check_mamba(eps is None or 0 < eps < math.inf, "mamba_bcdt_norm_eps", "None or a finite number > 0")
+        self._check_mamba(eps is None or 0 < eps <= 1, "mamba_bcdt_norm_eps", "None or a number in (0, 1]")
         config: Any = self
         if self.mamba_version == 2 and "mamba" in config.mixer_of_layer:
             inner = self.mamba_inner_width
-            self._check_mamba(inner % self.mamba_head_dim == 0, "mamba_head_dim", f"a divisor of {inner} channels")
+            self._check_mamba(
+                inner % self.mamba_head_dim == 0,
+                "mamba_head_dim",
+                f"a divisor of {inner} channels, mamba_expand times the width",
+            )
             heads = self.mamba_num_heads
             self._check_mamba(heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")
 

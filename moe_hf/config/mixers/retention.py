@@ -73,8 +73,11 @@ class RetentionFields(PreTrainedConfig):
         }.items():
             _require(self, getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
         heads = self.retention_num_heads
-        _require(self, heads is None or heads >= 1, "retention_num_heads", "None or an integer >= 1")
-        _require(self, self.retention_rope_theta > 0, "retention_rope_theta", "a number > 0")
+        _require(self, heads is None or 1 <= heads < 2**31, "retention_num_heads", "None or an integer >= 1")
+        theta = self.retention_rope_theta
+        _require(self, 0 < theta <= 1e12, "retention_rope_theta", "a number > 0 and <= 1e+12")
+        for name in ("retention_expand_k", "retention_expand_v"):
+            _require(self, 0 < getattr(self, name) <= 1e6, name, "a number > 0 and <= 1e+06")
         if "retention" not in self.mixer_of_layer:
             return
         # A rotation turns pairs of channels.

@@ -51,5 +51,5 @@ class RWKVFields(PreTrainedConfig):
             raise ConfigError(f"rwkv_version={self.rwkv_version!r} is not allowed; it must be 7 or 4")
         for name in ("rwkv_inner_width", *(f"rwkv_{what}_rank" for what in RANK_FACTORS)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value!r} is not allowed; it must be None or an integer >= 1")
+            if value is not None and not 1 <= value < 2**31:
+                raise ConfigError(f"{name}={value!r} is not allowed; it must be None or an integer in [1, 2**31)")

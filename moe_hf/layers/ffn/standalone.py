@@ -81,26 +81,27 @@ class MoE(nn.Module):
         d_expert: int | None = None,
     ) -> None:
         super().__init__()
-        if num_experts < 1 or not 1 <= top_k <= num_experts:
+        if not _is_whole(num_experts) or not _is_whole(top_k) or top_k > num_experts:
             raise ConfigError(
                 f"MoE got num_experts={num_experts}, top_k={top_k}; num_experts must be at least 1, and top_k 1 to "
                 "num_experts"
             )
-        if load_balance_weight < 0:
-            raise ConfigError(f"load_balance_weight must be >= 0, got {load_balance_weight}; 0.01 is usual")
+        load_balance_weight = _number("load_balance_weight", load_balance_weight, 0.0, 1e6)
         width = _width_of(config)
-        if d_expert is not None and d_expert < 1:
+        if d_expert is not None and not _is_whole(d_expert):
             raise ConfigError(f"d_expert must be at least 1, got {d_expert}; None means 4 x {width}")
         self.num_experts = num_experts
         self.top_k = top_k
         self.load_balance_weight = load_balance_weight
-        self.initializer_range = float(_first_of(config, ("initializer_range",), 0.02))
+        self.initializer_range = _number(
+            "initializer_range", _first_of(config, ("initializer_range",), 0.02), 0.0, 100.0
+        )
         router = TopKRouter if top_k > 1 else SwitchRouter
         self.gate: LearnedRouter = router(width, num_experts, top_k)
         bias = bool(_first_of(config, ("bias",), True))
         fields: Any = _ExpertsConfig(num_experts, width, d_expert or 4 * width, _activation_of(config), bias)
         self.experts: Any = Experts.from_config(fields)
-        self.dropout = nn.Dropout(float(_first_of(config, _DROPOUT_NAMES, 0.0)))
+        self.dropout = nn.Dropout(_number("dropout", _first_of(config, _DROPOUT_NAMES, 0.0), 0.0, 1.0))
         self._routed: _Routed | None = None
         self.reset_parameters()
 
@@ -193,6 +194,16 @@ class MoE(nn.Module):
         return f"num_experts={self.num_experts}, top_k={self.top_k}, load_balance_weight={self.load_balance_weight}"
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigError(f"{name} must be >= {least:g}, got {value!r}; it is a number, at most {most:g}")
+    return float(value)
+
+
 def _first_of(config: Any, names: tuple[str, ...], default: Any) -> Any:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), default)
 
@@ -206,7 +217,9 @@ def _width_of(config: Any) -> int:
             f"{type(config).__name__} has neither; it has {', '.join(has) or 'no attributes'}; pass an object such as "
             "types.SimpleNamespace(n_embd=768)"
         )
-    return int(width)
+    if not _is_whole(width):
+        raise ConfigError(f"MoE got {width!r} as the width of the tokens; it must be an integer >= 1")
+    return width
 
 
 def _activation_of(config: Any) -> str:

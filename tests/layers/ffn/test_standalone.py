@@ -344,3 +344,15 @@ def test_a_config_without_a_width_is_told_what_it_has() -> None:
 def test_values_out_of_range_are_named(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MoE(**{"config": HOST, **options})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"num_experts": "x"}, {"top_k": True}, {"load_balance_weight": float("nan")}, {"load_balance_weight": "x"},
+     {"d_expert": 0.5}, {"n_embd": "x"}, {"n_embd": 0}, {"dropout": float("nan")}, {"initializer_range": -1}],
+)  # fmt: skip
+def test_an_odd_value_is_refused(given) -> None:
+    host = {"n_embd": 8, **{name: given[name] for name in given if name not in ("num_experts", "top_k", "d_expert")}}
+    own = {name: value for name, value in given.items() if name not in ("n_embd", "dropout", "initializer_range")}
+    with pytest.raises(ConfigError, match="got"):
+        MoE(SimpleNamespace(**host), **own)

@@ -50,6 +50,9 @@ class Router(nn.Module, ABC):
 
     def __init__(self, num_experts: int, k: int, normalize: bool = True) -> None:
         super().__init__()
+        for name, value in {"num_experts": num_experts, "k": k}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r} is not allowed; it must be an integer >= 1")
         if not 1 <= k <= num_experts:
             raise ConfigError(f"k={k} experts per token is not allowed; it must be in [1, num_experts={num_experts}]")
         self.num_experts = num_experts
@@ -122,11 +125,28 @@ class LearnedRouter(Router):
             al. 2021, Switch); the experts get the clean tokens.
     """
 
-    def __init__(self, dim: int, num_experts: int, k: int, normalize: bool = True, jitter: float = 0.0) -> None:
+    def __init__(self, dim: int | None, num_experts: int, k: int, normalize: bool = True, jitter: float = 0.0) -> None:
         super().__init__(num_experts, k, normalize)
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+            raise ConfigError(f"dim={dim!r} is not allowed; it must be the width of the tokens, an integer >= 1")
+        if not isinstance(jitter, int | float) or not 0 <= jitter < 1:
+            raise ConfigError(f"jitter={jitter!r} is not allowed; it must be a number in [0, 1)")
         self.jitter = jitter
-        self.weight = nn.Parameter(torch.empty(num_experts, dim))
-        nn.init.normal_(self.weight, std=0.02)
+        self.weight: Any = nn.UninitializedParameter()
+        if dim is not None:
+            self.weight = nn.Parameter(torch.empty(num_experts, dim))
+            nn.init.normal_(self.weight, std=0.02)
+
+    def _materialize(self, dim: int) -> None:
+        if isinstance(self.weight, nn.UninitializedParameter):
+            self.weight.materialize((self.num_experts, dim))
+            nn.init.normal_(self.weight, std=0.02)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}weight")
+        if stored is not None and not isinstance(stored, nn.UninitializedParameter):
+            self._materialize(stored.shape[-1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def from_config(cls, config: MoEDecoderConfig) -> Self:
@@ -141,6 +161,7 @@ class LearnedRouter(Router):
 
     def logits(self, x_TD: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
         """Raw logits (T, E), float32; `token_ids` is not looked at."""
+        self._materialize(x_TD.shape[-1])
         score_input = x_TD.float()
         if self.training and self.jitter > 0:
             score_input = score_input * torch.empty_like(score_input).uniform_(1 - self.jitter, 1 + self.jitter)

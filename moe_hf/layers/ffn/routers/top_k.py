@@ -40,12 +40,19 @@ class SwitchRouter(TopKRouter):
     """Weights are the probabilities themselves, so that even a single expert's teaches the router (Fedus et al. 2021).
 
     Args:
-        dim: width D of the tokens.
+        dim: width D of the tokens; None takes that of the first tokens it is given, before which it has no weights.
         num_experts: E.
         k: experts per token; Switch's own is 1.
         normalize, jitter: as in `LearnedRouter`.
     """
 
-    def __init__(self, dim: int, num_experts: int, k: int = 1, normalize: bool = False, jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int | None = None,
+        num_experts: int = 8,
+        k: int = 1,
+        normalize: bool = False,
+        jitter: float = 0.0,
+    ) -> None:
         # A single normalised weight is always 1 and has no gradient.
         super().__init__(dim, num_experts, k, normalize=normalize and k > 1, jitter=jitter)

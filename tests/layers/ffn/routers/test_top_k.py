@@ -6,6 +6,7 @@ from transformers import GptOssConfig, MixtralConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
+from moe_hf import ConfigError
 from moe_hf.layers.ffn.routers import ROUTERS, SwitchRouter, TopKRouter
 
 T, D, E = 11, 32, 4
@@ -104,3 +105,18 @@ def test_switch_weighs_by_probability_so_that_one_expert_teaches_the_router(x_TD
 def test_a_single_normalised_weight_would_teach_nothing(x_TD: torch.Tensor) -> None:
     assert SwitchRouter(D, E, k=1, normalize=True).normalize is False
     assert SwitchRouter(D, E, k=2, normalize=True).normalize is True
+
+
+def test_a_switch_without_a_width_takes_that_of_the_first_tokens() -> None:
+    router, x = SwitchRouter(num_experts=16), torch.randn(5, 12)
+    weight = router(x).weight_TK
+    assert router.weight.shape == (16, 12)
+    again = SwitchRouter(num_experts=16)
+    again.load_state_dict(router.state_dict())
+    assert again(x).weight_TK.equal(weight)
+
+
+@pytest.mark.parametrize("given", [{"num_experts": "x"}, {"num_experts": True}, {"dim": 0}, {"jitter": float("nan")}])
+def test_an_odd_value_is_named(given) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}="):
+        SwitchRouter(**{"dim": 8, "num_experts": 4, **given})
