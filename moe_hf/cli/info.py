@@ -4,19 +4,26 @@ import argparse
 from pathlib import Path
 
 from rich.table import Table
+from transformers import PreTrainedConfig
 
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.presets import PRESETS, create_moe_config
-from moe_hf.models.auto import family_of
+from moe_hf.models.auto import FAMILIES, family_of
 from moe_hf.models.info import get_moe_model_info
 
 FLAGS = (
     "num_experts num_experts_per_tok hidden_size num_hidden_layers num_attention_heads intermediate_size "
     "moe_intermediate_size shared_expert_intermediate_size max_position_embeddings vocab_size tie_word_embeddings "
     "mlp_layer_types router_type router_num_hash_layers shared_expert_gate"
+).split()
+
+
+_OF_EXPERTS = (
+    "active_params_m active_fraction active_non_embedding_params_m dense_twin_params_m expert_utilization experts "
+    "moe_layers"
 ).split()
 
 
@@ -40,19 +47,26 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
         fields["mlp_layer_types"] = layer_pattern(pattern, config.num_hidden_layers)
         config = _config(args.model, args.architecture, fields)
 
+    dense_type = _dense_type(args.model)
+    if dense_type is not None and not fields:
+        config.make_dense()
     console = Screen(soft_wrap=True)
     info = get_moe_model_info(config)
     if args.json:
         console.print_json(data=info)
         return 0
-    table = Table(
-        title=f"{args.model}: {info['total_params_m']:.1f}M parameters, {info['active_params_m']:.1f}M active"
-    )
+    size = f"{info['total_params_m']:.1f}M parameters"
+    if info["moe_layers"]:
+        made_of = "" if dense_type is None else f"as a Mixture of Experts made of the dense {dense_type}, "
+        table = Table(title=f"{args.model}: {made_of}{size}, {info['active_params_m']:.1f}M active")
+    else:
+        table = Table(title=f"{args.model}: a dense {dense_type or 'model'}, without experts: {size}")
     table.add_column("what", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("meaning", style="dim")
     for what, value, meaning in _rows(config, info):
-        table.add_row(what, value, meaning)
+        if info["moe_layers"] or what not in _OF_EXPERTS:
+            table.add_row(what, value, meaning)
     console.print(table)
     return 0
 
@@ -62,6 +76,15 @@ def _config(model: str, architecture: str, fields: dict) -> MoEDecoderConfig:
         return create_moe_config(model, architecture=architecture, **fields)
     source = folder_or_hub_id(model)
     return family_of(source).config.from_pretrained(source, **fields)
+
+
+def _dense_type(model: str) -> str | None:
+    """The type of a dense model of others in a folder or on the Hub; None of sizes and of this package's models."""
+    if model in PRESETS:
+        return None
+    found = PreTrainedConfig.get_config_dict(folder_or_hub_id(model))[0]
+    name = str(found.get("model_type", "gpt2"))
+    return None if name in FAMILIES else name
 
 
 def _rows(config: MoEDecoderConfig, info: dict) -> list[tuple[str, str, str]]:

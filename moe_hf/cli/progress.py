@@ -31,6 +31,7 @@ class LineListener(RunListener):
         self.console = console
         self._last_line = 0.0
         self._heard = 0
+        self._had_loss = False
 
     def noticed(self, text: str) -> None:
         """Print it."""
@@ -45,10 +46,12 @@ class LineListener(RunListener):
             self.say(f"  {name:<{width}}  {value}")
 
     def progressed(self, progress: Progress) -> None:
-        """Print a line now and then: after the first steps, every few seconds, at the end."""
+        """Print a line now and then: after the first steps, at the first loss, every few seconds, at the end."""
         now = time.monotonic()
         self._heard += 1
-        early = self._heard in (1, _FIRST_STEPS)
+        first_loss = progress.loss is not None and not self._had_loss
+        self._had_loss |= first_loss
+        early = self._heard in (1, _FIRST_STEPS) or first_loss
         if early or progress.step == progress.num_steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             step = f"{progress.step:,.{0 if progress.step == int(progress.step) else 2}f}"
@@ -207,10 +210,11 @@ def progress_words(progress: Progress) -> list[str]:
 
 def report_lines(report: TrainingReport) -> list[str]:
     """What came out, in sentences."""
+    whole = "" if report.whole_seconds is None else f"all {report.plan.num_steps:,} steps would take about "
     if not report.steps:
-        return []
-    tried = report.finished and report.steps < report.plan.num_steps
-    ended = "tried" if tried else "trained" if report.finished else "stopped after"
+        guess = "guessed from the speed of this machine's matrix products"
+        return [f"{whole}{_clock(report.whole_seconds)}, {guess}"] if report.whole_seconds is not None else []
+    ended = "tried" if report.tried else "trained" if report.finished else "stopped after"
     peak = _bytes(report.peak_memory_bytes)
     span = "" if report.timed_steps == report.steps else f", the last {report.timed_steps:,} of them"
     lines = [f"{ended} {report.steps:,} steps{span} in {_clock(report.seconds)}, peak memory {peak}"]
@@ -218,12 +222,10 @@ def report_lines(report: TrainingReport) -> list[str]:
         lines.append(f"loss {report.train_loss:.3f} in training, {report.eval_loss:.3f} on held-out data")
     elif report.train_loss is not None:
         lines.append(f"loss {report.train_loss:.3f} in training")
-    if tried and report.tokens_per_second is not None:
-        whole = _clock(report.plan.total_tokens / report.tokens_per_second)
-        lines.append(
-            f"{_short(report.tokens_per_second)} tok/s at {report.trained_tokens // report.steps:,} tokens per step: "
-            f"all {report.plan.num_steps:,} steps would take about {whole}"
-        )
+    if report.whole_seconds is not None:
+        speed = "" if report.tokens_per_second is None else f"{_short(report.tokens_per_second)} tok/s at "
+        per_step = f"{report.trained_tokens // report.steps:,} tokens per step: "
+        lines.append(f"{speed}{per_step}{whole}{_clock(report.whole_seconds)}")
     return lines
 
 

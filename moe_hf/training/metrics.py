@@ -161,6 +161,41 @@ def routing_of_window(sums: torch.Tensor) -> LayerRouting:
     )
 
 
+class CrossEntropyMeter:
+    """Mean cross-entropy of a logging window over the labels that evaluation would count, and nothing else.
+
+    What is trained may have router losses, smoothing and the labels of prompts in it as well.
+    """
+
+    def __init__(self) -> None:
+        # Sum of nats, and number of labels.
+        self.sums: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, logits_BSV: torch.Tensor, labels_BS: torch.Tensor, answers_BS: torch.Tensor | None = None) -> None:
+        """Count one forward.
+
+        Args:
+            logits_BSV: of each position's next token.
+            labels_BS: the input ids themselves (they are shifted here); -100 where no loss is wanted.
+            answers_BS: False at labels that evaluation would not count; None counts all.
+        """
+        target_BS = labels_BS if answers_BS is None else labels_BS.masked_fill(~answers_BS, -100)
+        target_BS = target_BS[:, 1:].to(logits_BSV.device)
+        # Row by row: in float32 the logits of a whole batch are large.
+        nats = [
+            nn.functional.cross_entropy(logits_SV[:-1].float(), target_S, reduction="sum")
+            for logits_SV, target_S in zip(logits_BSV, target_BS, strict=True)
+        ]
+        new = torch.stack([torch.stack(nats).sum(), (target_BS != -100).sum().float()])
+        new = new if new.device.type == "mps" else new.double()
+        self.sums = new if self.sums is None else self.sums + new
+
+    def reset(self) -> None:
+        """Begin a new window."""
+        self.sums = None
+
+
 class SpeedMeter:
     """Counts this process's training tokens and FLOPs, and the time in which they were done."""
 
@@ -169,11 +204,12 @@ class SpeedMeter:
 
     def reset(self) -> None:
         """Begin a new window now."""
-        self.tokens, self.flops, self._paused = 0, 0.0, 0.0
+        self.tokens: int | torch.Tensor = 0
+        self.flops, self._paused = 0.0, 0.0
         self._begun = time.perf_counter()
 
-    def add(self, tokens: int, flops: float) -> None:
-        """Count one micro-batch."""
+    def add(self, tokens: int | torch.Tensor, flops: float) -> None:
+        """Count one micro-batch; a tensor is waited for when the window is read."""
         self.tokens += tokens
         self.flops += flops
 
@@ -196,7 +232,7 @@ class SpeedMeter:
         seconds = time.perf_counter() - self._begun - self._paused
         if not self.tokens or seconds <= 0:
             return {}
-        speed = {"tokens_per_second": num_processes * self.tokens / seconds}
+        speed = {"tokens_per_second": num_processes * float(self.tokens) / seconds}
         if peak_flops:
             speed["mfu"] = self.flops / seconds / peak_flops
         return speed
@@ -301,7 +337,8 @@ def bits_per_byte(loss: float, bytes_per_label: float) -> float:
 def append_metrics(output_dir: str, record: Mapping[str, Any]) -> None:
     """Add one line to `metrics.jsonl`.
 
-    Every line has "step". A training line has "loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second" and,
+    Every line has "step". A training line has "loss" (all that is trained), "cross_entropy" (what evaluation would
+    measure: of the answers alone), "learning_rate", "grad_norm", "epoch", "tokens_per_second" and,
     for an MoE, the scalars of `LayerRouting.scalars` and "layers", an object of the lists of `LayerRouting`. A line
     with "eval_loss" is an evaluation ("eval_bits_per_byte" is the same in another unit); the one with "train_loss"
     closes the run.

@@ -19,6 +19,7 @@ from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.label_smoothing import label_smoothing_term
 from moe_hf.training.metrics import (
+    CrossEntropyMeter,
     RoutingMeter,
     SpeedMeter,
     append_metrics,
@@ -71,6 +72,7 @@ class MoETrainer(Trainer):
         self._loading_from: str | None = None
         self._flops = training_flops(model)
         self._speed = SpeedMeter()
+        self._cross_entropy = CrossEntropyMeter() if getattr(model, "loss_type", None) == "ForCausalLM" else None
         num_experts_per_tok = experts_per_token(model)
         self._routing = RoutingMeter(num_experts_per_tok) if num_experts_per_tok else None
         self.add_callback(MomentsCallback(self))
@@ -194,7 +196,11 @@ class MoETrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer; while training, labels are smoothed and the returned router logits measured on the way."""
+        """As in Trainer; while training, labels are smoothed and the outputs measured on the way.
+
+        `inputs` may have "answers", True at the labels that evaluation would count, which is not for the model.
+        """
+        answers, labels = inputs.pop("answers", None), inputs.get("labels")
         if num_items_in_batch is not None:
             # Any model divides its sum by this; a step without a target contributes 0, not 0 / 0.
             num_items_in_batch = divisor(num_items_in_batch)
@@ -203,6 +209,9 @@ class MoETrainer(Trainer):
             averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
             factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
             loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
+        if self._cross_entropy is not None and model.training and isinstance(outputs, Mapping):
+            if labels is not None and outputs.get("logits") is not None:
+                self._cross_entropy.update(outputs["logits"], labels, answers)
         if self._routing is not None and model.training and isinstance(outputs, Mapping):
             if outputs.get("router_logits"):
                 self._routing.update(
@@ -228,7 +237,9 @@ class MoETrainer(Trainer):
         if self._flops is None or tokens is None:
             return super().floating_point_ops(inputs)
         flops = self._flops.of_batch(tokens.shape[:2].numel(), tokens.shape[1])
-        self._speed.add(tokens.shape[:2].numel(), flops)
+        mask = inputs.get("attention_mask")
+        real = mask.sum() if isinstance(mask, torch.Tensor) and mask.shape == tokens.shape[:2] else None
+        self._speed.add(tokens.shape[:2].numel() if real is None else real, flops)
         return flops
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -248,6 +259,11 @@ class MoETrainer(Trainer):
             logs.update(routing.scalars())
             details["layers"] = routing._asdict()
             self._routing.reset()
+        nats = self._cross_entropy_sums()
+        if self._cross_entropy is not None and nats is not None:
+            total, count = nats.tolist()
+            logs.update({"cross_entropy": total / count} if count else {})
+            self._cross_entropy.reset()
         logs.update(self._speed.read(self.args.world_size, self._peak_flops()))
         self._speed.reset()
         return details
@@ -256,6 +272,11 @@ class MoETrainer(Trainer):
         if self._routing is None or self._routing.sums is None:
             return None
         return self.accelerator.reduce(self._routing.sums, reduction="sum")
+
+    def _cross_entropy_sums(self) -> torch.Tensor | None:
+        if self._cross_entropy is None or self._cross_entropy.sums is None:
+            return None
+        return self.accelerator.reduce(self._cross_entropy.sums, reduction="sum")
 
     def _peak_flops(self) -> float | None:
         if isinstance(self.args, MoETrainingArguments) and self.args.peak_flops:
@@ -339,6 +360,9 @@ class MoETrainer(Trainer):
         sums = self._routing_sums()
         if sums is not None:
             window["routing"] = sums.cpu()
+        nats = self._cross_entropy_sums()
+        if nats is not None:
+            window["cross_entropy"] = nats.cpu()
         state: dict[str, Any] = {"window": window}
         if self._before is not None:
             seconds = self._before["seconds"] + time.time() - self._begun
@@ -372,6 +396,8 @@ class MoETrainer(Trainer):
         self._speed.reset()
         if self._routing is not None:
             self._routing.reset()
+        if self._cross_entropy is not None:
+            self._cross_entropy.reset()
         if self.is_world_process_zero():
             keep_metrics_until(str(self.args.output_dir), self._begun_step, self.state.log_history)
         window = self._run_state.get("window")
@@ -383,6 +409,8 @@ class MoETrainer(Trainer):
         self._globalstep_last_logged = window["last_logged_step"]
         if self._routing is not None and "routing" in window and self.is_world_process_zero():
             self._routing.sums = window["routing"].to(self.args.device)
+        if self._cross_entropy is not None and "cross_entropy" in window and self.is_world_process_zero():
+            self._cross_entropy.sums = window["cross_entropy"].to(self.args.device)
 
     def begin_epoch(self) -> None:
         """Called when an epoch begins."""

@@ -36,6 +36,21 @@ def test_info_as_json_is_one_object(capsys):
     assert info["expert_utilization"] == "12.5%"
 
 
+def test_info_says_of_a_dense_model_that_it_is_dense(tmp_path, capsys):
+    GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=8).save_pretrained(tmp_path / "gpt2")
+    twin = create_moe_config("tiny")
+    twin.make_dense()
+    twin.save_pretrained(tmp_path / "twin")
+    for name, words in (("gpt2", "a dense gpt2"), ("twin", "a dense model")):
+        assert main(["info", str(tmp_path / name)]) == 0
+        out = capsys.readouterr().out
+        assert words in " ".join(out.split())
+        assert "experts  " not in out
+        assert "active_fraction" not in out
+    assert main(["info", str(tmp_path / "gpt2"), "--num_experts", "4"]) == 0
+    assert "made of the dense gpt2" in " ".join(capsys.readouterr().out.split())
+
+
 def test_info_takes_a_layer_pattern(capsys):
     assert main(["info", "500m", "--json", "--mlp_layer_types", "all"]) == 0
     assert json.loads(capsys.readouterr().out)["moe_layers"] == 8

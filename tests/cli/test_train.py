@@ -3,14 +3,18 @@ import json
 import shlex
 import signal
 from pathlib import Path
+from random import Random
 
 import datasets
 import pytest
+import yaml
 from rich.console import Console
 
 from moe_hf.cli.progress import BarListener, LineListener, listener_for, next_commands
 from moe_hf.cli.train import main
 from moe_hf.training.checkpoint import newest_valid_checkpoint
+from moe_hf.training.metrics import read_metrics
+from moe_hf.training.runs import planning
 from moe_hf.training.runs.listeners import TrainingReport
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
@@ -161,6 +165,55 @@ def test_ctrl_c_saves_and_ends_with_code_130(capsys, monkeypatch):
     assert "stopped after 2 steps" in capsys.readouterr().out
     monkeypatch.setattr(LineListener, "progressed", progressed)
     assert main(flags) == 0
+
+
+def test_a_dry_run_of_what_does_not_fit_says_a_time_as_well(capsys, monkeypatch):
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1)
+    assert main([*FLAGS, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "no step is tried" in out
+    assert "all 4 steps would take about" in out
+
+
+def test_a_dry_run_of_two_steps_says_a_time_as_well(capsys):
+    assert main([*FLAGS, "--max_steps", "2", "--dry_run"]) == 0
+    assert "all 2 steps would take about" in capsys.readouterr().out
+
+
+def test_small_data_is_read_several_times_and_both_curves_are_of_one_quantity(capsys):
+    words = "the cat sat on the mat and then the dog ran after it until night fell".split()
+    numbers = Random(0)
+    Path("own.txt").write_text(" ".join(numbers.choice(words) for _ in range(450)), encoding="utf-8")
+    small = (
+        "hidden_size=16 num_attention_heads=2 num_hidden_layers=2 --data own.txt --context_length 32 --tokenizer byte"
+    )
+    argv = f"--model_overrides {small} --save_strategy no --eval_fraction 0.1 --output_dir own".split()
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "the data is small: " in out
+    run = yaml.safe_load(Path("own/run.yaml").read_text(encoding="utf-8"))
+    passes = int(run["num_train_epochs"])
+    assert f"so it is read {passes} times" in out
+    assert 1 < passes <= planning.MANY_PASSES
+    events = read_metrics("own")
+    logged = [event for event in events if "loss" in event]
+    assert len(logged) >= 20
+    # The router's losses stand on top of what evaluation measures.
+    assert sum(event["cross_entropy"] for event in logged) < sum(event["loss"] for event in logged)
+    assert f"loss {logged[-1]['cross_entropy']:.3f} in training" in out
+    assert Path("own/loss.png").is_file()
+    # What the data decided stands in no one's way.
+    assert main(argv) == 2
+    assert "already holds a model" in capsys.readouterr().err
+
+
+def test_unpacked_rows_are_counted_without_their_padding(capsys):
+    rows = [{"text": "a" * length} for length in (3, 60) * 20]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    argv = [*FLAGS, "--data", "rows.jsonl", "--eval_data", "rows.jsonl", "--packing", "none"]
+    assert main([*argv, "--max_steps", "20"]) == 0
+    # With the token that ends each: 4 and 61, two rows per step.
+    assert "20 steps of 65 tokens" in capsys.readouterr().out
 
 
 def test_commands_to_copy_quote_a_folder_with_spaces():

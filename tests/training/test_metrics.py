@@ -13,6 +13,7 @@ from moe_hf.models.megabyte import MegaByteWithMoE
 from moe_hf.ops.balance import load_balance_loss, router_z_loss
 from moe_hf.text.tokenizers import byte_tokenizer, train_tokenizer
 from moe_hf.training.metrics import (
+    CrossEntropyMeter,
     RoutingMeter,
     SpeedMeter,
     append_metrics,
@@ -26,6 +27,21 @@ from moe_hf.training.metrics import (
 )
 
 LAYERS, TOKENS, EXPERTS, K = 3, 20, 5, 2
+
+
+def test_the_cross_entropy_of_a_window_is_what_evaluation_measures():
+    numbers = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 5, 7, generator=numbers), torch.randint(0, 7, (2, 5), generator=numbers)
+    labels[0, 2], answers = -100, torch.ones(2, 5, dtype=torch.bool)
+    answers[1, 3:] = False
+    meter = CrossEntropyMeter()
+    for row in range(2):
+        meter.update(logits[row : row + 1], labels[row : row + 1], answers[row : row + 1])
+    counted = labels.masked_fill(~answers, -100)[:, 1:]
+    total, count = meter.sums.tolist()
+    assert count == (counted != -100).sum()
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), counted.flatten())
+    assert total / count == pytest.approx(expected.item(), rel=1e-5)
 
 
 def random_logits(seed=0, tokens=TOKENS):

@@ -17,8 +17,17 @@ IGNORED = -100
 """The label of a token that is not predicted."""
 
 
+def prompt_label(token: Any) -> Any:
+    """The label of a token that is learnt though it is no answer, below `IGNORED`; of such a label the token.
+
+    >>> prompt_label(prompt_label(7))
+    7
+    """
+    return IGNORED - 1 - token
+
+
 class Document(NamedTuple):
-    """One text or conversation as token ids, with the label of each: the id itself, or `IGNORED`."""
+    """One text or conversation as token ids, with each one's label: the id itself, its `prompt_label`, or `IGNORED`."""
 
     input_ids: list[int]
     labels: list[int]
@@ -117,7 +126,11 @@ class DocumentEncoder:
         marked = self._encoder.marks_answers
         ids, mask = self._encoder.encode_marked(messages) if marked else self._mask_turn_by_turn(messages)
         learnt = mask if self.prompt_loss_fraction == 0 else self._with_some_prompt(ids, mask)
-        return Document(ids, [token if wanted else IGNORED for token, wanted in zip(ids, learnt, strict=True)])
+        labels = [
+            token if spoken else prompt_label(token) if wanted else IGNORED
+            for token, spoken, wanted in zip(ids, mask, learnt, strict=True)
+        ]
+        return Document(ids, labels)
 
     def _with_some_prompt(self, ids: list[int], mask: list[int]) -> list[int]:
         rng = Random(zlib.crc32(array("q", ids).tobytes()))

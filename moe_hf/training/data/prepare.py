@@ -31,8 +31,9 @@ class RowSplit(NamedTuple):
 class TrainingData(NamedTuple):
     """What the Trainer gets, and what is told about it.
 
-    `num_documents` and `num_tokens` (padding aside) are those of one pass, None for a stream. `notices` are sentences
-    about what was cut or left out.
+    `num_documents` and `num_tokens` (padding aside) are those of one pass, None for a stream. `row_tokens` are the
+    tokens of a mean row that is padded for its batch, None where rows are full. `notices` are sentences about what was
+    cut or left out.
     """
 
     train: datasets.Dataset | PackedStream
@@ -41,6 +42,7 @@ class TrainingData(NamedTuple):
     num_documents: int | None
     num_tokens: int | None
     notices: tuple[str, ...]
+    row_tokens: float | None = None
 
 
 def split_rows(arguments: DataArguments, seed: int, cache_dir: str | None = None) -> RowSplit:
@@ -125,10 +127,12 @@ def prepare_data(
     documents = _encode(rows, encoder)
     notices = _notices(documents, kind, context_length, "") + notices
     train = _rows_of(documents, arguments.packing, packer(), context_length)
+    num_rows = len(train)
     if split.held_out is None and arguments.eval_fraction > 0:
         train, held_out = _split_blocks(train, arguments.eval_fraction, notices)
-    num_tokens = int(numpy.sum(documents.with_format("numpy")["kept"][:]))
-    return TrainingData(train, held_out, BlockCollator(pad), len(documents), num_tokens, tuple(notices))
+    num_tokens = round(int(numpy.sum(documents.with_format("numpy")["kept"][:])) * len(train) / num_rows)
+    row_tokens = num_tokens / len(train) if arguments.packing == "none" else None
+    return TrainingData(train, held_out, BlockCollator(pad), len(documents), num_tokens, tuple(notices), row_tokens)
 
 
 def _embedded_rows(arguments: DataArguments, seed: int) -> tuple[Rows, Rows]:

@@ -175,7 +175,7 @@ def _check_together(
 
 
 def _check_rates(training: MoETrainingArguments) -> None:
-    optimizer = str(getattr(training.optim, "value", training.optim))
+    optimizer = _word(training.optim)
     most = next((rate for head, rate in _LARGEST_RATES.items() if optimizer.startswith(head)), _LARGEST_RATE)
     rates = [("learning_rate", training.learning_rate, most, optimizer)]
     if optimizer == MOE_MUON:
@@ -208,34 +208,35 @@ def _check_reports(training: MoETrainingArguments) -> None:
 
 
 def _check_optimizer(training: MoETrainingArguments) -> None:
-    if training.optim == MOE_MUON:
+    optimizer = _word(training.optim)
+    if optimizer == MOE_MUON:
         return
     try:
         Trainer.get_optimizer_cls_and_kwargs(training)
     except ImportError as error:
-        raise BackendUnavailableError(f"--optim {training.optim.value}: {_one_line(error)}") from error
+        raise BackendUnavailableError(f"--optim {optimizer}: {_one_line(error)}") from error
     except (ValueError, TypeError) as error:
         # These want the model as well, which is not there yet.
-        if not training.optim.value.startswith(("galore", "apollo", "lomo", "adalomo")):
-            raise ConfigError(f"--optim {training.optim.value} can't be used: {_one_line(error)}") from error
+        if not optimizer.startswith(("galore", "apollo", "lomo", "adalomo")):
+            raise ConfigError(f"--optim {optimizer} can't be used: {_one_line(error)}") from error
 
 
 def _check_schedule(training: MoETrainingArguments) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
-    steps = max(2, training.max_steps)
+    steps, kwargs = max(2, training.max_steps), training.lr_scheduler_kwargs
     try:
         get_scheduler(
             training.lr_scheduler_type,
             optimizer,
             num_warmup_steps=training.get_warmup_steps(steps),
             num_training_steps=steps,
-            scheduler_specific_kwargs=training.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=kwargs if isinstance(kwargs, dict) else None,
         )
     # What is missing or too much shows as an error of any kind.
     except Exception as error:
         raise ConfigError(
-            f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs "
-            f"{training.lr_scheduler_kwargs or {}} can't be used: {_one_line(error)}"
+            f"--lr_scheduler_type {_word(training.lr_scheduler_type)} with --lr_scheduler_kwargs "
+            f"{kwargs or {}} can't be used: {_one_line(error)}"
         ) from error
 
 
@@ -259,6 +260,11 @@ def _check_hub(training: MoETrainingArguments) -> None:
             raise ConfigError(f"--hub_model_id {training.hub_model_id!r}: {_one_line(error)}") from error
     if not (training.hub_token or get_token()):
         raise ConfigError("--push_to_hub needs a token of the hub: log in with `hf auth login`, or give --hub_token")
+
+
+def _word(value: Any) -> str:
+    """A member of an enumeration, or its word, as the word."""
+    return str(getattr(value, "value", value))
 
 
 def _one_line(error: Exception) -> str:

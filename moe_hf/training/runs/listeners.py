@@ -37,7 +37,7 @@ class RunPlan(NamedTuple):
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that the whole run trains on, padding included."""
+        """Tokens that the whole run trains on; packed blocks count whole, unpacked rows without their padding."""
         return self.num_steps * self.tokens_per_step
 
     @property
@@ -71,6 +71,7 @@ class Progress(NamedTuple):
 class TrainingReport(NamedTuple):
     """What a run came to.
 
+    `tried` is True for a dry run, whose `whole_seconds` is how long the run would take.
     `finished` is False when it was stopped early; it can then be continued. `interrupted` says that Ctrl-C stopped it.
     `model_dir` holds the model: the run's folder, or the newest checkpoint of a stopped run (None if there is none).
     `seconds` are those of the last `timed_steps` steps: of all, unless the run goes on from a checkpoint that does not
@@ -79,6 +80,8 @@ class TrainingReport(NamedTuple):
     """
 
     plan: RunPlan
+    tried: bool = False
+    whole_seconds: float | None = None
     finished: bool = False
     interrupted: bool = False
     model_dir: Path | None = None
@@ -139,8 +142,13 @@ class ListenerCallback(TrainerCallback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed of the latest steps, padding included; None before the first."""
+        """Speed of the latest steps, in tokens as the plan counts them; None before the first."""
         return self.plan.tokens_per_step / self.seconds_per_step if self.seconds_per_step else None
+
+    @property
+    def train_loss(self) -> float | None:
+        """The cross-entropy of the latest logging window; the whole loss where that is not measured."""
+        return self._logs.get("cross_entropy", self._logs.get("loss"))
 
     def latest(self, name: str) -> float | None:
         """The last logged value of a metric."""
@@ -206,7 +214,7 @@ class ListenerCallback(TrainerCallback):
         progress = Progress(
             step=step,
             num_steps=self.plan.num_steps,
-            loss=self.latest("loss"),
+            loss=self.train_loss,
             tokens_per_second=self.tokens_per_second,
             balance=self.latest("aux_loss"),
             seconds=now - self._begun,

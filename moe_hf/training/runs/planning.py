@@ -1,6 +1,7 @@
 """Works out, before the first step, how long a run is and how much memory it needs."""
 
 import math
+import time
 from pathlib import Path
 
 import psutil
@@ -10,11 +11,24 @@ from transformers import TrainingArguments
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.training.data.prepare import TrainingData
+from moe_hf.training.data.prepare import EMBEDDED, TrainingData
 from moe_hf.training.runs.listeners import RunPlan
+from moe_hf.training.runs.settings import Settings
 
 _FLOAT32, _BFLOAT16 = 4, 2
+MANY_PASSES = 20
+"""More passes over the data than this are worth a warning."""
+
+# A run of fewer steps has hardly begun to learn.
+_FEW_STEPS = 200
+# Good weights are soon spoilt by reading the same again.
+_MOST_PASSES_CONTINUED = 5
+_LEAST_LOG_LINES = 20
+
 _TRIED_FLOPS = 2e12
+_TRIED_WIDTH, _TRIED_SECONDS = 1024, 0.3
+# What training reaches of it, about.
+_SHARE_OF_MATRIX_SPEED = 0.4
 
 
 def make_plan(
@@ -37,7 +51,7 @@ def make_plan(
         output_dir=output_dir,
         checkpoint=None,
         num_steps=num_training_steps(data, training, rows),
-        tokens_per_step=rows * context_length,
+        tokens_per_step=tokens_per_step(data, rows, context_length),
         num_documents=data.num_documents,
         tokens_per_pass=data.num_tokens,
         train_state_bytes=get_moe_model_info(config)["train_state_bytes"],
@@ -46,9 +60,61 @@ def make_plan(
     )
 
 
+def fit_to_data(settings: Settings, data: TrainingData) -> list[str]:
+    """Choose what the user did not: how often small data of his own is read, and how often a short run is logged.
+
+    Changes `settings`, and returns sentences about it.
+    """
+    given, training, notices = settings.given, settings.training, []
+    rows = rows_per_step(training)
+    steps = num_training_steps(data, training, rows)
+    if epochs_follow_data(settings) and data.num_tokens is not None and steps < _FEW_STEPS:
+        most = _MOST_PASSES_CONTINUED if settings.model.model or settings.model.upcycle else MANY_PASSES
+        passes = min(most, math.ceil(_FEW_STEPS / steps))
+        training.num_train_epochs = settings.chosen["num_train_epochs"] = float(passes)
+        notices.append(
+            f"the data is small: {data.num_tokens:,} tokens are {steps:,} steps, too few to learn from, so it is read "
+            f"{passes} times; give more data, or your own --num_train_epochs"
+        )
+        steps = num_training_steps(data, training, rows)
+    if not {"logging_steps", "logging_strategy"} & given.keys() and training.logging_steps >= 1:
+        often = max(1, min(int(training.logging_steps), steps // _LEAST_LOG_LINES))
+        training.logging_steps = settings.chosen["logging_steps"] = often
+    warm_up = training.get_warmup_steps(steps)
+    if warm_up >= steps and training.learning_rate > 0:
+        notices.append(
+            f"the learning rate still rises when the run ends: the warm-up has {warm_up:,} steps, the run {steps:,}; "
+            "lower --warmup_steps (below 1 it is a share of the run)"
+        )
+    return notices
+
+
+def epochs_follow_data(settings: Settings) -> bool:
+    """Whether the size of the data decides how often it is read."""
+    named = {"num_train_epochs", "max_steps"} & settings.given.keys()
+    return not named and settings.training.max_steps <= 0 and settings.data.data != [EMBEDDED]
+
+
 def rows_per_step(training: TrainingArguments) -> int:
     """Rows that all processes together read for one optimizer step."""
     return training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def tokens_per_step(data: TrainingData, rows: int, context_length: int) -> int:
+    """Tokens of an optimizer step: of full blocks all, of rows that are padded to the longest the real ones."""
+    return rows * context_length if data.row_tokens is None else round(rows * data.row_tokens)
+
+
+def guessed_seconds(plan: RunPlan, training: TrainingArguments) -> float:
+    """How long a run of which no step can be tried would take, at a fraction of this machine's matrix speed."""
+    matrix = torch.ones(_TRIED_WIDTH, _TRIED_WIDTH, device=training.device)
+    begun, done = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - begun) < _TRIED_SECONDS:
+        # Reading a value waits for the device.
+        float((matrix @ matrix)[0, 0])
+        done += 1
+    speed = training.world_size * _SHARE_OF_MATRIX_SPEED * done * 2 * _TRIED_WIDTH**3 / seconds
+    return 3 * plan.info["flops_per_token"] * plan.total_tokens / speed
 
 
 def num_training_steps(data: TrainingData, training: TrainingArguments, rows_per_step: int) -> int:

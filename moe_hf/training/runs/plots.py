@@ -17,16 +17,19 @@ _MOST_ROWS = 8
 
 
 def draw_loss(events: Sequence[dict[str, Any]], title: str, file: Path) -> bool:
-    """Draw training and held-out loss against steps; False if nothing was logged.
+    """Draw the cross-entropies of training and of held-out data against steps; False if there is no line to draw.
+
+    Both are of the answers alone. A run that was logged before they were has its training loss as a whole.
 
     Args:
         events: of `read_metrics`.
         title: stands above the picture.
         file: PNG to write.
     """
-    steps, losses = _series(events, "loss")
+    alike = any("cross_entropy" in event for event in events)
+    steps, losses = _series(events, "cross_entropy" if alike else "loss")
     held_steps, held_losses = _series(events, "eval_loss")
-    if not steps and not held_steps:
+    if max(len(steps), len(held_steps)) < 2:
         return False
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -40,7 +43,7 @@ def draw_loss(events: Sequence[dict[str, Any]], title: str, file: Path) -> bool:
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-    _dress(axes, title, "step", "loss (nats per label)")
+    _dress(axes, title, "step", "cross-entropy (nats per label)" if alike else "loss (nats per label)")
     axes.legend(frameon=False, labelcolor=_INK)
     _save(figure, file)
     return True

@@ -82,7 +82,7 @@ CONTINUE_RECIPE: Mapping[str, Any] = {
     "optim": "adamw_torch_fused",
     "learning_rate": 5e-5,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 50,
+    "warmup_steps": 0.05,
     "weight_decay": 0.01,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,

@@ -100,7 +100,7 @@ def _numbers(report: TrainingReport, bits_per_byte: float | None) -> list[tuple[
         ("steps", f"{report.steps:,} of {plan.tokens_per_step:,} tokens"),
     ]
     optional = [
-        ("training loss", report.train_loss, "{:.4f} nats per label, router losses included"),
+        ("training loss", report.train_loss, "{:.4f} nats per label, cross-entropy alone"),
         ("held-out loss", report.eval_loss, "{:.4f} nats per label, cross-entropy alone"),
         ("held-out bits per byte", bits_per_byte, "{:.4f}, whatever the tokenizer"),
         ("held-out questions", report.scoreboard and report.scoreboard.mean, "{:.1%} exact match, mean over skills"),

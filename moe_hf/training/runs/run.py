@@ -30,15 +30,22 @@ from moe_hf.training.runs.outcome import (
     final_model,
     share_folder,
 )
-from moe_hf.training.runs.planning import activation_bytes, make_plan, rows_per_step, rows_to_try
+from moe_hf.training.runs.planning import (
+    MANY_PASSES,
+    activation_bytes,
+    epochs_follow_data,
+    fit_to_data,
+    guessed_seconds,
+    make_plan,
+    rows_per_step,
+    rows_to_try,
+    tokens_per_step,
+)
 from moe_hf.training.runs.report import write_report
 from moe_hf.training.runs.run_file import write_run_file
 from moe_hf.training.runs.run_folder import RUN_FILE, RunFolder, choose_run_folder, taken_run_folder
 from moe_hf.training.runs.settings import Settings, all_settings, resolve_settings
 from moe_hf.training.trainer import MoETrainer
-
-MANY_PASSES = 20
-"""More passes over the data than this are worth a warning."""
 
 DRY_STEPS = 2
 """Optimizer steps that a dry run tries."""
@@ -80,7 +87,8 @@ def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> Training
     if settings.run.dry_run:
         return _dry_run(settings, listeners)
     # Twice: what can't be used is refused before the data is read, the folder is taken after all of it was checked.
-    main_process_says(settings.training, lambda: choose_run_folder(*_wish(settings)))
+    undecided = ("num_train_epochs",) if epochs_follow_data(settings) else ()
+    main_process_says(settings.training, lambda: choose_run_folder(*_wish(settings), undecided))
     assembly = _assemble(settings, listeners)
     with _run_folder(settings) as folder:
         settings.training.output_dir = str(folder.path)
@@ -150,6 +158,7 @@ def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_d
             "nothing is held out to evaluate on; give --eval_data, more data or a larger --eval_fraction, or turn "
             "evaluation off with --eval_strategy no (and without --eval_on_start)"
         )
+    data = data._replace(notices=(*data.notices, *fit_to_data(settings, data)))
     plan = make_plan(
         title=_title(settings),
         config=config,
@@ -177,7 +186,8 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     if not trained.fits and not keep:
         _tell(listeners, settings, "planned", plan)
         _tell(listeners, settings, "noticed", "no step is tried: the estimated memory is more than is free")
-        return _end(TrainingReport(plan=plan, notices=data.notices), settings, listeners)
+        guess = guessed_seconds(plan, settings.training)
+        return _end(TrainingReport(plan, tried=True, whole_seconds=guess, notices=data.notices), settings, listeners)
     _tell(listeners, settings, "working", "building the model")
     set_seed(settings.training.seed)
     model = build_model(settings.model, assembly.config)
@@ -206,12 +216,14 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     _tell(listeners, settings, "trained")
     report = TrainingReport(
         plan=plan,
+        tried=not keep,
+        whole_seconds=None if keep else _whole_seconds(plan, callback.tokens_per_second, settings),
         finished=trainer.state.global_step >= trainer.state.max_steps,
         interrupted=trainer.interrupted and trainer.state.global_step < trainer.state.max_steps,
         steps=trainer.state.global_step,
         timed_steps=trainer.timed_steps,
         seconds=output.metrics["train_runtime"],
-        train_loss=_latest(trainer, "loss"),
+        train_loss=_latest(trainer, "cross_entropy") or _latest(trainer, "loss"),
         tokens_per_second=callback.tokens_per_second or _latest(trainer, "tokens_per_second"),
         trained_tokens=trainer.state.global_step * trained.tokens_per_step,
         peak_memory_bytes=peak_memory(settings.training.device) or 0,
@@ -220,6 +232,10 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     if keep:
         report = _finish(report, assembly, trainer, listeners)
     return _end(report, settings, listeners)
+
+
+def _whole_seconds(plan: RunPlan, tokens_per_second: float | None, settings: Settings) -> float:
+    return plan.total_tokens / tokens_per_second if tokens_per_second else guessed_seconds(plan, settings.training)
 
 
 def _latest(trainer: MoETrainer, name: str) -> float | None:
@@ -232,7 +248,7 @@ def _tried_plan(assembly: _Assembly) -> RunPlan:
     training, length = assembly.settings.training, assembly.context_length
     return assembly.plan._replace(
         num_steps=DRY_STEPS,
-        tokens_per_step=rows_per_step(training) * length,
+        tokens_per_step=tokens_per_step(assembly.data, rows_per_step(training), length),
         activation_bytes=activation_bytes(assembly.config, training.per_device_train_batch_size * length, training),
     )
 

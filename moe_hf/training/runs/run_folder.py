@@ -1,7 +1,7 @@
 """Chooses the folder of a run: a new one, or that of an interrupted run of the same settings."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +65,9 @@ def taken_run_folder(path: Path, settings: Mapping[str, Any], resume: str, named
         return
 
 
-def choose_run_folder(path: Path, settings: Mapping[str, Any], resume: str, named_by_user: bool) -> RunFolder:
+def choose_run_folder(
+    path: Path, settings: Mapping[str, Any], resume: str, named_by_user: bool, undecided: Collection[str] = ()
+) -> RunFolder:
     """The folder of a run.
 
     A folder that is absent or has no run in it is taken. An interrupted run of the same settings is continued when
@@ -77,6 +79,7 @@ def choose_run_folder(path: Path, settings: Mapping[str, Any], resume: str, name
         settings: all settings of the run, as a run file holds them.
         resume: "auto", "never" or a checkpoint directory.
         named_by_user: whether `path` was asked for.
+        undecided: settings that are not compared, since the data will decide them.
 
     Raises:
         ConfigError: the folder that the user named can't be used.
@@ -88,7 +91,7 @@ def choose_run_folder(path: Path, settings: Mapping[str, Any], resume: str, name
     number = 1
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        obstacle = _obstacle(candidate, settings, resume)
+        obstacle = _obstacle(candidate, settings, resume, undecided)
         if obstacle is None:
             continued = (candidate / RUN_FILE).is_file()
             return RunFolder(candidate, newest_valid_checkpoint(str(candidate)) if continued else None)
@@ -111,7 +114,7 @@ def _check_can_be_made(folder: Path) -> None:
         raise ConfigError(f"--output_dir {folder} can't be written: {present} does not allow it; name another folder")
 
 
-def _obstacle(folder: Path, settings: Mapping[str, Any], resume: str) -> str | None:
+def _obstacle(folder: Path, settings: Mapping[str, Any], resume: str, undecided: Collection[str]) -> str | None:
     if _in_use(folder):
         return "is in use by another run; wait for its end or name another folder"
     if (folder / "config.json").is_file():
@@ -121,6 +124,7 @@ def _obstacle(folder: Path, settings: Mapping[str, Any], resume: str) -> str | N
     if resume == "never":
         return "holds an interrupted run; continue it with --resume auto, name another folder, or delete the folder"
     changes = changed_settings(read_run_file(folder / RUN_FILE), settings)
+    changes = [change for change in changes if change.split(":")[0] not in undecided]
     if changes:
         return (
             f"holds an interrupted run of other settings ({'; '.join(changes[:3])}); continue it with "

@@ -61,7 +61,8 @@ def parse_arguments(argv: Sequence[str], prog: str = "train.py") -> Settings:
     """The settings that a command line asks for: flags over the run file over the recipe of the size.
 
     Args:
-        argv: the words after the program's name.
+        argv: the words after the program's name; with `--help` the manual is printed, with the defaults of the size
+            that stands beside it, and the process is left.
         prog: the program's name in the help.
 
     Raises:
@@ -69,6 +70,17 @@ def parse_arguments(argv: Sequence[str], prog: str = "train.py") -> Settings:
             exclude each other.
     """
     parser = flag_parser(prog)
+    if {"-h", "--help"} & set(argv):
+        given = _given_values(parser, [word for word in argv if word not in ("-h", "--help")])
+        # What the help calls a default is what the run would take.
+        parser.set_defaults(**{**training_recipe(given, has_bf16()), **given})
+        parser.print_help()
+        parser.exit()
+    return resolve_settings(_given_values(parser, argv))
+
+
+def _given_values(parser: HfArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
+    """What the flags and the run file on a command line say, by flag name."""
     namespace = Namespace(**{action.dest: _NOT_GIVEN for action in parser._actions if action.dest != "help"})
     namespace, rest = parser.parse_known_args(list(argv), namespace)
     if rest:
@@ -79,7 +91,7 @@ def parse_arguments(argv: Sequence[str], prog: str = "train.py") -> Settings:
     if "num_train_epochs" in flags:
         # Beside a number of steps the Trainer ignores a number of epochs.
         filed.pop("max_steps", None)
-    return resolve_settings({**filed, **flags})
+    return {**filed, **flags}
 
 
 def resolve_settings(given: Mapping[str, Any]) -> Settings:

@@ -152,6 +152,17 @@ def test_a_share_of_the_prompt_is_learnt_the_same_share_each_time(tokenizer):
     assert 0.3 < learnt / asked < 0.7
 
 
+def test_a_batch_tells_learnt_prompts_from_answers(tokenizer):
+    encoder = DocumentEncoder(tokenizer, "messages", 200, prompt_loss_fraction=1.0)
+    encoded = encoder({"messages": [CHATS[0]]}, [0])
+    answers = DocumentEncoder(tokenizer, "messages", 200)({"messages": [CHATS[0]]}, [0])["labels"][0]
+    batch = BlockCollator(0)([{"input_ids": encoded["input_ids"][0], "labels": encoded["labels"][0]}])
+    assert batch["labels"].tolist() == [encoded["input_ids"][0]]
+    assert batch["answers"].tolist() == [[label != IGNORED for label in answers]]
+    plain = BlockCollator(0)([{"input_ids": encoded["input_ids"][0], "labels": answers}])
+    assert "answers" not in plain
+
+
 def test_a_conversation_cut_before_the_answer_is_left_out(tokenizer):
     encoded = DocumentEncoder(tokenizer, "messages", 6)({"messages": [CHATS[0]]}, [0])
     assert encoded["input_ids"] == [[]]

@@ -55,6 +55,19 @@ def test_every_flag_of_transformers_is_accepted():
             assert f"--{field.name}" in options
 
 
+@pytest.mark.parametrize("size", ["tiny", "500m"])
+def test_the_help_shows_the_defaults_of_the_size_beside_it(size, capsys, tmp_path):
+    config = run_file(tmp_path, "seed: 77\n")
+    with pytest.raises(SystemExit) as left:
+        parse_arguments(["--moe_size", size, "--config", config, "--help"])
+    assert left.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    of_flag = {
+        name: out.split(f" --{name} ")[-1].split("(default: ")[1].split(")")[0] for name in ("learning_rate", "seed")
+    }
+    assert of_flag == {"learning_rate": str(RECIPES[size]["learning_rate"]), "seed": "77"}
+
+
 @pytest.mark.parametrize("flag", ["--moe_size", "--moe-size"])
 def test_underscore_and_dash_are_the_same(flag):
     assert parse_arguments([flag, "500m"]).model.moe_size == "500m"

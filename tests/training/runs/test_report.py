@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy
 import yaml
+from matplotlib.axes import Axes
 
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.info import get_moe_model_info
@@ -63,6 +64,20 @@ def test_pictures_are_drawn_where_something_was_logged(tmp_path):
     assert draw_expert_utilization(EVENTS[:1], [0, 2], "experts", tmp_path / "one.png")
     for name in ("loss", "experts", "one"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_loss_is_drawn_of_a_lone_dot(tmp_path):
+    lone = [{"step": 5, "loss": 3.0}, {"step": 5, "eval_loss": 2.0}]
+    assert not draw_loss(lone, "loss", tmp_path / "loss.png")
+
+
+def test_both_curves_are_the_cross_entropy_of_the_answers(tmp_path, monkeypatch):
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **style: (drawn.append((x, y)), plot(self, x, y, **style)))
+    events = [{"step": i, "loss": 9.0, "cross_entropy": 3.0 - i} for i in (1, 2)] + [{"step": 2, "eval_loss": 1.5}]
+    draw_loss(events, "loss", tmp_path / "loss.png")
+    assert drawn == [([1, 2], [2.0, 1.0]), ([2], [1.5])]
 
 
 def test_nothing_is_drawn_of_nothing(tmp_path):
