@@ -41,6 +41,10 @@ class NamedStates:
             # Compiled steps read and write the same memory.
             self.states[name] = state.clone()
 
+    def kept(self) -> list[torch.Tensor]:
+        """All that is kept beside keys and values, the batch first."""
+        return list(self.states.values())
+
     def change_states(self, change: Any) -> None:
         """Replace each state by `change(state)`."""
         self.states = {name: change(state) for name, state in self.states.items()}
@@ -98,7 +102,6 @@ class StateLayer(NamedStates, CacheLayerMixin):
     """A layer without keys and values, which still counts the tokens that it has seen."""
 
     _layer_type: str | None = "recurrent"
-    supports_early_init = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -106,7 +109,13 @@ class StateLayer(NamedStates, CacheLayerMixin):
 
     def advance(self, num_tokens: int) -> None:
         """Count the tokens of a call; the decoder does it once at the end of each."""
+        self.is_initialized = True
         self.cumulative_length = self.cumulative_length + num_tokens
+
+    def reset(self) -> None:
+        """As in NamedStates; no keys and values are to be emptied."""
+        self.is_initialized = False
+        super().reset()
 
     def get_seq_length(self) -> Any:
         """Tokens seen so far, padding included."""
@@ -148,6 +157,7 @@ class StaticStateLayer(StateLayer):
 
     def advance(self, num_tokens: int) -> None:
         """As in StateLayer, in place."""
+        self.is_initialized = True
         self.cumulative_length += num_tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -215,6 +225,49 @@ def padding_seen(cache: Cache | None) -> torch.Tensor | None:
     """Padding that each row has had so far, (B,), as far as `advance` was told; None where it was told of none."""
     layers = [layer for layer in (cache.layers if cache is not None else []) if isinstance(layer, StateLayer)]
     return layers[0].read("padding") if layers else None
+
+
+def has_seen(cache: Cache | None) -> bool:
+    """Whether a call that is given it goes on from earlier ones."""
+    if cache is None:
+        return False
+    seen = cache.get_seq_length()
+    # A compiler cannot look into a static cache's counter; it is compiled for decoding.
+    return bool(seen > 0) if isinstance(seen, int) or not torch.compiler.is_compiling() else True
+
+
+def hindrance_of(cache: Cache | None, attends: bool) -> str | None:
+    """What keeps a call's documents from being told apart, if the cache does; a static one does where layers attend."""
+    if has_seen(cache):
+        return "a filled cache"
+    return "a static cache" if attends and cache is not None and cache.is_compileable else None
+
+
+@singledispatch
+def rows_of(cache: Cache) -> int | None:
+    """Rows of what the cache holds; None while it holds nothing."""
+    for layer in cache.layers:
+        states = layer.kept() if isinstance(layer, NamedStates) else []
+        keys = getattr(layer, "keys", None)
+        if keys is not None and keys.numel():
+            states = [*states, keys]
+        if states:
+            return len(states[0])
+    return None
+
+
+def require_rows(cache: Cache | None, batch: int) -> None:
+    """Do nothing where a call of so many rows goes on from the cache, or begins it.
+
+    Raises:
+        ConfigError: the cache holds another number of rows, which would be mixed up or taken for one.
+    """
+    rows = None if cache is None else rows_of(cache)
+    if rows not in (None, batch):
+        raise ConfigError(
+            f"a cache of {rows} rows is not allowed for {batch} rows; give as many rows, a new cache, or change its "
+            "rows by batch_repeat_interleave or batch_select_indices"
+        )
 
 
 @singledispatch

@@ -161,6 +161,11 @@ class HistoryLayer(StateLayer, History):
         self._recent, self._real = GrowingRows(keep=RECENT_INPUTS), GrowingRows()
         self._oldest_cut = 0
 
+    def kept(self) -> list[torch.Tensor]:
+        """As in NamedStates."""
+        recent = self._recent.read()
+        return [*super().kept(), *([] if recent is None else [recent])]
+
     def change_states(self, change: Any) -> None:
         """As in NamedStates, for all that is kept."""
         super().change_states(change)

@@ -12,7 +12,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.cache import detach_states
+from moe_hf.layers.cache import detach_states, rows_of
 
 Routing = dict[str, list[torch.Tensor]]
 """What the global decoder's routers said about each row's current patch, by name and sparse layer: (B, E) or (B, k)."""
@@ -246,6 +246,11 @@ class MegaByteCache(Cache):
         if self.global_mask_BC is not None:
             self.global_mask_BC = change(self.global_mask_BC)
         self.routing = {name: [change(state) for state in states] for name, states in self.routing.items()}
+
+
+@rows_of.register
+def _(cache: MegaByteCache) -> int | None:
+    return cache.batch_size if cache.seen else None
 
 
 @detach_states.register

@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 
+from moe_hf.base.errors import ConfigError
+
+# What other models' collators call the documents of packed rows.
+_BOUNDS, _NUMBERS = ("cu_seq_lens_q", "cu_seqlens"), "seq_idx"
+
 
 def document_bounds(position_ids: torch.Tensor) -> dict[str, Any]:
     """The keyword arguments by which transformers' flash attention keeps documents apart.
@@ -38,6 +43,114 @@ def document_starts(position_ids: torch.Tensor, batch: int) -> torch.Tensor | No
     if _can_look(starts_BS) and not starts_BS.any():
         return None
     return starts_BS.expand(batch, -1)
+
+
+def positions_from(given: dict[str, Any], position_ids: torch.Tensor | None, shape: tuple[int, int]) -> Any:
+    """(B, S) positions that start again where keyword arguments say that documents begin; else `position_ids`.
+
+    Args:
+        given: may hold `seq_idx`, (B, S) numbers of documents, or `cu_seqlens` or `cu_seq_lens_q`, the places where
+            documents begin in the rows laid one behind the other, and their end.
+        position_ids: (B or 1, S) or None.
+        shape: B and S.
+
+    Raises:
+        ConfigError: they do not fit the rows, or contradict each other.
+    """
+    if given.get("cache") is not None:
+        return position_ids
+    for name in (*_BOUNDS, _NUMBERS):
+        if given.get(name) is None:
+            continue
+        told = _positions_by_number(given[name], shape) if name == _NUMBERS else _positions(given[name], name, shape)
+        if position_ids is None:
+            position_ids = told
+        elif not torch.compiler.is_compiling() and not torch.equal(_inner(told), _inner(position_ids).expand(shape)):
+            raise ConfigError(
+                f"{name} and position_ids (or another name for documents) begin documents at different places; give "
+                "one of them, or positions that start again with each document"
+            )
+    return position_ids
+
+
+def _inner(position_ids: torch.Tensor) -> torch.Tensor:
+    starts_BS = _starts(position_ids)
+    starts_BS[:, 0] = True
+    return starts_BS
+
+
+def _positions_by_number(number_BS: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    if tuple(number_BS.shape) not in (shape, (1, shape[1])):
+        raise ConfigError(
+            f"seq_idx of shape {tuple(number_BS.shape)} is not allowed; it must be {shape}, as the ids are"
+        )
+    starts_BS = torch.ones_like(number_BS, dtype=torch.bool)
+    starts_BS[:, 1:] = number_BS.diff(dim=-1) != 0
+    place_S = torch.arange(shape[1], device=number_BS.device)
+    return (place_S - (place_S * starts_BS).cummax(dim=-1).values).expand(shape)
+
+
+def _positions(bounds: torch.Tensor, name: str, shape: tuple[int, int]) -> torch.Tensor:
+    batch, length = shape
+    if not torch.compiler.is_compiling():
+        found = bounds.tolist()
+        rows = set(range(0, batch * length + 1, length))
+        if found != sorted(found) or found[:1] != [0] or not rows <= set(found):
+            raise ConfigError(
+                f"{name}={found} is not allowed for {batch} rows of {length}; it must rise from 0 to {batch * length} "
+                "and hold the beginning of every row"
+            )
+    return positions_within_documents(bounds, batch * length).view(shape)
+
+
+def is_plain(mask: Any) -> bool:
+    """Whether a mask is absent, or says no more than which tokens are real."""
+    return mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 2)
+
+
+def hides_nothing(mask: Any) -> bool:
+    """Whether a plain mask is all ones; worth waiting for on any device, lest documents run into each other."""
+    return mask is not None and is_plain(mask) and not torch.compiler.is_compiling() and bool(mask.all())
+
+
+def starts_unless_hindered(
+    position_ids: torch.Tensor | None, batch: int, mask: torch.Tensor | None, hindrance: str | None
+) -> torch.Tensor | None:
+    """`document_starts`, or None without positions.
+
+    Raises:
+        ConfigError: documents begin, beside a mask or another hindrance.
+    """
+    if position_ids is None:
+        return None
+    if mask is None and hindrance is None:
+        return document_starts(position_ids, batch)
+    require_no_restart(position_ids, mask, hindrance or "an attention_mask that hides something")
+    return None
+
+
+def require_no_restart(position_ids: torch.Tensor, mask: torch.Tensor | None, why: str) -> None:
+    """Refuse documents where they cannot be kept apart.
+
+    Args:
+        position_ids: (B or 1, S).
+        mask: (B, past + S), nonzero at real tokens, or None.
+        why: what stands in the way.
+
+    Raises:
+        ConfigError: the position of a real token does not come after those of the real tokens before it.
+    """
+    if position_ids.shape[-1] < 2 or torch.compiler.is_compiling():
+        return
+    place_BS = position_ids
+    if mask is not None:
+        place_BS = position_ids.masked_fill(mask[:, -position_ids.shape[-1] :] == 0, -1)
+    highest_BS = place_BS.cummax(dim=-1).values[:, :-1]
+    if bool(((place_BS[:, 1:] >= 0) & (place_BS[:, 1:] <= highest_BS)).any()):
+        raise ConfigError(
+            f"position_ids that start again, as those of packed documents, are not allowed together with {why}; leave "
+            "that out, or give each document a row"
+        )
 
 
 def positions_within_documents(bounds: torch.Tensor, length: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention_backends import resolve_attn_implementation
-from moe_hf.layers.cache import advance, padding_seen
+from moe_hf.layers.cache import advance, hindrance_of, padding_seen, require_rows
 from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
@@ -31,7 +31,15 @@ from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
-from moe_hf.layers.packed_rows import document_bounds, document_starts, none_if_all, positions_within_documents
+from moe_hf.layers.packed_rows import (
+    document_bounds,
+    document_starts,
+    hides_nothing,
+    is_plain,
+    none_if_all,
+    positions_from,
+    require_no_restart,
+)
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
@@ -243,12 +251,13 @@ class MoEDecoderModel(MoEPreTrainedModel):
         Args:
             input_ids: (B, S) vocabulary ids; exactly one of this and `inputs_embeds`.
             attention_mask: (B, past + S), nonzero at real tokens; or a ready (B, 1, S, keys) mask.
-            position_ids: (B, S). Without a mask and a cache, each restart begins a new document that sees none of the
-                others (packed sequences). Left out, they count the real tokens, so that padding moves none.
+            position_ids: (B, S). Each restart begins a new document that sees none of the others (packed sequences); it
+                is refused beside padding or a filled cache. Left out, they count the real tokens: padding moves none.
             past_key_values, cache: state of earlier calls, by either name.
             inputs_embeds: (B, S, D) in place of ids.
             use_cache: whether to return the state for the next call.
-            **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`; the rest goes to attention.
+            **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`; `seq_idx`, `cu_seqlens` or
+                `cu_seq_lens_q` say where documents begin; the rest goes to attention.
 
         Raises:
             ConfigError: an argument cannot be honoured, or nothing reads its name though it holds more than a number.
@@ -260,17 +269,20 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         self._refuse_what_no_layer_could_do(attention_mask, past_key_values, inputs_embeds.shape[1])
-        if position_ids is None and "cu_seq_lens_q" in kwargs and len(inputs_embeds) == 1:
-            position_ids = positions_within_documents(kwargs["cu_seq_lens_q"], inputs_embeds.shape[1])
-        if position_ids is not None and past_key_values is None and _hides_nothing(attention_mask):
+        require_rows(past_key_values, len(inputs_embeds))
+        position_ids = positions_from(kwargs, position_ids, tuple(inputs_embeds.shape[:2]))
+        hindrance = hindrance_of(past_key_values, self._attends)
+        if position_ids is not None and hindrance is None and hides_nothing(attention_mask):
             # With a mask, transformers would not look for documents.
             attention_mask = None
-        packed = position_ids is not None and attention_mask is None and not _has_seen(past_key_values)
+        packed = position_ids is not None and attention_mask is None and hindrance is None
+        if position_ids is not None and not packed and is_plain(attention_mask):
+            require_no_restart(position_ids, attention_mask, hindrance or "an attention_mask that hides something")
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-        # Before a cache is made: transformers looks for packed sequences only while there is none.
-        masks = self._masks(inputs_embeds, attention_mask, position_ids, past_key_values, packed)
-        if past_key_values is None and attention_mask is None and is_flash_attention_requested(self.config):
+        # Transformers looks for packed sequences only while there is no cache.
+        masks = self._masks(inputs_embeds, attention_mask, position_ids, None if packed else past_key_values, packed)
+        if packed and is_flash_attention_requested(self.config):
             if len(position_ids) == len(inputs_embeds) > 1:
                 kwargs = {**document_bounds(position_ids), **kwargs}
         if use_cache and past_key_values is None and not self._recomputes:
@@ -383,15 +395,3 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 'train with a larger value or with position_embedding_type="rotary"'
             )
         return x_BSD + self.embed_positions(position_ids), None
-
-
-def _has_seen(cache: Cache | None) -> bool:
-    if cache is None:
-        return False
-    seen = cache.get_seq_length()
-    # A compiler cannot look into a static cache's counter; it is compiled for decoding.
-    return bool(seen > 0) if isinstance(seen, int) or not torch.compiler.is_compiling() else True
-
-
-def _hides_nothing(mask: Any) -> bool:
-    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and none_if_all(mask) is None

@@ -15,7 +15,7 @@ _RECORDED = frozenset(
     f"output_{name}" for name in ("attentions", "hidden_states", "router_dropped", "router_experts", "router_logits")
 )
 _OF_LOSSES = frozenset({"ignore_index", "num_items_in_batch", "shift_labels"})
-_OF_DOCUMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+_OF_DOCUMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
 # Those of transformers' decorators around forward.
 _OF_TRANSFORMERS = frozenset({"debug_io", "debug_io_dir", "is_causal", "prune_layers", "return_dict"})
 _OF_ATTENTION = frozenset({

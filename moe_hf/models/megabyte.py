@@ -16,10 +16,11 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.layers.cache import require_rows
 from moe_hf.layers.host import CACHE_NAME, one_cache
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.megabyte_cache import MegaByteCache, Routing, real_bytes
-from moe_hf.layers.packed_rows import document_starts
+from moe_hf.layers.packed_rows import positions_from, starts_unless_hindered
 from moe_hf.layers.patching import MegaBytePatching
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
@@ -120,13 +121,13 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         Args:
             input_ids: (B, S) ids of bytes.
             attention_mask: (B, past + S), nonzero at real bytes; padding may stand anywhere and moves no patch.
-            position_ids: (B or 1, S). Without a mask and a cache, each restart begins a new document, with a patch of
-                its own, that sees none of the others (packed rows); no cache is returned then. Else not looked at.
+            position_ids: (B or 1, S). Each restart begins a new document, with a patch of its own, that sees none of
+                the others (packed rows); no cache is returned then.
             past_key_values, cache: a `MegaByteCache` of earlier calls, by either name.
             inputs_embeds: not allowed.
             use_cache: whether to return the state for the next call.
             last_only: return what stands behind each row's last byte alone; the local decoder then reads one patch.
-            **kwargs: `output_router_logits`, `output_hidden_states`, `output_attentions`.
+            **kwargs: `output_router_logits`, ...; `seq_idx` or `cu_seqlens` in place of `position_ids`.
 
         Raises:
             ConfigError: embeddings, a mask of another form, another cache, or a name that nothing reads were given.
@@ -136,15 +137,13 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         if input_ids is None or inputs_embeds is not None:
             raise ConfigError("MegaByte embeds bytes twice, in patches and within them; give input_ids, no embeddings")
         if cache is not None and not isinstance(cache, MegaByteCache):
-            raise ConfigError(
-                f"MegaByte needs a MegaByteCache, got {type(cache).__name__}; leave past_key_values and "
-                "cache_implementation out, or take one from model.new_cache()"
-            )
+            given = type(cache).__name__
+            raise ConfigError(f"MegaByte needs a MegaByteCache, got {given}; give none, or one from model.new_cache()")
         mask_BS = real_bytes(attention_mask, input_ids.shape[1])
+        require_rows(cache, len(input_ids))
+        position_ids = positions_from(kwargs, position_ids, tuple(input_ids.shape))
         going_on = cache is not None and cache.seen > 0
-        starts_BS = None
-        if position_ids is not None and attention_mask is None and not going_on:
-            starts_BS = document_starts(position_ids, len(input_ids))
+        starts_BS = starts_unless_hindered(position_ids, len(input_ids), mask_BS, None if cache is None else "a cache")
         if cache is None and use_cache and starts_BS is None:
             cache = self.new_cache()
         wanted = recordings(kwargs, self.config)

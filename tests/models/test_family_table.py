@@ -105,6 +105,62 @@ def test_what_no_forward_reads_is_refused_by_name(model, ids) -> None:
             part(ids, **two)
 
 
+def documents(name: str, lengths: list[list[int]]) -> dict[str, torch.Tensor]:
+    """What says, in one of the languages of packed rows, where their documents begin."""
+    ends = torch.tensor([0, *(length for row in lengths for length in row)]).cumsum(0).int()
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    numbers = torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]).int()
+    return {
+        "position_ids": {"position_ids": positions},
+        "ones": {"position_ids": positions, "attention_mask": torch.ones_like(positions)},
+        "seq_idx": {"seq_idx": numbers},
+        "cu_seqlens": {"cu_seqlens": ends},
+        "collator": {"seq_idx": numbers, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 11},
+    }[name]
+
+
+@pytest.mark.parametrize("lengths", [[[7, 5, 11]], [[7, 5, 11], [9, 14], [1, 2, 20]]], ids=["one row", "three rows"])
+@pytest.mark.parametrize("name", ["position_ids", "ones", "seq_idx", "cu_seqlens", "collator"])
+def test_packed_documents_are_read_as_if_each_stood_alone(model, ids, name, lengths) -> None:
+    with torch.no_grad():
+        packed = model(ids[: len(lengths)], use_cache=False, **documents(name, lengths)).logits
+        for row, parts in enumerate(lengths):
+            for part, logits in zip(ids[row].split(parts), packed[row].split(parts), strict=True):
+                torch.testing.assert_close(logits, model(part[None], use_cache=False).logits[0], **CLOSE)
+
+
+def test_documents_that_cannot_be_kept_apart_are_refused(model, ids) -> None:
+    packed = documents("position_ids", [[7, 5, 11]] * B)
+    padding = torch.ones_like(ids)
+    padding[0, 20:] = 0
+    with pytest.raises(ConfigError, match="not allowed together with an attention_mask that hides something"):
+        model(ids, attention_mask=padding, **packed)
+    cache = model.model.new_cache()
+    model(ids, past_key_values=cache, use_cache=True)
+    with pytest.raises(ConfigError, match=r"not allowed together with a .*cache"):
+        model(ids, past_key_values=cache, **packed)
+    with pytest.raises(ConfigError, match="begin documents at different places"):
+        model(ids, seq_idx=documents("seq_idx", [[9, 14]] * B)["seq_idx"], **packed)
+    with pytest.raises(ConfigError, match=r"cu_seqlens=.*must rise from 0 to 69"):
+        model(ids, cu_seqlens=torch.tensor([0, 23, 50, 69]))
+    with pytest.raises(ConfigError, match=r"seq_idx of shape \(2, 23\) is not allowed"):
+        model(ids, seq_idx=torch.zeros(2, S, dtype=torch.int))
+
+
+@pytest.mark.parametrize(("held", "given"), [(1, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_cache_of_other_rows_is_refused(model, ids, held, given, width) -> None:
+    cache = model.model.new_cache()
+    with torch.no_grad():
+        assert not cache.is_initialized
+        model(ids[:held, :9], past_key_values=cache, use_cache=True)
+        assert cache.is_initialized
+        with pytest.raises(ConfigError, match=f"a cache of {held} rows is not allowed for {given} rows"):
+            model(ids[:given, 9 : 9 + width], past_key_values=cache, use_cache=True)
+        cache.reset()
+        model(ids[:given, :9], past_key_values=cache, use_cache=True)
+
+
 def test_the_future_leaves_no_trace(model, ids, full) -> None:
     changed = ids.clone()
     changed[:, 11:] = (changed[:, 11:] + 7) % 50 + 3
