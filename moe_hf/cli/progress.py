@@ -12,7 +12,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from moe_hf.text.scoreboard import Scoreboard, SkillScore
+from moe_hf.text.scoreboard import Scoreboard, SkillScore, wording_lines
 from moe_hf.training.runs.listeners import Progress, RunListener, RunPlan, TrainingReport
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -66,12 +66,19 @@ class LineListener(RunListener):
         for line in report_lines(report):
             self.say(line)
         if report.scoreboard is not None:
-            self.say("held-out questions, exact match:")
+            self.say("held-out questions, exact match, in trained wordings and in new ones:")
             for score in report.scoreboard.scores:
-                self.say(f"  {score.skill:<16} {score.accuracy:6.1%}  {score.num_right}/{score.num_questions}")
+                new = (
+                    ""
+                    if score.new_accuracy is None
+                    else f"  {score.new_accuracy:6.1%}  {score.num_right_new}/{score.num_new}"
+                )
+                self.say(f"  {score.skill:<16} {score.accuracy:6.1%}  {score.num_right}/{score.num_questions}{new}")
             for sort, mean in report.scoreboard.mean_by_sort.items():
                 self.say(f"  mean of {sort:<8} {mean:6.1%}")
             self.say(f"  {'mean of all':<16} {report.scoreboard.mean:6.1%}")
+            for name, value in wording_lines(report.scoreboard):
+                self.say(f"  {name:<16}{value}")
         for purpose, command in next_commands(report):
             self.say(f"{purpose}:  {command}")
 
@@ -251,6 +258,7 @@ def scoreboard_picture(board: Scoreboard) -> Group:
         parts.append(Text(f"{sort}: {mean:.1%} of held-out questions answered exactly, mean over skills", style="bold"))
         parts.append(Padding(Columns([_score_text(score) for score in scores], padding=(0, 3)), (0, 0, 1, 2)))
     parts.append(Text(f"all skills: {board.mean:.1%}", style="bold"))
+    parts += [Text(f"{name}: {value.strip()}", style="bold") for name, value in wording_lines(board)]
     return Group(*parts)
 
 
@@ -262,6 +270,7 @@ def _score_text(score: SkillScore, width: int = 10) -> Text:
         + Text("█" * full, style=style)
         + Text("·" * (width - full), style="dim")
         + Text(f" {score.accuracy:4.0%}")
+        + Text("" if score.new_accuracy is None else f" /{score.new_accuracy:4.0%}", style="dim")
     )
 
 

@@ -32,7 +32,7 @@ def _gpt2_shape(context: int, width: int, layers: int, heads: int, ffn: int) -> 
 # What learnt best on a CPU within minutes: rotary positions and a short convolution decide arithmetic and copying; an
 # expert that every token visits learns from all of them, which eight small ones alone have too few tokens for.
 _TINY: dict[str, Any] = {
-    "vocab_size": 768,
+    "vocab_size": 1024,
     "max_position_embeddings": 256,
     "hidden_size": 128,
     "num_hidden_layers": 4,
@@ -47,7 +47,7 @@ _TINY: dict[str, Any] = {
     "router_bias_update_speed": 0.01,
     "router_threshold_decay": 0.8,
     "position_embedding_type": "rotary",
-    "mixer_short_conv": 3,
+    "mixer_short_conv": 5,
     "rope_theta": 1000.0,
     "initializer_range": 0.04,
     "bos_token_id": None,
@@ -76,6 +76,8 @@ _TINY_BY_FAMILY: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 256,
         "shared_expert_intermediate_size": 768,
         "position_embedding_type": "rotary",
+        # Of patches, not of words.
+        "mixer_short_conv": 3,
         "patch_size": 8,
         "local_config": {
             "hidden_size": 128,

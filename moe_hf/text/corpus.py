@@ -24,11 +24,16 @@ class Conversation(TypedDict):
 
 
 class Question(NamedTuple):
-    """A held-out question: the messages up to it, and the one answer that counts as right."""
+    """A held-out question: the messages up to it, and the one answer that counts as right.
+
+    Attributes:
+        new_wording: whether it is also asked in a wording that training never draws.
+    """
 
     skill: str
     messages: list[Message]
     answer: str
+    new_wording: bool = False
 
 
 class EmbeddedCorpus:
@@ -65,44 +70,51 @@ class EmbeddedCorpus:
             drawn = rng.choices(self.skills, weights, k=count)
             yield _conversation(drawn[0].name, [_training_exercise(rng, skill) for skill in drawn])
 
-    def heldout_questions(self, per_skill: int = 30, seed: int = 0, exercises_before: int = 0) -> list[Question]:
+    def heldout_questions(
+        self, per_skill: int = 30, seed: int = 0, exercises_before: int = 0, new_wording: bool = False
+    ) -> list[Question]:
         """Questions that no training conversation holds, `per_skill` for each skill.
 
         Args:
             per_skill: how many for each skill; fewer where a skill has fewer held-out questions.
             seed: another seed draws other questions from the same held-out part.
             exercises_before: how many training exercises of any skill precede the question in the same conversation.
+            new_wording: ask in wordings that training never draws. What is asked is held out as well, facts aside.
         """
         questions = []
         for skill in self.skills:
-            rng = Random(f"held out {skill.name} {seed}")
+            rng = Random(f"held out {skill.name} {seed}" + " new wording" * new_wording)
             seen: set[str] = set()
             # A small skill runs out of held-out questions, so the search is bounded.
             for _ in range(per_skill * 200):
                 if len(seen) == per_skill:
                     break
-                exercise = skill.make(rng)
+                exercise = skill.make(rng, new_wording)
                 text = " / ".join([exercise.system or "", *(question for question, _ in exercise.turns)])
-                if not is_held_out(exercise.keys[0]) or text in seen:
+                if text in seen or not (is_held_out(exercise.keys[0]) if exercise.keys else new_wording):
                     continue
                 seen.add(text)
                 before = [_training_exercise(rng, rng.choice(self.skills)) for _ in range(exercises_before)]
-                conversation = _conversation(skill.name, [*(e for e in before if e.system is None), exercise])
+                conversation = _conversation(skill.name, [*(e for e in before if not _stands_alone(e)), exercise])
                 messages = conversation["messages"]
-                questions.append(Question(skill.name, messages[:-1], messages[-1]["content"]))
+                questions.append(Question(skill.name, messages[:-1], messages[-1]["content"], new_wording))
         return questions
 
 
 def _training_exercise(rng: Random, skill: Skill) -> Exercise:
     while True:
-        exercise = skill.make(rng)
+        exercise = skill.make(rng, False)
         if not any(is_held_out(key) for key in exercise.keys):
             return exercise
 
 
+def _stands_alone(exercise: Exercise) -> bool:
+    # A system message may contradict the other exercises (it can rename the model).
+    return exercise.alone or exercise.system is not None
+
+
 def _conversation(skill: str, exercises: list[Exercise]) -> Conversation:
-    # A system message may contradict the other exercises (it can rename the model), so its exercise stands alone.
-    alone = next((exercise for exercise in exercises if exercise.system is not None), None)
+    alone = next((exercise for exercise in exercises if _stands_alone(exercise)), None)
     messages: list[Message] = []
     if alone is not None and alone.system is not None:
         messages.append({"role": "system", "content": alone.system})

@@ -79,6 +79,21 @@ def test_the_table_shows_each_skill_and_the_means() -> None:
     ]
 
 
+def test_new_wordings_are_counted_apart_and_stand_in_a_column_of_their_own() -> None:
+    new = [q._replace(new_wording=True) for q in QUESTIONS if q.skill in ("addition", "spelling")]
+    board = score_answers([*QUESTIONS, *new[:1], *new[-2:]], _answer)
+    plain = score_answers(QUESTIONS, _answer)
+    assert [s[:5] for s in board.scores] == [s[:5] for s in plain.scores]
+    assert [(s.num_right_new, s.num_new) for s in board.scores] == [(1, 1), (0, 0), (1, 2)]
+    assert [s.new_accuracy for s in board.scores] == [1.0, None, 0.5]
+    assert (plain.new_mean, board.new_mean) == (None, 0.75)
+    text = render_scoreboard(board._replace(free_wording=(3, 4)), width=4)
+    assert "  spelling  50.0%  ##    1/2  new wording  50.0%" in text
+    assert text.splitlines()[-2:] == ["NEW WORDING  75.0%", "FREE WORDING  75.0%  3/4"]
+    with pytest.raises(ConfigError, match="'addition' in trained wordings"):
+        score_answers(new, _answer)
+
+
 def test_no_questions_and_missing_answers_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one question"):
         score_answers([], _answer)

@@ -1,9 +1,11 @@
 """What a skill of the corpus is: a generator of exercises, and the split that keeps held-out ones from training."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Literal, NamedTuple
+
+from moe_hf.text.skills.wordings import Wordings, core, expanded, hurried
 
 Sort = Literal["generalise", "facts", "talk"]
 
@@ -14,14 +16,16 @@ class Exercise(NamedTuple):
     Attributes:
         keys: names of the instances that the exercise shows. The first is the exercise's own, the others are those that
             its answer gives away on the side (a product's last step is also a sum). An exercise is held out by its
-            first key, and kept from training by any of them.
+            first key, and kept from training by any of them. None where the wording alone is what training never sees.
         turns: (question, answer) pairs, at least one.
         system: the system message that the exercise needs; none if absent.
+        alone: whether it would contradict other exercises of the same conversation.
     """
 
     keys: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]
     system: str | None = None
+    alone: bool = False
 
 
 class Skill(NamedTuple):
@@ -31,13 +35,13 @@ class Skill(NamedTuple):
         sort: `generalise` holds out instances never seen, `facts` holds out (fact, phrasing) pairs, `talk` is
             conversation.
         weight: how often the skill is drawn, relative to the others.
-        make: draws an exercise.
+        make: draws an exercise; asked in a wording that training never draws if its second argument is true.
     """
 
     name: str
     sort: Sort
     weight: float
-    make: Callable[[Random], Exercise]
+    make: Callable[[Random, bool], Exercise]
 
 
 HELD_OUT_FRACTION = 0.12
@@ -53,29 +57,15 @@ def is_held_out(key: str) -> bool:
     return int.from_bytes(digest[:8], "big") < HELD_OUT_FRACTION * 2**64
 
 
-def phrase(rng: Random, templates: Sequence[str], **slots: object) -> str:
-    """One of the templates with its slots filled, now and then as a hurried person writes it.
-
-    A quarter begin with a small letter and a quarter lack their final question mark or full stop.
-    """
-    return _filled(rng, rng.choice(templates), slots)
+def phrase(rng: Random, wordings: Wordings, new: bool = False, **slots: object) -> str:
+    """One of the trained wordings (a new one if `new`) with its slots filled, often as a hurried person writes it."""
+    return hurried(rng, expanded(rng, wordings, new), slots, wordings.room)
 
 
 def fact_exercise(
-    rng: Random, skill: str, fact: str, templates: Sequence[str], answer: str, **slots: object
+    rng: Random, skill: str, fact: str, wordings: Wordings, new: bool, answer: str, **slots: object
 ) -> Exercise:
-    """A question about a fact, keyed by the pair of fact and phrasing, so that a phrasing is held out, never a fact.
-
-    No template may be another one without its final mark, or else a held-out phrasing could be met in training.
-    """
-    number = rng.randrange(len(templates))
-    question = _filled(rng, templates[number], slots)
-    return Exercise((f"{skill} {fact} {number}",), ((question, answer),))
-
-
-def _filled(rng: Random, template: str, slots: dict[str, object]) -> str:
-    if rng.random() < 0.25:
-        template = template[0].lower() + template[1:]
-    if rng.random() < 0.25 and template[-1] in ".?":
-        template = template[:-1]
-    return template.format(**slots)
+    """A question about a fact, keyed by the pair of fact and phrasing, so that a phrasing is held out, never a fact."""
+    template = expanded(rng, wordings, new)
+    question = hurried(rng, template, slots, wordings.room)
+    return Exercise(() if new else (f"{skill} {fact} {core(template)}",), ((question, answer),))

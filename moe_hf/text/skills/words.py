@@ -30,10 +30,14 @@ SPELLING_WORDS = (
     "willow pillow rubber shovel sponge street tennis tunic vanilla whistle wonder pumpkin mushroom elephant "
     "mountain sandwich butterfly chocolate dinosaur football hospital kangaroo language mosquito notebook octopus "
     "pineapple rainbow scissors telephone universe vegetable waterfall xylophone mississippi tennessee cinnamon "
-    "computer blackboard lighthouse motorcycle"
+    "computer blackboard lighthouse motorcycle strawberries grandmother restaurant watermelon basketball screwdriver "
+    "caterpillar neighborhood information electricity temperature photograph microscope crocodile helicopter adventure "
+    "breakfast beautiful different important tomorrow yesterday together question knowledge happiness friendship hello "
+    "world house water orange school friend family people paper table chair construction intelligent refrigerator "
+    "thunderstorm championship conversation handwriting"
 ).split()
 
-LONGEST_WORD = 9
+LONGEST_WORD = 12
 """Letters of the longest word that is taken apart."""
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr kr pl st tr zw".split()
@@ -49,11 +53,11 @@ def invented_word(rng: Random, syllables: int = 2) -> str:
 def spelling_word(rng: Random) -> str:
     """A real word, an invented one or a jumble of letters, to be looked at letter by letter."""
     draw = rng.random()
-    if draw < 0.4:
-        return rng.choice([word for word in SPELLING_WORDS if len(word) <= LONGEST_WORD])
-    if draw < 0.7:
-        return invented_word(rng, rng.randint(1, 3))[:LONGEST_WORD]
-    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, LONGEST_WORD)))
+    if draw < 0.5:
+        return rng.choice(SPELLING_WORDS)
+    if draw < 0.8:
+        return invented_word(rng, rng.randint(1, 4))[:LONGEST_WORD]
+    return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, rng.randint(4, LONGEST_WORD))))
 
 
 def person(rng: Random, invented: float = 0.15) -> str:

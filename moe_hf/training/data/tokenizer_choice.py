@@ -110,7 +110,8 @@ def _texts(rows: Rows) -> Iterator[str]:
         if rows.kind == "text":
             texts = [row["text"]]
         else:
-            texts = [message["content"] for message in conversation_in(row["messages"])]
+            # The chat template puts a blank before each message, which makes its first word the same as elsewhere.
+            texts = [f" {message['content']}" for message in conversation_in(row["messages"])]
         for text in texts:
             for start in range(0, min(len(text), left), 100_000):
                 yield text[start : start + 100_000]

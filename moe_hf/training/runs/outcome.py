@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.files import flush, one_disk_error
 from moe_hf.text.corpus import EmbeddedCorpus
+from moe_hf.text.free_wording import free_wording_questions
 from moe_hf.text.scoreboard import Scoreboard, score_answers
 from moe_hf.training.runs.answers import batch_answerer
 from moe_hf.training.trainer import MoETrainer
@@ -22,10 +23,15 @@ _NOT_SHARED = ["checkpoint-*", "tmp-*", ".lock"]
 
 
 def answer_held_out(trainer: MoETrainer, tokenizer: PreTrainedTokenizerBase, per_skill: int) -> Scoreboard:
-    """The scores of the trained model on the embedded corpus's held-out questions."""
+    """The trained model's scores on the embedded corpus's held-out questions, in trained, new and free wordings."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     answerer = batch_answerer(model, tokenizer, ANSWER_TOKENS)
-    return score_answers(EmbeddedCorpus().heldout_questions(per_skill), answerer, batch_size=128)
+    corpus = EmbeddedCorpus()
+    questions = corpus.heldout_questions(per_skill) + corpus.heldout_questions(per_skill, new_wording=True)
+    free = free_wording_questions()
+    given = answerer([question.messages for question in free])
+    num_right = sum(text == question.answer for text, question in zip(given, free, strict=True))
+    return score_answers(questions, answerer, batch_size=128)._replace(free_wording=(num_right, len(free)))
 
 
 def can_generate_alone(trainer: MoETrainer) -> bool:

@@ -8,8 +8,8 @@ from moe_hf.base.registry import Registry
 # Minutes on two CPU cores: one pass over the embedded corpus, short conversations first.
 _TINY: dict[str, Any] = {
     "tokenizer": "word",
-    "vocab_size": 768,
-    "num_conversations": 34_000,
+    "vocab_size": 1024,
+    "num_conversations": 40_000,
     "packing": "document_mask",
     # A little of the questions as well: they teach the words before the answers do.
     "prompt_loss_fraction": 0.1,
