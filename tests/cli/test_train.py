@@ -198,8 +198,7 @@ def test_small_data_is_read_several_times_and_both_curves_are_of_one_quantity(ca
     events = read_metrics("own")
     logged = [event for event in events if "loss" in event]
     assert len(logged) >= 20
-    # The router's losses stand on top of what evaluation measures.
-    assert sum(event["cross_entropy"] for event in logged) < sum(event["loss"] for event in logged)
+    assert sum(event["cross_entropy"] for event in logged) == pytest.approx(sum(e["loss"] for e in logged), rel=0.05)
     assert f"loss {logged[-1]['cross_entropy']:.3f} in training" in out
     assert Path("own/loss.png").is_file()
     # What the data decided stands in no one's way.

@@ -21,6 +21,8 @@ MANY_PASSES = 20
 
 # A run of fewer steps has hardly begun to learn.
 _FEW_STEPS = 200
+# On 22 KB of text the tiny model's held-out loss was lowest after six passes at a rate meant for twenty or forty.
+_MOST_PASSES = 10
 # Good weights are soon spoilt by reading the same again.
 _MOST_PASSES_CONTINUED = 5
 _LEAST_LOG_LINES = 20
@@ -69,7 +71,7 @@ def fit_to_data(settings: Settings, data: TrainingData) -> list[str]:
     rows = rows_per_step(training)
     steps = num_training_steps(data, training, rows)
     if epochs_follow_data(settings) and data.num_tokens is not None and steps < _FEW_STEPS:
-        most = _MOST_PASSES_CONTINUED if settings.model.model or settings.model.upcycle else MANY_PASSES
+        most = _MOST_PASSES_CONTINUED if settings.model.model or settings.model.upcycle else _MOST_PASSES
         passes = min(most, math.ceil(_FEW_STEPS / steps))
         training.num_train_epochs = settings.chosen["num_train_epochs"] = float(passes)
         notices.append(
