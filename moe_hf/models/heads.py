@@ -165,7 +165,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         losses = self._router_losses(outputs, attention_mask) if record else None
         loss = None
         if targets is not None:
-            target_count = (targets if kwargs.get("shift_labels") is not None else targets[..., 1:]).ne(-100).sum()
+            shifted = kwargs.get("shift_labels")
+            target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum()
             num_items = kwargs.pop("num_items_in_batch", None)
             # Without a single target, a mean would be 0 / 0, and so would every gradient.
             num_items = divisor(target_count if num_items is None else num_items)
