@@ -252,31 +252,30 @@ class MoETrainer(Trainer):
             append_metrics(str(self.args.output_dir), {"step": self.state.global_step, **logs, **details})
 
     def _measure_window(self, logs: dict[str, float]) -> dict[str, Any]:
-        details = {}
-        sums = self._routing_sums()
-        if self._routing is not None and sums is not None:
-            routing = routing_of_window(sums)
+        details: dict[str, Any] = {}
+        sums = self._sums()
+        if "routing" in sums:
+            routing = routing_of_window(sums["routing"])
             logs.update(routing.scalars())
             details["layers"] = routing._asdict()
-            self._routing.reset()
-        nats = self._cross_entropy_sums()
-        if self._cross_entropy is not None and nats is not None:
-            total, count = nats.tolist()
+        if "cross_entropy" in sums:
+            total, count = sums["cross_entropy"].tolist()
             logs.update({"cross_entropy": total / count} if count else {})
-            self._cross_entropy.reset()
+        for meter in self._meters.values():
+            meter.reset()
         logs.update(self._speed.read(self.args.world_size, self._peak_flops()))
         self._speed.reset()
         return details
 
-    def _routing_sums(self) -> torch.Tensor | None:
-        if self._routing is None or self._routing.sums is None:
-            return None
-        return self.accelerator.reduce(self._routing.sums, reduction="sum")
+    @property
+    def _meters(self) -> dict[str, RoutingMeter | CrossEntropyMeter]:
+        meters = {"routing": self._routing, "cross_entropy": self._cross_entropy}
+        return {name: meter for name, meter in meters.items() if meter is not None}
 
-    def _cross_entropy_sums(self) -> torch.Tensor | None:
-        if self._cross_entropy is None or self._cross_entropy.sums is None:
-            return None
-        return self.accelerator.reduce(self._cross_entropy.sums, reduction="sum")
+    def _sums(self) -> dict[str, torch.Tensor]:
+        """What the meters of all processes counted in this window."""
+        counted = {name: meter.sums for name, meter in self._meters.items() if meter.sums is not None}
+        return {name: self.accelerator.reduce(sums, reduction="sum") for name, sums in counted.items()}
 
     def _peak_flops(self) -> float | None:
         if isinstance(self.args, MoETrainingArguments) and self.args.peak_flops:
@@ -341,14 +340,6 @@ class MoETrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 remove_old_checkpoints(run_dir, final, self.args.save_total_limit, best)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # The arguments are pickled beside the weights, and a checkpoint is given away.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer would upload, in the background, a folder that is about to be renamed.
         if self._staging is None:
@@ -357,12 +348,7 @@ class MoETrainer(Trainer):
     def _current_run_state(self) -> dict[str, Any]:
         loss = self.accelerator.reduce(self._tr_loss.detach().clone(), reduction="mean")
         window = {"loss": loss.cpu(), "last_logged_step": self._globalstep_last_logged}
-        sums = self._routing_sums()
-        if sums is not None:
-            window["routing"] = sums.cpu()
-        nats = self._cross_entropy_sums()
-        if nats is not None:
-            window["cross_entropy"] = nats.cpu()
+        window |= {name: sums.cpu() for name, sums in self._sums().items()}
         state: dict[str, Any] = {"window": window}
         if self._before is not None:
             seconds = self._before["seconds"] + time.time() - self._begun
@@ -394,10 +380,8 @@ class MoETrainer(Trainer):
         self._begun, self._begun_step = time.time(), self.state.global_step
         self._before = self._run_state.get("run") if self._begun_step else {"seconds": 0.0, "loss": 0.0}
         self._speed.reset()
-        if self._routing is not None:
-            self._routing.reset()
-        if self._cross_entropy is not None:
-            self._cross_entropy.reset()
+        for meter in self._meters.values():
+            meter.reset()
         if self.is_world_process_zero():
             keep_metrics_until(str(self.args.output_dir), self._begun_step, self.state.log_history)
         window = self._run_state.get("window")
@@ -407,10 +391,9 @@ class MoETrainer(Trainer):
         # These steps belong to the log line that comes next, but not to the mean loss of this call alone.
         self._total_loss_scalar = -self._tr_loss.item() if self._before is None else self._before["loss"]
         self._globalstep_last_logged = window["last_logged_step"]
-        if self._routing is not None and "routing" in window and self.is_world_process_zero():
-            self._routing.sums = window["routing"].to(self.args.device)
-        if self._cross_entropy is not None and "cross_entropy" in window and self.is_world_process_zero():
-            self._cross_entropy.sums = window["cross_entropy"].to(self.args.device)
+        for name, meter in self._meters.items():
+            if name in window and self.is_world_process_zero():
+                meter.sums = window[name].to(self.args.device)
 
     def begin_epoch(self) -> None:
         """Called when an epoch begins."""

@@ -380,16 +380,6 @@ def test_a_run_killed_after_a_save_at_the_end_of_an_epoch_misses_nothing(tmp_pat
     assert_same_run(whole, resumed)
 
 
-def test_a_hub_token_lies_in_no_file(tmp_path):
-    trainer = make_trainer(tmp_path, hub_token="hf_secret", save_strategy="steps", save_steps=1, max_steps=1)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "model"))
-    assert trainer.args.hub_token == "hf_secret"
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"training_args.bin", "trainer_state.json", "config.json"} <= {path.name for path in files}
-    assert [path for path in files if b"hf_secret" in path.read_bytes()] == []
-
-
 def test_the_closing_line_of_a_resumed_run_sums_up_the_whole_run(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
     whole = make_trainer(tmp_path / "whole", **options).train()
