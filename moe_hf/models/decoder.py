@@ -40,6 +40,7 @@ from moe_hf.layers.packed_rows import (
     positions_from,
     require_no_restart,
 )
+from moe_hf.layers.parameter_kinds import IN_FLOAT32, NOT_DECAYED
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
@@ -115,8 +116,8 @@ class MoEPreTrainedModel(LoadsDense):
         "attentions": OutputRecorder(Mixer, index=1),
     }
 
-    # In half precision the small steps of these would be lost.
-    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"e_score_correction_bias", "score_threshold"}
+    # In half precision the small steps of the first two would be lost.
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = {"e_score_correction_bias", "score_threshold", *IN_FLOAT32}
 
     # transformers finds these two out by searching the model's own source file for words that stand in layers/ here.
     @classmethod
@@ -146,6 +147,17 @@ class MoEPreTrainedModel(LoadsDense):
             attn_implementation,
             lambda name: check(name, is_init_check=is_init_check, allow_all_kernels=allow_all_kernels),
         )
+
+    def post_init(self) -> None:
+        """As in transformers; fresh weights obey `_keep_in_fp32_modules_strict` as well."""
+        for name, parameter in self.named_parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16) and any(part in name for part in IN_FLOAT32):
+                parameter.data = parameter.data.float()
+        super().post_init()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that no optimizer should decay, as timm's models say it."""
+        return {name for name, _ in self.named_parameters() if NOT_DECAYED.search(name)}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The backend of the experts, by default "auto"."""

@@ -55,6 +55,8 @@ class LazyTensor(ABC):
     def __init__(self, shape: tuple[int, ...], dtype_name: str) -> None:
         self.shape = shape
         self._dtype_name = dtype_name
+        # Whether a file of half precision holds it in single precision.
+        self.in_float32 = False
 
     def get_shape(self) -> list[int]:
         """The shape, as safetensors' slices give it."""
@@ -66,7 +68,7 @@ class LazyTensor(ABC):
 
     def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
         """The type in a file whose weights are of `weight_dtype`."""
-        return weight_dtype
+        return torch.promote_types(weight_dtype, torch.float32) if self.in_float32 else weight_dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         return self.read() if index is Ellipsis else self.read()[index].contiguous()

@@ -14,6 +14,7 @@ from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import whole_folder
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.parameter_kinds import IN_FLOAT32
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
 from moe_hf.models.dense_fit import fitting_state
 from moe_hf.models.dense_source import indexed_files, json_object, open_slices
@@ -85,6 +86,8 @@ def upcycle_directory(
     state = fitting_state(dense, slices, files[0], config, family.model, dtype=dtype)
     dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
     config.dtype = dtype
+    for name, value in state.items():
+        value.in_float32 = any(part in name for part in IN_FLOAT32)
     config.architectures = [family.causal_lm.__name__]
     total = sum(_size(value, dtype) for value in state.values())
 

@@ -13,14 +13,18 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_pt_utils import get_parameter_names
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.models.decoder import MoEPreTrainedModel
 
 # Jordan et al. 2024: the quintic that lifts singular values fastest, at the price of leaving them in about (0.7, 1.2).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 # Elements of one Newton-Schulz batch: enough to keep a device busy, 256 MB in float32.
 _BATCH_ELEMENTS = 2**26
 _FUSED_DEVICES = ("cpu", "cuda")
+# As in transformers' Trainer.get_decay_parameter_names.
+_NEVER_DECAYED = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
 class _Matrix(NamedTuple):
@@ -227,13 +231,40 @@ def _is_hidden_matrix(words: list[str], parameter: torch.Tensor) -> bool:
     return in_a_layer and multiplied and not excluded and parameter.ndim in dimensions and min(parameter.shape[-2:]) > 1
 
 
+def decayed_names(model: nn.Module) -> list[str]:
+    """The names of the parameters that weight decay applies to, in every optimizer of this package.
+
+    transformers' rule (no biases, no norms), without what `MoEPreTrainedModel.no_weight_decay` names and what carries
+    the mark `_no_weight_decay` of the mamba-ssm package.
+    """
+    kept = {name for name, p in model.named_parameters() if getattr(p, "_no_weight_decay", False)}
+    for prefix, module in model.named_modules():
+        if isinstance(module, MoEPreTrainedModel):
+            kept |= {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
+    return [name for name in get_parameter_names(model, [nn.LayerNorm], _NEVER_DECAYED) if name not in kept]
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """All trainable parameters in two groups for any optimizer: decayed, and not (`decayed_names`).
+
+    A plain Trainer has no way to ask a model what must not decay; give it
+    `optimizers=(torch.optim.AdamW(weight_decay_groups(model, 0.1), lr=1e-3), None)`.
+    """
+    decay = set(decayed_names(model))
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return [
+        {"params": [p for name, p in trainable.items() if name in decay], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable.items() if name not in decay], "weight_decay": 0.0},
+    ]
+
+
 def moe_muon(
     model: nn.Module,
     *,
     learning_rate: float,
     muon_learning_rate: float,
     weight_decay: float = 0.0,
-    decay_names: Iterable[str] = (),
+    decay_names: Iterable[str] | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum: float = 0.95,
@@ -245,8 +276,8 @@ def moe_muon(
         model: not sharded; every process must hold whole matrices.
         learning_rate: of the AdamW groups.
         muon_learning_rate: of the Muon groups; about 0.02, since an update has singular values of about 1.
-        weight_decay: of the Muon groups, and of the AdamW parameters in `decay_names`.
-        decay_names: names of parameters, as in `model.named_parameters()`.
+        weight_decay: of the parameters in `decay_names`, in either kind of group.
+        decay_names: names of parameters, as in `model.named_parameters()`; None means `decayed_names(model)`.
         betas, eps: of AdamW.
         momentum: of Muon, in [0, 1).
         precision: as in `MoEMuon`.
@@ -257,19 +288,25 @@ def moe_muon(
     for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
         if rate <= 0:
             raise ConfigError(f"{name} must be > 0, got {rate}")
-    muon, decay = hidden_matrices(model), set(decay_names)
+    muon, decay = hidden_matrices(model), set(decayed_names(model) if decay_names is None else decay_names)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if any(isinstance(parameter, DTensor) for parameter in trainable.values()):
         raise ConfigError("moe_muon needs whole matrices, but this model is sharded; use --optim adamw_torch_fused")
     adam = {"kind": "adamw", "lr": learning_rate, "betas": betas, "eps": eps}
-    muon_keys = {"kind": "muon", "lr": muon_learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    muon_keys = {"kind": "muon", "lr": muon_learning_rate, "momentum": momentum}
     # AdamW first: the learning rate that Trainer logs is the first group's.
     rest = {name: parameter for name, parameter in trainable.items() if name not in muon}
     groups = [
         {**adam, "weight_decay": weight_decay, "params": [p for name, p in rest.items() if name in decay]},
         {**adam, "weight_decay": 0.0, "params": [p for name, p in rest.items() if name not in decay]},
         *(
-            {**muon_keys, "transposed": side, "params": [trainable[name] for name, t in muon.items() if t == side]}
+            {
+                **muon_keys,
+                "weight_decay": weight_decay if decays else 0.0,
+                "transposed": side,
+                "params": [trainable[name] for name, t in muon.items() if t == side and (name in decay) == decays],
+            }
+            for decays in (True, False)
             for side in (False, True)
         ),
     ]

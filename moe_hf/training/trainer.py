@@ -30,7 +30,7 @@ from moe_hf.training.metrics import (
     training_flops,
 )
 from moe_hf.training.moments import MomentsCallback
-from moe_hf.training.optim import moe_muon
+from moe_hf.training.optim import decayed_names, moe_muon
 from moe_hf.training.processes import main_process_says
 from moe_hf.training.run_state import load_run_state, save_run_state
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
@@ -162,6 +162,10 @@ class MoETrainer(Trainer):
         return super()._finalize_training(trial, num_train_samples, start_time)
 
     # Optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in Trainer, but for what the model says must not decay."""
+        return decayed_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in Trainer, and Muon for `optim="moe_muon"`.

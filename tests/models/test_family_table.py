@@ -391,6 +391,39 @@ def test_half_precision_stays_near(kind: str, ids, full) -> None:
         assert error.median() < 0.05
 
 
+def test_made_or_loaded_in_half_precision_it_keeps_what_needs_single_precision(kind: str, ids, full, tmp_path) -> None:
+    kept = {
+        "mamba": {"A_log", "D"},
+        "hyena": {"frequency", "skip", "weight", "bias"},
+        "rwkv4": {"time_decay", "time_first"},
+    }
+    expected = next((names for family, names in kept.items() if kind.startswith(family)), set())
+    model_type, fields = KINDS[kind]
+    fresh = AutoModelForCausalLM.from_config(FAMILIES[model_type].config(**{**TINY, **fields}), dtype=torch.bfloat16)
+    original = tiny_family(kind)
+    original.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    weights = dict(original.named_parameters())
+    for model in (fresh, loaded):
+        single = {name for name, weight in model.named_parameters() if weight.dtype == torch.float32}
+        assert expected <= {name.rpartition(".")[2] for name in single}
+        assert bool(single) == bool(expected)
+        assert model.dtype == torch.bfloat16
+    for name in single:
+        assert loaded.get_parameter(name).equal(weights[name]), name
+    with torch.no_grad():
+        logits = loaded(ids, use_cache=False).logits
+    assert logits.dtype == torch.bfloat16
+    assert ((logits.float() - full).norm(dim=-1) / full.norm(dim=-1)).median() < 0.05
+
+    loaded.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert {name: weight.dtype for name, weight in again.named_parameters()} == {
+        name: weight.dtype for name, weight in loaded.named_parameters()
+    }
+    assert in_pieces(again, ids, [15, 1, 7]).dtype == torch.bfloat16
+
+
 def test_it_compiles_into_one_graph_with_the_same_gradients(kind: str, ids) -> None:
     torch.compiler.reset()
     model = tiny_family(kind, num_hidden_layers=2, mlp_layer_types=["dense"] * 2).train()

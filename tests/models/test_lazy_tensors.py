@@ -133,3 +133,11 @@ def test_draws_do_not_depend_on_the_default_type() -> None:
         torch.set_default_dtype(torch.float32)
     assert drawn.dtype == zero.dtype == torch.float32
     assert drawn.equal(wanted)
+
+
+def test_what_needs_single_precision_is_written_in_it() -> None:
+    tensor = Drawn((2, 3), 1.0, 0)
+    assert tensor.written_dtype(torch.bfloat16) == torch.bfloat16
+    tensor.in_float32 = True
+    assert tensor.written_dtype(torch.bfloat16) == torch.float32
+    assert tensor.written_dtype(torch.float64) == torch.float64

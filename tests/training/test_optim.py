@@ -3,12 +3,21 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
-from moe_hf.training.optim import MoEMuon, hidden_matrices, moe_muon, newton_schulz
+from moe_hf.training.optim import (
+    MoEMuon,
+    decayed_names,
+    hidden_matrices,
+    moe_muon,
+    newton_schulz,
+    weight_decay_groups,
+)
+from moe_hf.training.trainer import MoETrainer
+from tests.models.families import KINDS, tiny_family
 
 
 def tiny_moe(**overrides):
@@ -189,3 +198,38 @@ def test_a_learning_rate_that_is_not_positive_is_refused(rates):
 def test_a_vector_in_a_muon_group_is_refused():
     with pytest.raises(ConfigError, match=r"\(3,\)"):
         MoEMuon([{"kind": "muon", "params": [nn.Parameter(torch.ones(3))]}])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_optimizer_decays_what_multiplies_and_nothing_else(kind, tmp_path):
+    model = tiny_family(kind, num_hidden_layers=2)
+    decayed = set(decayed_names(model))
+    # Tables of numbers, vectors and filters; what is embedded counts as a weight.
+    words = {name: name.split(".") for name, _ in model.named_parameters()}
+    multiplies = {n for n, w in words.items() if w[-1] == "weight" or "experts" in w or w[-1].endswith("conv_weight")}
+    multiplies |= {n for n, w in words.items() if w[-1] in ("start", "local_start")}
+    assert decayed == {
+        name
+        for name in multiplies
+        if "filter" not in words[name] and not any("norm" in word or "bias" in word for word in words[name])
+    }
+
+    settings = {"output_dir": str(tmp_path), "weight_decay": 0.1, "report_to": [], "use_cpu": True}
+    trainer = MoETrainer(model=model, args=TrainingArguments(**settings))
+    optimizers = [
+        trainer.create_optimizer(),
+        torch.optim.AdamW(weight_decay_groups(model, 0.1)),
+        moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1),
+    ]
+    for optimizer in optimizers:
+        groups = optimizer.param_groups
+        falls = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+        assert {name for name, p in model.named_parameters() if id(p) in falls} == decayed
+        assert sum(len(group["params"]) for group in groups) == len(words)
+
+
+def test_a_mark_on_a_parameter_counts():
+    module = nn.Linear(3, 3)
+    assert decayed_names(module) == ["weight"]
+    module.weight._no_weight_decay = True
+    assert decayed_names(module) == []
