@@ -40,12 +40,12 @@ from moe_hf.layers.packed_rows import (
     positions_from,
     require_no_restart,
 )
-from moe_hf.layers.parameter_kinds import IN_FLOAT32, NOT_DECAYED
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense_loading import LoadsDense
 from moe_hf.models.keywords import refuse_unknown
+from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds
 
 # What these kinds of layers keep can be cut back to an earlier token.
 _CUT_BACK = ("full_attention", "history")
@@ -95,7 +95,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         return x_BSD if first_value is None else (x_BSD, first_value)
 
 
-class MoEPreTrainedModel(LoadsDense):
+class MoEPreTrainedModel(KnowsParameterKinds, LoadsDense):
     """What all families tell transformers about themselves, and how fresh weights are drawn."""
 
     config: MoEDecoderConfig
@@ -147,17 +147,6 @@ class MoEPreTrainedModel(LoadsDense):
             attn_implementation,
             lambda name: check(name, is_init_check=is_init_check, allow_all_kernels=allow_all_kernels),
         )
-
-    def post_init(self) -> None:
-        """As in transformers; fresh weights obey `_keep_in_fp32_modules_strict` as well."""
-        for name, parameter in self.named_parameters():
-            if parameter.dtype in (torch.bfloat16, torch.float16) and any(part in name for part in IN_FLOAT32):
-                parameter.data = parameter.data.float()
-        super().post_init()
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that no optimizer should decay, as timm's models say it."""
-        return {name for name, _ in self.named_parameters() if NOT_DECAYED.search(name)}
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """The backend of the experts, by default "auto"."""

@@ -14,12 +14,12 @@ from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import whole_folder
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.parameter_kinds import IN_FLOAT32
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
 from moe_hf.models.dense_fit import fitting_state
 from moe_hf.models.dense_source import indexed_files, json_object, open_slices
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.lazy_tensors import LazyTensor, dtype_named
+from moe_hf.models.parameter_kinds import IN_FLOAT32
 from moe_hf.models.upcycle import why_logits_change
 
 # What belongs to the model beside its weights and its configuration.
