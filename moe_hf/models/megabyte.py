@@ -141,7 +141,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
             raise ConfigError(f"MegaByte needs a MegaByteCache, got {given}; give none, or one from model.new_cache()")
         mask_BS = real_bytes(attention_mask, input_ids.shape[1])
         require_rows(cache, len(input_ids))
-        position_ids = positions_from(kwargs, position_ids, tuple(input_ids.shape))
+        position_ids = positions_from(kwargs, position_ids, (len(input_ids), input_ids.shape[1]))
         going_on = cache is not None and cache.seen > 0
         starts_BS = starts_unless_hindered(position_ids, len(input_ids), mask_BS, None if cache is None else "a cache")
         if cache is None and use_cache and starts_BS is None:
