@@ -13,6 +13,9 @@ from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin,
 
 from moe_hf.base.errors import ConfigError
 
+# The name under which the first layer without keys counts the padding of each row, (B,).
+PADDING = "padding"
+
 
 class NamedStates:
     """States of one layer by name; a state that was never written, or was reset, is absent.
@@ -217,14 +220,14 @@ def advance(cache: Cache | None, num_tokens: int, padding_BS: torch.Tensor | Non
         layer.advance(num_tokens)
     # A compiled step is given its positions.
     if layers and padding_BS is not None and not torch.compiler.is_compiling():
-        before_B, padding_B = layers[0].read("padding"), (padding_BS == 0).sum(dim=1)
-        layers[0].write("padding", padding_B if before_B is None else before_B + padding_B)
+        before_B, padding_B = layers[0].read(PADDING), (padding_BS == 0).sum(dim=1)
+        layers[0].write(PADDING, padding_B if before_B is None else before_B + padding_B)
 
 
 def padding_seen(cache: Cache | None) -> torch.Tensor | None:
     """Padding that each row has had so far, (B,), as far as `advance` was told; None where it was told of none."""
     layers = [layer for layer in (cache.layers if cache is not None else []) if isinstance(layer, StateLayer)]
-    return layers[0].read("padding") if layers else None
+    return layers[0].read(PADDING) if layers else None
 
 
 def has_seen(cache: Cache | None) -> bool:

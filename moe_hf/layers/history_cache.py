@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.cache import StateLayer, states_of
+from moe_hf.layers.cache import PADDING, StateLayer, states_of
 from moe_hf.layers.growing_rows import GrowingRows
 from moe_hf.layers.history import History, LongFilter, last_entries, reach_of
 from moe_hf.layers.static_history import StaticHistoryLayer
@@ -133,7 +133,7 @@ class HistoryLayer(StateLayer, History):
         if count == self.cumulative_length:
             self.reset()
             return
-        if self.states:
+        if self.states.keys() - {PADDING}:
             super().crop(tokens_to_remove)
         real_BS1 = self._real.read()
         removed_B = None if real_BS1 is None else real_BS1[:, -count:, 0].sum(1)
@@ -151,6 +151,9 @@ class HistoryLayer(StateLayer, History):
                 _drop_empty_front(rows)
             self._epochs = {}
         self._count_B = self._count_B - (count if removed_B is None else removed_B.cpu())
+        padding_B = self.read(PADDING)
+        if padding_B is not None and removed_B is not None:
+            self.write(PADDING, padding_B - (count - removed_B).to(padding_B.device))
         self._real.cut(count)
         self.cumulative_length -= count
 

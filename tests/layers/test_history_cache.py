@@ -9,6 +9,7 @@ from transformers import DynamicCache, StaticCache
 from moe_hf import HyenaWithMoE, HyenaWithMoEConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers import history_cache
+from moe_hf.layers.cache import padding_seen
 from moe_hf.layers.history_cache import HistoryLayer, StaticHistoryLayer
 from moe_hf.ops import future_fill
 
@@ -199,6 +200,19 @@ class TestCrop:
         for row in range(3):
             kept = ids[row, :22][mask[row, :22].bool()]
             alone = torch.cat([kept, ids[row, 40:45]])[None]
+            torch.testing.assert_close(out[row], run(model, alone, None)[0, -5:], **CLOSE)
+
+    def test_positions_go_on_behind_the_real_tokens_that_are_left(self, ids) -> None:
+        model = make(mixer="hyena,attention", position_embedding_type="learned")
+        mask = torch.ones(3, 30, dtype=torch.long)
+        mask[0, :11] = mask[1, 21:] = mask[2, 24:27] = 0
+        cache = model.model.new_cache()
+        run(model, ids[:, :30] * mask, cache, attention_mask=mask)
+        cache.crop(-4)
+        assert padding_seen(cache).tolist() == [11, 5, 2]
+        out = run(model, ids[:, 40:45], cache, attention_mask=torch.cat([mask[:, :26], mask.new_ones(3, 5)], dim=1))
+        for row in range(3):
+            alone = torch.cat([ids[row, :26][mask[row, :26].bool()], ids[row, 40:45]])[None]
             torch.testing.assert_close(out[row], run(model, alone, None)[0, -5:], **CLOSE)
 
     def test_more_than_the_short_convolution_remembers_is_an_error(self, model, ids, monkeypatch) -> None:
