@@ -81,7 +81,8 @@ def test_with_its_layers_on_disk_it_computes_and_generates_the_same(model, ids, 
     model.save_pretrained(tmp_path)
     # accelerate cannot fetch a parameter that stands beside the modules of its map.
     places = {f"model.{name}": "cpu" for name, _ in model.model.named_parameters(recurse=False)} | {"lm_head": "cpu"}
-    places |= {f"model.{name}": "disk" for name, _ in model.model.named_children()}
+    # transformers 5.17 warns in generate where the first weight is not at hand.
+    places |= {f"model.{n}": "cpu" if n == "embed_tokens" else "disk" for n, _ in model.model.named_children()}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
     assert any(parameter.is_meta for parameter in loaded.parameters())
     assert logits_of(loaded, ids).equal(logits_of(model, ids))
