@@ -2,7 +2,6 @@
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -21,7 +20,10 @@ def after_import(package: str, action: Callable[[], Any]) -> None:
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds one package as the other finders would, once, and has its loader call the action at the end."""
+    """Finds one package as the other finders would, and has its loader call the action at the end of its execution.
+
+    It stays until then: many a library asks whether a package is there long before anybody imports it.
+    """
 
     def __init__(self, package: str, action: Callable[[], Any]) -> None:
         self._package = package
@@ -30,13 +32,18 @@ class _Watcher(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self._package or self not in sys.meta_path:
+        if fullname != self._package:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenCall(spec.loader, self._action)
+            spec.loader = _ThenCall(spec.loader, self._act)
         return spec
+
+    def _act(self) -> None:
+        self._action()
+        # Once it has succeeded. Whoever replaces the list of finders may have left this one out.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
 
 
 class _ThenCall(importlib.abc.Loader):
