@@ -29,11 +29,13 @@ class MoECausalLMOutput(MoeCausalLMOutputWithPast):
     """transformers' output with two more entries per sparse layer, recorded together with `router_logits`.
 
     `router_experts` holds the chosen experts, (B * S, K), before any were dropped; `router_dropped` the share of the
-    slots that a capacity limit dropped, in [0, 1], empty where there is no limit.
+    slots that a capacity limit dropped, in [0, 1], empty where there is no limit. `cross_entropy` is given while
+    training: the mean over this call's targets, without router losses and without a gradient.
     """
 
     router_experts: tuple[torch.Tensor, ...] | None = None
     router_dropped: tuple[torch.Tensor, ...] | None = None
+    cross_entropy: torch.Tensor | None = None
 
 
 class MoEHeadModel(MoEPreTrainedModel):
@@ -163,7 +165,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
 
         losses = self._router_losses(outputs, attention_mask) if record else None
-        loss = None
+        loss = cross_entropy = None
         if targets is not None:
             shifted = kwargs.get("shift_labels")
             target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum()
@@ -173,6 +175,9 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             loss = self.loss_function(
                 logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items, **kwargs
             )
+            # In eval `loss` is the same, and Trainer would gather whatever stands beside it.
+            if self.training:
+                cross_entropy = loss.detach() * num_items / divisor(target_count)
             loss = self._add_router_losses(loss, losses, _share_of_batch(target_count, num_items))
         return MoECausalLMOutput(
             loss=loss,
@@ -184,6 +189,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
             router_logits=outputs.router_logits,
             router_experts=outputs.get("router_experts"),
             router_dropped=outputs.get("router_dropped"),
+            cross_entropy=cross_entropy,
         )
 
 

@@ -214,7 +214,9 @@ class MoETrainer(Trainer):
             factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
             loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
         if self._cross_entropy is not None and model.training and isinstance(outputs, Mapping):
-            if labels is not None and outputs.get("logits") is not None:
+            if labels is not None and answers is None and outputs.get("cross_entropy") is not None:
+                self._cross_entropy.update_by_mean(outputs["cross_entropy"], labels)
+            elif labels is not None and outputs.get("logits") is not None:
                 self._cross_entropy.update(outputs["logits"], labels, answers)
         if self._routing is not None and model.training and isinstance(outputs, Mapping):
             if outputs.get("router_logits"):

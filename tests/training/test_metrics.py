@@ -44,6 +44,21 @@ def test_the_cross_entropy_of_a_window_is_what_evaluation_measures():
     assert total / count == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("num_items", [None, torch.tensor(40)])
+def test_what_a_training_model_says_of_its_cross_entropy_counts_like_its_logits(num_items):
+    ids = torch.randint(0, 30, (2, 12), generator=torch.Generator().manual_seed(0))
+    labels, by_logits, by_mean = ids.clone(), CrossEntropyMeter(), CrossEntropyMeter()
+    labels[0, :7] = -100
+    model = GPT2WithMoE(tiny_config()).train()
+    for targets in (labels, torch.full_like(labels, -100)):
+        out = model(input_ids=ids, labels=targets, num_items_in_batch=num_items)
+        by_logits.update(out.logits, targets)
+        by_mean.update_by_mean(out.cross_entropy, targets)
+        torch.testing.assert_close(by_mean.sums, by_logits.sums, rtol=1e-5, atol=1e-5)
+    assert not out.cross_entropy.requires_grad
+    assert model.eval()(input_ids=ids, labels=labels).cross_entropy is None
+
+
 def random_logits(seed=0, tokens=TOKENS):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(tokens, EXPERTS, generator=generator) * 2 for _ in range(LAYERS)]
