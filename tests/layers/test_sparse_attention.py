@@ -9,6 +9,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.host import CACHE_NAME, named
 from moe_hf.layers.sparse_attention import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_TOPK,
@@ -104,9 +105,9 @@ def test_a_cache_changes_nothing(sparse: PreTrainedModel, ids: torch.Tensor, edg
     parts, cache = [], None
     with torch.no_grad():
         for start, stop in pairwise(edges):
-            out = sparse(ids[:, start:stop], past_key_values=cache, use_cache=True)
+            out = sparse(ids[:, start:stop], **named(cache), use_cache=True)
             parts.append(out.logits)
-            cache = out.past_key_values
+            cache = out[CACHE_NAME]
     assert close(torch.cat(parts, dim=1), logits(sparse, ids))
 
 

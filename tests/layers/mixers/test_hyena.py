@@ -117,13 +117,13 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("field", "value", "text"),
         [
-            ("hyena_order", 1, "an integer >= 2"),
-            ("hyena_short_conv", 0, "an integer >= 1"),
-            ("hyena_filter_width", 0, "an integer >= 1"),
-            ("hyena_filter_layers", -1, "an integer >= 0"),
+            ("hyena_order", 1, r"an integer in \[2, 1000\]"),
+            ("hyena_short_conv", 0, r"an integer in \[1, 2\*\*31\)"),
+            ("hyena_filter_width", 0, r"an integer in \[1, 2\*\*31\)"),
+            ("hyena_filter_layers", -1, r"an integer in \[0, 1000\]"),
             ("hyena_filter_embedding", 4, "an odd integer >= 3"),
-            ("hyena_filter_frequency", 0, "a finite number > 0"),
-            ("hyena_filter_shift", -0.1, "a finite number >= 0"),
+            ("hyena_filter_frequency", 0, r"a number in \(0, 10000\]"),
+            ("hyena_filter_shift", -0.1, r"a number in \[0, 10000\]"),
             ("hyena_dropout", 1.0, r"a number in \[0, 1\)"),
         ],
     )

@@ -133,7 +133,7 @@ def test_the_report_has_the_numbers_of_the_run(finished):
     assert report.finished
     assert report.steps == 6
     assert report.trained_tokens == 6 * 2 * 64
-    losses = [event["loss"] for event in read_metrics(str(report.model_dir)) if "loss" in event]
+    losses = [event["cross_entropy"] for event in read_metrics(str(report.model_dir)) if "loss" in event]
     assert len(losses) == 3
     assert report.train_loss == losses[-1]
     model = AutoModelForCausalLM.from_pretrained(report.model_dir)
