@@ -140,7 +140,7 @@ def require_no_restart(position_ids: torch.Tensor, mask: torch.Tensor | None, wh
     Raises:
         ConfigError: the position of a real token does not come after those of the real tokens before it.
     """
-    if position_ids.shape[-1] < 2 or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or position_ids.shape[-1] < 2:
         return
     place_BS = position_ids
     if mask is not None:
