@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any, ClassVar
 
 import torch
+from torch.utils._pytree import SUPPORTED_NODES
 from transformers import Cache
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicLayer, StaticLayer
 
@@ -271,6 +272,21 @@ def require_rows(cache: Cache | None, batch: int) -> None:
             f"a cache of {rows} rows is not allowed for {batch} rows; give as many rows, a new cache, or change its "
             "rows by batch_repeat_interleave or batch_select_indices"
         )
+
+
+def unless_exporting(cache: Any) -> Any:
+    """The cache itself.
+
+    Raises:
+        ConfigError: torch.export is at work, and could not hold such a cache.
+    """
+    grows = any(isinstance(layer, NamedStates) for layer in cache.layers)
+    if torch.compiler.is_exporting() and (grows or type(cache) not in SUPPORTED_NODES):
+        raise ConfigError(
+            f"torch.export cannot return the {type(cache).__name__} of this model; give use_cache=False to the call "
+            "that is exported"
+        )
+    return cache
 
 
 @singledispatch

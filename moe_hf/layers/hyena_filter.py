@@ -167,9 +167,11 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
         feature_LE = lag_features(lag_L, self.time_base, self.embedding_dim)
         if self.feature_offset is None:
             return feature_LE
-        offset_LE = self.feature_offset[: len(lag_L)].to(lag_L.dtype)
+        # Not len(), which torch.export takes for a constant.
+        lags = lag_L.shape[0]
+        offset_LE = self.feature_offset[:lags].to(lag_L.dtype)
         # Lags that were never trained have none.
-        return feature_LE + nn.functional.pad(offset_LE, (0, 0, 0, len(lag_L) - len(offset_LE)))
+        return feature_LE + nn.functional.pad(offset_LE, (0, 0, 0, lags - offset_LE.shape[0]))
 
     def _window(self, lag_L: torch.Tensor) -> torch.Tensor:
         """exp(-decay * t) by channel, (D, L)."""

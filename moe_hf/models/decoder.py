@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention_backends import resolve_attn_implementation
-from moe_hf.layers.cache import advance, hindrance_of, padding_seen, require_rows
+from moe_hf.layers.cache import advance, hindrance_of, padding_seen, require_rows, unless_exporting
 from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
@@ -41,6 +41,7 @@ from moe_hf.layers.packed_rows import (
     require_no_restart,
 )
 from moe_hf.layers.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.recorded import Recorded
 from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense_loading import LoadsDense
@@ -51,7 +52,7 @@ from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds
 _CUT_BACK = ("full_attention", "history")
 
 
-class DecoderLayer(GradientCheckpointingLayer):
+class DecoderLayer(Recorded, GradientCheckpointingLayer):
     """A mixer, then a feed-forward network, each behind a norm and added to the residual stream, or one of the two."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
@@ -95,7 +96,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         return x_BSD if first_value is None else (x_BSD, first_value)
 
 
-class MoEPreTrainedModel(KnowsParameterKinds, LoadsDense):
+class MoEPreTrainedModel(KnowsParameterKinds, Recorded, LoadsDense):
     """What all families tell transformers about themselves, and how fresh weights are drawn."""
 
     config: MoEDecoderConfig
@@ -270,7 +271,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         self._refuse_what_no_layer_could_do(attention_mask, past_key_values, inputs_embeds.shape[1])
-        require_rows(past_key_values, len(inputs_embeds))
+        require_rows(past_key_values, inputs_embeds.shape[0])
         position_ids = positions_from(kwargs, position_ids, tuple(inputs_embeds.shape[:2]))
         hindrance = hindrance_of(past_key_values, self._attends)
         if position_ids is not None and hindrance is None and hides_nothing(attention_mask):
@@ -284,7 +285,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         # Transformers looks for packed sequences only while there is no cache.
         masks = self._masks(inputs_embeds, attention_mask, position_ids, None if packed else past_key_values, packed)
         if packed and is_flash_attention_requested(self.config):
-            if len(position_ids) == len(inputs_embeds) > 1:
+            if position_ids.shape[0] == inputs_embeds.shape[0] > 1:
                 kwargs = {**document_bounds(position_ids), **kwargs}
         if use_cache and past_key_values is None and not self._recomputes:
             past_key_values = self.new_cache()
@@ -319,7 +320,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
     def new_cache(self) -> DynamicCache:
         """An empty cache with all the states that this model keeps between calls."""
         counts = self.config.router_eval_capacity_factor is not None
-        return RoutedCache(config=self.config) if counts else DynamicCache(config=self.config)
+        return unless_exporting((RoutedCache if counts else DynamicCache)(config=self.config))
 
     @property
     def _recomputes(self) -> bool:
@@ -370,7 +371,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         padding = None
         if attention_mask is not None and attention_mask.ndim == 2:
             padding = none_if_all(attention_mask[:, -inputs_embeds.shape[1] :])
-        return Masks(causal, padding, document_starts(position_ids, len(inputs_embeds)) if packed else None)
+        return Masks(causal, padding, document_starts(position_ids, inputs_embeds.shape[0]) if packed else None)
 
     def _positions(self, inputs_embeds: torch.Tensor, attention_mask: Any, cache: Cache | None) -> torch.Tensor:
         """(B or 1, S): the number of real tokens before each, where the mask tells."""

@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.layers.cache import require_rows
+from moe_hf.layers.cache import require_rows, unless_exporting
 from moe_hf.layers.host import CACHE_NAME, one_cache
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.megabyte_cache import MegaByteCache, Routing, real_bytes
@@ -95,7 +95,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
 
     def new_cache(self) -> MegaByteCache:
         """An empty cache with all the states that this model keeps between calls."""
-        return MegaByteCache(self.global_decoder.new_cache())
+        return unless_exporting(MegaByteCache(self.global_decoder.new_cache()))
 
     @can_return_tuple
     @merge_with_config_defaults
@@ -140,10 +140,11 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
             given = type(cache).__name__
             raise ConfigError(f"MegaByte needs a MegaByteCache, got {given}; give none, or one from model.new_cache()")
         mask_BS = real_bytes(attention_mask, input_ids.shape[1])
-        require_rows(cache, len(input_ids))
-        position_ids = positions_from(kwargs, position_ids, (len(input_ids), input_ids.shape[1]))
+        require_rows(cache, input_ids.shape[0])
+        position_ids = positions_from(kwargs, position_ids, (input_ids.shape[0], input_ids.shape[1]))
         going_on = cache is not None and cache.seen > 0
-        starts_BS = starts_unless_hindered(position_ids, len(input_ids), mask_BS, None if cache is None else "a cache")
+        hindrance = None if cache is None else "a cache"
+        starts_BS = starts_unless_hindered(position_ids, input_ids.shape[0], mask_BS, hindrance)
         if cache is None and use_cache and starts_BS is None:
             cache = self.new_cache()
         wanted = recordings(kwargs, self.config)
@@ -253,7 +254,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         routing: Routing = {name: [] for name in ROUTING}
         if outputs is not None:
             slices.append(self._slices(outputs))
-            routing = routing_of(outputs, len(grid_BKP))
+            routing = routing_of(outputs, grid_BKP.shape[0])
         if cache is not None and going_on:
             slices.insert(0, cache.slices_BPL[:, None])
             routing = cache.behind_known(routing)
@@ -292,7 +293,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         self, input_ids: torch.Tensor, cache: MegaByteCache, wanted: dict[str, bool]
     ) -> MoeModelOutputWithPast:
         """One real byte in every row: the global decoder reads only where it ends a patch."""
-        size, batch, common = self.config.patch_size, len(input_ids), cache.common_phase
+        size, batch, common = self.config.patch_size, input_ids.shape[0], cache.common_phase
         cache.seen += 1
         cache.tail_BP = cache.tail_BP.scatter(1, cache.phase_B[:, None], input_ids)
         cache.phase_B = cache.phase_B + 1

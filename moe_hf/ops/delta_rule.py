@@ -150,6 +150,14 @@ def _segments(length: int) -> list[tuple[int, int, int]]:
     return segments + ([(whole, length, length - whole)] if whole < length else [])
 
 
+def _room_for_segments(length: int) -> int:
+    """No fewer than the segments of so many tokens.
+
+    torch.export traces for any length only what is at least 2, since a size of 1 would be another program.
+    """
+    return length // _SEGMENT + 2
+
+
 # The loop over segments would be unrolled by the compiler: these operators are what it sees instead.
 @torch.library.custom_op("moe_hf::delta_rule", mutates_args=())
 def _delta_rule(
@@ -168,7 +176,8 @@ def _delta_rule(
     edges = Edges(mask_BS, starts_BS)
     segments = _segments(value_BSHV.shape[1])
     out_BSHV = torch.empty_like(value_BSHV, memory_format=torch.contiguous_format)
-    states_GBHVK = initial_state.new_empty(len(segments), *initial_state.shape)
+    states_GBHVK = initial_state.new_empty(_room_for_segments(value_BSHV.shape[1]), *initial_state.shape)
+    states_GBHVK[len(segments) :].zero_()
     state_BHVK = initial_state
     with torch.autocast(value_BSHV.device.type, enabled=False):
         for index, (start, stop, chunk) in enumerate(segments):
@@ -191,11 +200,10 @@ def _delta_rule_fake(
     *edges: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     length = value_BSHV.shape[1]
-    num_segments = (length // _CHUNK * _CHUNK + _SEGMENT - 1) // _SEGMENT + (length % _CHUNK + _CHUNK - 1) // _CHUNK
     return (
         value_BSHV.new_empty(value_BSHV.shape),
         initial_state.new_empty(initial_state.shape),
-        initial_state.new_empty(num_segments, *initial_state.shape),
+        initial_state.new_empty(_room_for_segments(length), *initial_state.shape),
     )
 
 
@@ -220,7 +228,7 @@ def _delta_rule_backward(
     dstate_BHVK = dfinal_BHVK
     segments = _segments(value_BSHV.shape[1])
     with torch.autocast(value_BSHV.device.type, enabled=False):
-        for (start, stop, chunk), state_BHVK in reversed(list(zip(segments, states_GBHVK, strict=True))):
+        for (start, stop, chunk), state_BHVK in reversed(list(zip(segments, states_GBHVK, strict=False))):
             within, around = tokens.between(start, stop), edges.between(start, stop)
             pieces, dstate_BHVK = segment_backward(
                 dout_BSHV[:, start:stop], dstate_BHVK, within, around, state_BHVK, chunk

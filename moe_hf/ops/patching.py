@@ -32,10 +32,16 @@ def to_patches(x: torch.Tensor, patch_size: int, fill: int | float = 0) -> torch
     """
     batch, length, *rest = x.shape
     count = num_patches(length, patch_size)
-    missing = count * patch_size - length
-    if missing:
-        x = torch.cat([x, x.new_full((batch, missing, *rest), fill)], dim=1)
+    if count * patch_size != length:
+        x = _filled_up(x, count, patch_size, fill)
     return x.reshape(batch, count, patch_size, *rest)
+
+
+def _filled_up(x: torch.Tensor, count: int, patch_size: int, fill: int | float) -> torch.Tensor:
+    """(B, `count` * P, ...), `fill` behind the rows, of which less than a patch or a whole one is missing."""
+    batch, _, *rest = x.shape
+    # torch.export traces no piece whose own length depends on that of the rows, and no cut that may cut off nothing.
+    return torch.cat([x, x.new_full((batch, patch_size + 1, *rest), fill)], dim=1)[:, : count * patch_size]
 
 
 def from_patches(x: torch.Tensor, length: int) -> torch.Tensor:
@@ -52,7 +58,7 @@ def shift_right(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         x: (B, K, ...).
         first: (...), the same for all rows.
     """
-    return torch.cat([first.to(x.dtype).expand_as(x[:, :1]), x[:, :-1]], dim=1)
+    return torch.cat([first.to(x.dtype).expand_as(x[:, :1]), x], dim=1)[:, : x.shape[1]]
 
 
 def last_of_patch_before(x: torch.Tensor, count: int, first: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +70,7 @@ def last_of_patch_before(x: torch.Tensor, count: int, first: torch.Tensor | None
         first: (B, `count`), what stands before the first patch; None leaves arbitrary bytes there.
     """
     last = x[..., x.shape[2] - count :]
-    return torch.cat([last[:, :1] if first is None else first[:, None], last[:, :-1]], dim=1)
+    return torch.cat([last[:, :1] if first is None else first[:, None], last], dim=1)[:, : x.shape[1]]
 
 
 class PatchLayout(NamedTuple):
@@ -103,13 +109,18 @@ def patch_layout(
         starts_BS: True at a byte that begins a document; a row's first byte always does. None means nowhere else.
 
     Raises:
-        ConfigError: `patch_size` is not positive.
+        ConfigError: `patch_size` is not positive, or a mask or starts are given to torch.export.
     """
     batch, length = shape
     shortest = num_patches(length + 1, patch_size)
     if mask_BS is None and starts_BS is None:
         position_BK = torch.arange(shortest, device=device).expand(batch, shortest)
         return PatchLayout(shortest, None, position_BK == 0, position_BK, position_BK >= 0)
+    if torch.compiler.is_exporting():
+        raise ConfigError(
+            "MegaByte with an attention_mask, position_ids or other words for documents cannot be exported, since the "
+            "number of patches then depends on their values; export it on input_ids alone, of any length"
+        )
     real_BS = torch.ones(shape, dtype=torch.bool, device=device) if mask_BS is None else mask_BS != 0
     document_BS = torch.zeros_like(real_BS, dtype=torch.long) if starts_BS is None else starts_BS.long().cumsum(dim=1)
     # One column per document; those without a byte take no patch. (B, documents)
@@ -135,8 +146,8 @@ def patch_layout(
 def lay_out(x: torch.Tensor, patch_size: int, layout: PatchLayout, fill: int | float = 0) -> torch.Tensor:
     """Bytes (B, S) at their places in (B, K, P); `fill` where none stands."""
     if layout.slot_BS is None:
-        missing = layout.num_patches * patch_size - x.shape[1]
-        return to_patches(torch.cat([x, x.new_full((x.shape[0], missing), fill)], dim=1), patch_size)
+        grid_BU = _filled_up(x, layout.num_patches, patch_size, fill)
+        return grid_BU.reshape(x.shape[0], layout.num_patches, patch_size)
     places = layout.num_patches * patch_size
     # Padding goes to a place of its own, which is cut off.
     grid_BU = x.new_full((x.shape[0], places + 1), fill).scatter(1, layout.slot_BS, x)

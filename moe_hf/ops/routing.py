@@ -110,9 +110,9 @@ def nth_best_score(score_TE: torch.Tensor, n: int | torch.Tensor, mask_T: torch.
         n: at least 1; of fewer tokens the last one counts, of none 0. A tensor is not waited for.
         mask_T: False at padding, which does not count.
     """
-    if not len(score_TE):
+    if score_TE.shape[0] == 0:
         return score_TE.new_zeros(score_TE.shape[-1])
-    num_real = len(score_TE) if mask_T is None else mask_T.sum()
+    num_real = score_TE.shape[0] if mask_T is None else mask_T.sum()
     last = torch.as_tensor(n, device=score_TE.device).clamp(max=num_real).long() - 1
     sorted_TE = _without_padding(score_TE, mask_T).sort(dim=0, descending=True).values
     return sorted_TE.index_select(0, last.clamp(min=0).view(1))[0].clamp(min=0)

@@ -11,7 +11,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.expert_parts import without_autocast
 from moe_hf.ops.scalar_decay import real_starts
-from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, forward_pass, num_blocks, scan_dtype
+from moe_hf.ops.selective_scan_blocks import ScanInputs, backward_pass, forward_pass, room_for_blocks, scan_dtype
 
 _LOG2_E = math.log2(math.e)
 
@@ -144,7 +144,7 @@ def _check(
             f"the shapes of {given} do not fit; they must be (B, S, D) for u and delta, (D, N) for a, and (B, S, N) "
             "for b and c"
         )
-    expected = (len(u), *a.shape)
+    expected = (u.shape[0], *a.shape)
     if state is not None and state.shape != expected:
         raise ConfigError(f"initial_state of shape {tuple(state.shape)} does not fit; it must be {expected}")
 
@@ -179,7 +179,7 @@ def _scan_fake(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     (batch, length, num_channels), state_size = u_BSD.shape, a_DN.shape[1]
     dtype = scan_dtype(u_BSD)
-    num_kept = num_blocks(length, state_size, num_channels, u_BSD.device) if trains else 0
+    num_kept = room_for_blocks(length, state_size, num_channels, u_BSD.device) if trains else 0
     return (
         u_BSD.new_empty(u_BSD.shape),
         u_BSD.new_empty(batch, num_channels, state_size, dtype=dtype),

@@ -101,6 +101,14 @@ def num_blocks(length: int, state_size: int, num_channels: int, device: torch.de
     return (length + per_block - 1) // per_block
 
 
+def room_for_blocks(length: int, state_size: int, num_channels: int, device: torch.device) -> int:
+    """No fewer than the blocks of so many tokens.
+
+    torch.export traces for any length only what is at least 2, since a size of 1 would be another program.
+    """
+    return length // block_length(state_size, num_channels, device) + 2
+
+
 class _Part:
     """Sequences and channels that are scanned together, with the buffers for one block of time."""
 
@@ -205,7 +213,9 @@ def forward_pass(inputs: ScanInputs, keeps: bool) -> tuple[torch.Tensor, torch.T
         state_BND = y_BSD.new_zeros(batch, state_size, num_channels, dtype=dtype)
     else:
         state_BND = _inner_layout(inputs.initial_BDN, dtype)
-    kept_KBND = state_BND.new_empty(blocks if keeps else 0, *state_BND.shape)
+    room = room_for_blocks(length, state_size, num_channels, inputs.u_BSD.device) if keeps else 0
+    kept_KBND = state_BND.new_empty(room, *state_BND.shape)
+    kept_KBND[blocks:].zero_()
     for part in _parts(inputs):
         state_bNd = state_BND[part.rows, :, part.channels].contiguous()
         for block in range(blocks):
@@ -228,7 +238,8 @@ def backward_pass(
 
     The states within a block are worked out again from the one kept before it: time and memory are linear in S.
     """
-    dtype = kept_KBND.dtype
+    dtype, (num_channels, state_size) = kept_KBND.dtype, inputs.a_DN.shape
+    blocks = num_blocks(dy_BSD.shape[1], state_size, num_channels, dy_BSD.device)
     du_BSD, ddelta_BSD, db_BSN, dc_BSN = (
         x.new_zeros(x.shape, dtype=dtype) for x in (inputs.u_BSD, inputs.delta_BSD, inputs.b_BSN, inputs.c_BSN)
     )
@@ -243,7 +254,7 @@ def backward_pass(
         dstates = part.buffer(part.length)
         dstate_bNd = dstate_BND[rows, :, channels].contiguous()
         da_Nd = da_ND[:, channels]
-        for block in reversed(range(len(kept_KBND))):
+        for block in reversed(range(blocks)):
             time = part.time(block)
             before_bNd = kept_KBND[block, rows, :, channels].contiguous()
             dy_Tbd = part.time_first(dy_BSD[..., channels], time)

@@ -157,6 +157,14 @@ def _segments(length: int) -> list[tuple[int, int, int]]:
     return segments + ([(whole, length, length - whole)] if whole < length else [])
 
 
+def _room_for_segments(length: int) -> int:
+    """No fewer than the segments of so many tokens.
+
+    torch.export traces for any length only what is at least 2, since a size of 1 would be another program.
+    """
+    return length // _SEGMENT + 2
+
+
 # The loops over tokens would be unrolled by the compiler: these operators are what it sees instead.
 @torch.library.custom_op("moe_hf::wkv", mutates_args=())
 def _wkv(
@@ -171,7 +179,8 @@ def _wkv(
     """The outputs, the last state, and the states before each segment, (G, B, 3, D)."""
     segments = _segments(value_BSD.shape[1])
     out_BSD = torch.empty_like(value_BSD, memory_format=torch.contiguous_format)
-    states_GB3D = initial_state.new_empty(len(segments), *initial_state.shape)
+    states_GB3D = initial_state.new_empty(_room_for_segments(value_BSD.shape[1]), *initial_state.shape)
+    states_GB3D[len(segments) :].zero_()
     state_B3D = initial_state
     for index, (start, stop, chunk) in enumerate(segments):
         states_GB3D[index] = state_B3D
@@ -199,11 +208,10 @@ def _wkv_fake(
     *edges: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     length = value_BSD.shape[1]
-    num_segments = (length // _CHUNK * _CHUNK + _SEGMENT - 1) // _SEGMENT + (length % _CHUNK + _CHUNK - 1) // _CHUNK
     return (
         value_BSD.new_empty(value_BSD.shape),
         initial_state.new_empty(initial_state.shape),
-        initial_state.new_empty(num_segments, *initial_state.shape),
+        initial_state.new_empty(_room_for_segments(length), *initial_state.shape),
     )
 
 
@@ -226,7 +234,7 @@ def _wkv_backward(
     )
     dstate_B3D = dfinal_B3D
     segments = _segments(value_BSD.shape[1])
-    for (start, stop, chunk), state_B3D in reversed(list(zip(segments, states_GB3D, strict=True))):
+    for (start, stop, chunk), state_B3D in reversed(list(zip(segments, states_GB3D, strict=False))):
         within = slice(start, stop)
         ddecay, dbonus, dkey_BSD[:, within], dvalue_BSD[:, within], dstate_B3D = segment_backward(
             dout_BSD[:, within],

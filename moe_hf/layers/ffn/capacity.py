@@ -6,10 +6,10 @@ Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.recorded import Recorded
 from moe_hf.layers.routed_cache import require_routed_cache
 from moe_hf.ops.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
 from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
@@ -23,7 +23,7 @@ class Admitted(NamedTuple):
     dropped: torch.Tensor
 
 
-class CapacityLimit(nn.Module):
+class CapacityLimit(Recorded):
     """Drops what a full expert cannot take (Lepikhin et al. 2020, GShard), sequence by sequence.
 
     A module of its own, so that transformers' recorder sees the dropped share.

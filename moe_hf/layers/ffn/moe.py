@@ -42,7 +42,7 @@ class SparseFFN(FFN):
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
         _, weight_TK, expert_TK = self.gate(x_TD, token_ids, padding_mask)
         if self.capacity is not None:
-            weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, len(x_BSD), padding_mask, past_key_values)
+            weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, x_BSD.shape[0], padding_mask, past_key_values)
         out_BSD = self.experts(x_TD, expert_TK, weight_TK).view_as(x_BSD)
         if self.shared_expert is not None:
             shared_BSD = self.shared_expert(x_BSD)

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.positions import Rotation
+from moe_hf.layers.recorded import Recorded
 
 
 class MixerOutput(NamedTuple):
@@ -22,7 +22,7 @@ class MixerOutput(NamedTuple):
     first_value: torch.Tensor | None = None
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(Recorded, ABC):
     """Moves information between the tokens of a sequence; subclasses say how.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import nn
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.recorded import Recorded
 from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
 from moe_hf.ops.routing import balanced_assignment, router_scores, routing_weights
 
@@ -23,7 +24,7 @@ class RouterOutput(NamedTuple):
     expert_TK: torch.Tensor
 
 
-class Router(nn.Module, ABC):
+class Router(Recorded, ABC):
     """Chooses experts for each token; a module of its own, so that transformers' recorder sees what it returns.
 
     Args:
@@ -98,9 +99,9 @@ class Router(nn.Module, ABC):
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             logits_TE = self.logits(x_TD, token_ids)
             if self.fixed_expert_TK is not None:
-                expert_TK = _routes_for(len(x_TD), self.fixed_expert_TK)
+                expert_TK = _routes_for(x_TD.shape[0], self.fixed_expert_TK)
             elif self.force_balanced:
-                expert_TK = balanced_assignment(len(x_TD), self.num_experts_per_tok, self.num_experts, x_TD.device)
+                expert_TK = balanced_assignment(x_TD.shape[0], self.num_experts_per_tok, self.num_experts, x_TD.device)
             else:
                 expert_TK = self.choose(logits_TE, mask_T)
             weight_TK = self.weigh(logits_TE, expert_TK)
@@ -203,7 +204,7 @@ class LoadLearner(LearnedRouter):
 
 
 def _routes_for(num_tokens: int, expert_TK: torch.Tensor) -> torch.Tensor:
-    if len(expert_TK) != num_tokens:
+    if expert_TK.shape[0] != num_tokens:
         raise ConfigError(
             f"got routes of {len(expert_TK)} tokens for a forward of {num_tokens}; replay exactly the tokens that were "
             "recorded, in one forward"

@@ -139,4 +139,4 @@ class ExpertThresholdRouter(_ThresholdKeeper):
 
 
 def _num_real(score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
-    return score_TE.new_tensor(len(score_TE)) if mask_T is None else mask_T.sum().to(score_TE.dtype)
+    return score_TE.new_tensor(score_TE.shape[0]) if mask_T is None else mask_T.sum().to(score_TE.dtype)

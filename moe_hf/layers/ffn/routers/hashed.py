@@ -75,7 +75,7 @@ class HashRouter(Router):
             expert_TK = hash_experts(token_ids, self.num_experts, self.num_experts_per_tok, self.seed)
         else:
             expert_TK = self.expert_of_id[token_ids]
-        logits_TE = torch.full((len(x_TD), self.num_experts), _NEVER, device=x_TD.device)
+        logits_TE = torch.full((x_TD.shape[0], self.num_experts), _NEVER, device=x_TD.device)
         return logits_TE.scatter(1, expert_TK.to(x_TD.device), -math.log(self.num_experts_per_tok))
 
     def choose(self, logits_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
