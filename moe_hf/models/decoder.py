@@ -333,16 +333,17 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 "a cache together with activation checkpointing is not allowed while training: layers would not write "
                 "into it; turn one of the two off"
             )
-        if attention_mask is None:
+        if attention_mask is None or not keeps_states:
             return
-        if keeps_states and (isinstance(attention_mask, dict) or attention_mask.ndim != 2):
+        if isinstance(attention_mask, dict) or attention_mask.ndim != 2:
             given = "dict" if isinstance(attention_mask, dict) else f"shape {tuple(attention_mask.shape)}"
             raise ConfigError(
                 f"attention_mask of {given} is not allowed; where layers keep a state it must be (batch, positions), "
                 "nonzero at real tokens"
             )
-        seen = 0 if cache is None else cache.get_seq_length()
-        if keeps_states and isinstance(seen, int) and attention_mask.shape[1] not in (length, seen + length):
+        columns, seen = attention_mask.shape[1], 0 if cache is None else cache.get_seq_length()
+        # Not `in`: a compiler that knows lengths by symbols finds none of them in a tuple.
+        if isinstance(seen, int) and columns != length and columns != seen + length:
             raise ConfigError(
                 f"attention_mask of shape {tuple(attention_mask.shape)} is not allowed; it must have {seen + length} "
                 f"columns, for {seen} tokens in the cache and {length} new ones"

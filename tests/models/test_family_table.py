@@ -438,6 +438,21 @@ def test_it_compiles_into_one_graph_with_the_same_gradients(kind: str, ids) -> N
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_for_several_lengths_it_takes_a_mask() -> None:
+    torch.compiler.reset()
+    model = tiny_family("mamba1", num_hidden_layers=1, mlp_layer_types=["dense"])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    ids = torch.arange(22).view(2, 11)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        for length in (11, 7):
+            compiled(ids[:, :length], use_cache=False)
+        ours = compiled(ids, attention_mask=mask, use_cache=False).logits
+        full = model(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(ours[mask == 1], full[mask == 1], rtol=1e-4, atol=1e-5)
+
+
 def test_saved_and_loaded_it_is_the_same(model, ids, full, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
