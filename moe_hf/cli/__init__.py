@@ -7,4 +7,4 @@ import sys
 # programs on the same cores take each other's time. A short spin costs an idle machine nothing. The variable is read
 # once, when torch loads libgomp; whoever chose a policy keeps it.
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

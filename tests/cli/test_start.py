@@ -51,7 +51,7 @@ sys.meta_path.insert(0, Look())
 from moe_hf.__main__ import main
 main([{name!r}, "-p", "x", "--model", "./nowhere"])
 """
-    assert run_python(code).split() == ["1000"]
+    assert run_python(code).split() == ["10000"]
 
 
 def test_a_waiting_policy_that_the_user_chose_is_kept() -> None:

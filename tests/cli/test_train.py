@@ -215,6 +215,19 @@ def test_unpacked_rows_are_counted_without_their_padding(capsys):
     assert "20 steps of 65 tokens" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--lr_scheduler_type reduce_lr_on_plateau --eval_strategy steps --eval_steps 2",
+        "--load_best_model_at_end --eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 2",
+        "--attn_implementation topk_sparse",
+    ],
+)
+def test_what_a_run_may_have_a_dry_run_may_have(capsys, flags):
+    assert main([*FLAGS, "--dry_run", *flags.split()]) == 0
+    assert "would take about" in capsys.readouterr().out
+
+
 def test_commands_to_copy_quote_a_folder_with_spaces():
     report = TrainingReport(plan=None, finished=True, model_dir=Path("my runs/tiny one"))
     chat, share = (shlex.split(command) for _, command in next_commands(report))

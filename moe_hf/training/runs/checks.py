@@ -21,7 +21,9 @@ from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
-ATTENTIONS = ["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+ATTENTIONS = (
+    "eager sdpa flex_attention flash_attention_2 flash_attention_3 flash_attention_4 topk_sparse topk_block".split()
+)
 EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 
@@ -49,11 +51,11 @@ _RANGES = {
     "prompt_loss_fraction": _Range(most=1),
     **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), _POSITIVE),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), _Range()),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "questions_per_skill"), _Range()),
+    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "questions_per_skill", "save_total_limit"), _Range()),
     **dict.fromkeys(
         (
             "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_conversations "
-            "eval_documents shuffle_buffer vocab_size save_total_limit eval_accumulation_steps "
+            "eval_documents shuffle_buffer vocab_size eval_accumulation_steps "
             "dataloader_prefetch_factor torch_empty_cache_steps"
         ).split(),
         _Range(1),

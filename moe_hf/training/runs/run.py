@@ -126,6 +126,10 @@ def _dry_run(settings: Settings, listeners: Sequence[RunListener]) -> TrainingRe
             "logging_steps": 1,
             "save_strategy": "no",
             "eval_strategy": "no",
+            # Some schedules want to see evaluations.
+            "lr_scheduler_type": "constant",
+            "lr_scheduler_kwargs": None,
+            "load_best_model_at_end": False,
             "report_to": "none",
             "push_to_hub": False,
         }
