@@ -38,8 +38,10 @@ def test_the_clocks_of_this_machine_run() -> None:
     first = cpu_times()
     sum(i for i in range(300_000))
     second = cpu_times()
-    assert all(late >= early for late, early in zip(second, first, strict=True))
-    assert second.busy <= second.total
+    assert second.wall > first.wall
+    assert second.own >= first.own > 0
+    # What the kernel says of idle cores may step back a little, so that no more is sure of the others.
+    assert 0 < second.busy <= second.total
 
 
 def test_a_run_says_it_once(tmp_path) -> None:
