@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -55,15 +56,17 @@ def test_generation_is_the_same_on_every_machine() -> None:
 def test_no_training_conversation_holds_a_held_out_question(
     training: list[Conversation], questions: list[Question]
 ) -> None:
-    shown: set[str] = set()
+    shown: set[tuple[str, str]] = set()
     for conversation in training:
         asked = _asked(conversation["messages"])
+        answers = [after["content"] for m, after in pairwise(conversation["messages"]) if m["role"] != "assistant"]
         # A question after a system message is another one without it.
         whole = conversation["messages"][0]["role"] == "system"
         for end in range(1, len(asked) + 1):
             for start in range(max(0, end - 4), 1 if whole else end):
-                shown.add(" / ".join(asked[start:end]))
-    leaked = [question for question in questions if " / ".join(_asked(question.messages)) in shown]
+                # With its answer: "the shoe" is known after talk of it, "a shoe" is not.
+                shown.add((" / ".join(asked[start:end]), answers[end - 1]))
+    leaked = [question for question in questions if (" / ".join(_asked(question.messages)), question.answer) in shown]
     assert leaked == []
 
 

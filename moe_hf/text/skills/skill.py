@@ -45,6 +45,8 @@ class Skill(NamedTuple):
 
 
 HELD_OUT_FRACTION = 0.12
+# Slips teach slips and cost care in all else: fewer in training than people make.
+_HURRIED, _HURRIED_NEW = 0.25, 0.5
 
 
 def is_held_out(key: str) -> bool:
@@ -59,7 +61,7 @@ def is_held_out(key: str) -> bool:
 
 def phrase(rng: Random, wordings: Wordings, new: bool = False, **slots: object) -> str:
     """One of the trained wordings (a new one if `new`) with its slots filled, often as a hurried person writes it."""
-    return hurried(rng, expanded(rng, wordings, new), slots, wordings.room)
+    return hurried(rng, expanded(rng, wordings, new), slots, wordings.room, _HURRIED_NEW if new else _HURRIED)
 
 
 def fact_exercise(
@@ -67,5 +69,5 @@ def fact_exercise(
 ) -> Exercise:
     """A question about a fact, keyed by the pair of fact and phrasing, so that a phrasing is held out, never a fact."""
     template = expanded(rng, wordings, new)
-    question = hurried(rng, template, slots, wordings.room)
+    question = hurried(rng, template, slots, wordings.room, _HURRIED_NEW if new else _HURRIED)
     return Exercise(() if new else (f"{skill} {fact} {core(template)}",), ((question, answer),))

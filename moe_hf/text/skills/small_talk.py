@@ -3,7 +3,7 @@
 from random import Random
 
 from moe_hf.text.skills.skill import Exercise, fact_exercise
-from moe_hf.text.skills.wordings import Wordings
+from moe_hf.text.skills.wordings import Wordings, core
 from moe_hf.text.skills.words import CITIES
 
 MODEL_NAME = "My name is Moe. I am a small mixture of experts."
@@ -257,10 +257,18 @@ _SMALL_TALK: dict[str, Wordings] = {
         ),
     )
 }  # fmt: skip
+_ONE_SENTENCE = {
+    f"talk {answer} {core(pattern)}"
+    for answer, wordings in {**_SMALL_TALK, MODEL_NAME: ASKED_NAME}.items()
+    for pattern in wordings.trained
+    if "(" not in pattern and "{" not in pattern
+}
 
 
 def small_talk(rng: Random, new: bool = False) -> Exercise:
     """A greeting, a question about the model itself, thanks, a feeling, a farewell."""
     answer = rng.choice([MODEL_NAME, *_SMALL_TALK])
     wordings = _SMALL_TALK.get(answer, ASKED_NAME)
-    return fact_exercise(rng, "talk", answer, wordings, new, answer, city=rng.choice(CITIES))
+    exercise = fact_exercise(rng, "talk", answer, wordings, new, answer, city=rng.choice(CITIES))
+    # A pattern of one sentence is never held out: to ask it would be to ask in a new wording.
+    return exercise._replace(keys=tuple(key for key in exercise.keys if key not in _ONE_SENTENCE))

@@ -28,7 +28,7 @@ class Wordings(NamedTuple):
 _MARKS = re.compile(r"[?.!,:;\"']")
 _STRAY_BLANK = re.compile(r" ([?.,:])")
 _SLOT = re.compile(r"\{\w+\}")
-_SMALL_WORDS = {"a", "an", "the", "is", "are", "of", "me", "to", "there"}
+_SMALL_WORDS = {"a", "an", "the", "is", "are", "{is}", "of", "me", "to", "there"}
 _BEFORE = (
     "please", "hey,", "hi,", "hello,", "ok,", "moe,", "well,", "quick question:", "one more:", "hey moe,",
     "excuse me,", "next:",
@@ -68,14 +68,14 @@ def core(text: str) -> str:
     return " ".join(word for word in _MARKS.sub("", text.lower()).split() if word not in _SMALL_WORDS)
 
 
-def hurried(rng: Random, template: str, slots: dict[str, object], room: str = "around") -> str:
-    """The template with its slots filled, as a person types it.
+def hurried(rng: Random, template: str, slots: dict[str, object], room: str = "around", share: float = 0.5) -> str:
+    """The template with its slots filled, as a person types it: a `share` of them in a hurry.
 
-    Half are left as they are. The others may lose capitals, apostrophes, small words and the final mark, get a
+    The others are left as they are. The hurried may lose capitals, apostrophes, small words and the final mark, get a
     slip of the keys, and words of politeness before and after. Slots stay as they are, except that `{x}` goes with the
     template into small letters: the answer must not depend on its capitals.
     """
-    if rng.random() < 0.5:
+    if rng.random() < share:
         text = template
         if rng.random() < 0.4:
             text = text.replace("'", "")
