@@ -8,7 +8,7 @@ import pytest
 
 import moe_hf
 from moe_hf.base.optional import OPTIONAL_PACKAGES
-from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
+from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.models.auto import FAMILIES, register_families
 
 BLOCKED = sorted({package.module.split(".")[0] for package in OPTIONAL_PACKAGES.values()} | {"triton"})
@@ -107,7 +107,7 @@ def test_registering_twice_changes_nothing() -> None:
         "import moe_hf; from transformers import AutoConfig",
         "from transformers import AutoConfig; import moe_hf",
         "from moe_hf.layers.ffn.standalone import MoE; from transformers import AutoConfig",
-        "from moe_hf.ops.routing import top_k_routing; from transformers import AutoConfig",
+        "from moe_hf.ops.routing.routing import top_k_routing; from transformers import AutoConfig",
     ],
 )
 def test_transformers_knows_the_families_whatever_is_imported_first(first: str) -> None:

@@ -1,4 +1,4 @@
-"""The one door to optional packages: the only file that names them, but for Triton's own kernels in ops/kernels."""
+"""The one door to optional packages: the only file that names them, but for Triton's own kernels."""
 
 import importlib
 import importlib.util

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.bench.machine import describe_machine
+from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.timing import CLOCKS, SamplingPlan
 from moe_hf.bench.mixers.suite import MEANING
 from moe_hf.bench.speed.arms import Options, Skipped
 from moe_hf.bench.speed.cases import CASES, DECODE, DECODE_TOKENS, MODES
@@ -31,7 +32,6 @@ from moe_hf.bench.speed.runner import Job, run_jobs
 from moe_hf.bench.speed.sizes import DTYPES, Size, sweep
 from moe_hf.bench.speed.suites import SUITES, utilization_sizes
 from moe_hf.bench.speed.tables import ARM_COLUMNS, arm_rows, filled, goal_rows
-from moe_hf.bench.speed.timing import CLOCKS, SamplingPlan
 from moe_hf.bench.speed.utilization import measure_utilization
 from moe_hf.cli.bench_mixers import MIXERS_SUITE, run_mixers
 from moe_hf.cli.screen import Screen

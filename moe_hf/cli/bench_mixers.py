@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from moe_hf.bench.machine import describe_machine
+from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.mixers.cases import DECODE, Case, CaseResult
 from moe_hf.bench.mixers.lengths import measure_lengths
 from moe_hf.bench.mixers.measure import measure

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.bench.machine import describe_machine
+from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.speed.arms import Options
 from moe_hf.bench.speed.opponents import PACKED, backend_names
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports

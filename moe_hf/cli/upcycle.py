@@ -9,8 +9,8 @@ from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
 from moe_hf.models.auto import dense_model_types, family_of
+from moe_hf.models.dense.directory import upcycle_directory
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.upcycle_directory import upcycle_directory
 
 FLAGS = (
     "num_experts num_experts_per_tok mlp_layer_types shared_expert_intermediate_size norm_topk_prob "

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import Cache
 from transformers import initialization as init
 
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.ops.short_conv import short_conv, sum_of_lags
+from moe_hf.ops.sequence.short_conv import short_conv, sum_of_lags
 
 
 class ShortConv(nn.Module, DrawsOwnWeights):
@@ -67,5 +67,5 @@ class DepthwiseConv1d(nn.Conv1d):
         super().__init__(width, width, taps, groups=width, bias=bias)
 
     def forward(self, x: torch.Tensor, age_BS: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, D, S) out of (B, D, P + S); ages as in `moe_hf.ops.short_conv.convolved_with`."""
+        """(B, D, S) out of (B, D, P + S); ages as in `moe_hf.ops.sequence.short_conv.convolved_with`."""
         return sum_of_lags(x.transpose(1, 2), self.weight.squeeze(1), self.bias, age_BS).transpose(1, 2)

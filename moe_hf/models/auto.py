@@ -24,7 +24,7 @@ from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassifica
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
 from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
-from moe_hf.models.megabyte import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
+from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
 from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
 from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
 

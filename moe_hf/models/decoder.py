@@ -20,18 +20,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.attention_backends import resolve_attn_implementation
-from moe_hf.layers.cache import advance, hindrance_of, padding_seen, require_rows, unless_exporting
-from moe_hf.layers.ffn import make_ffn
-from moe_hf.layers.ffn.base import FFN
-from moe_hf.layers.ffn.capacity import CapacityLimit
-from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
-from moe_hf.layers.host import CACHE_NAMES, as_option, named, one_cache
-from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.layers.mixers import MIXERS
-from moe_hf.layers.mixers.base import Mixer
-from moe_hf.layers.norms import make_norm
-from moe_hf.layers.packed_rows import (
+from moe_hf.layers.attention.backends import resolve_attn_implementation
+from moe_hf.layers.attention.packed_rows import (
     document_bounds,
     document_starts,
     hides_nothing,
@@ -40,11 +30,21 @@ from moe_hf.layers.packed_rows import (
     positions_from,
     require_no_restart,
 )
-from moe_hf.layers.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.attention.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.caches.host import CACHE_NAMES, as_option, named, one_cache
+from moe_hf.layers.caches.routed import RoutedCache
+from moe_hf.layers.caches.states import advance, hindrance_of, padding_seen, require_rows, unless_exporting
+from moe_hf.layers.ffn import make_ffn
+from moe_hf.layers.ffn.base import FFN
+from moe_hf.layers.ffn.capacity import CapacityLimit
+from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
+from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.mixers import MIXERS
+from moe_hf.layers.mixers.base import Mixer
+from moe_hf.layers.norms import make_norm
 from moe_hf.layers.recorded import Recorded
-from moe_hf.layers.routed_cache import RoutedCache
 from moe_hf.models.adapter_states import save_states_with_adapters
-from moe_hf.models.dense_loading import LoadsDense
+from moe_hf.models.dense.loading import LoadsDense
 from moe_hf.models.keywords import refuse_unknown
 from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds
 

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.dense.source import DenseFormat
+from moe_hf.models.dense.upcycle import DenseGPT2
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
-from moe_hf.models.upcycle import DenseGPT2
 
 
 class GPT2WithMoEModel(MoEDecoderModel):

@@ -18,10 +18,10 @@ from transformers.utils.generic import can_return_tuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
+from moe_hf.layers.caches.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
-from moe_hf.ops.balance import divisor
+from moe_hf.ops.routing.balance import divisor
 
 
 @dataclass

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense_hyena import HyenaDNA
-from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.dense.hyena import HyenaDNA
+from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 

@@ -7,13 +7,13 @@ from torch import nn
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.layers.experts.stack import Experts
 from moe_hf.layers.ffn.dense import DenseFFN
-from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.norms import make_norm
 from moe_hf.models.decoder import DecoderLayer
-from moe_hf.models.megabyte_info import megabyte_info
-from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
+from moe_hf.models.megabyte.info import megabyte_info
+from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
 
 _FLOAT32 = 4
 # AdamW keeps a weight, its gradient and two moments.

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense_mamba import DenseMamba1, DenseMamba2
-from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.dense.mamba import DenseMamba1, DenseMamba2
+from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 

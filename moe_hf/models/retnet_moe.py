@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense_retnet import DenseRetNet
-from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.dense.retnet import DenseRetNet
+from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 

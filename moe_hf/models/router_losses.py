@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter
-from moe_hf.ops.balance import (
+from moe_hf.ops.routing.balance import (
     cv_squared,
     expert_counts,
     flat_mask,
@@ -21,7 +21,7 @@ from moe_hf.ops.balance import (
     router_z_loss,
     sequence_balance_loss,
 )
-from moe_hf.ops.routing import router_scores, routing_weights
+from moe_hf.ops.routing.routing import router_scores, routing_weights
 
 
 class RouterLosses(NamedTuple):

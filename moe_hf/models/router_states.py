@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.ffn.routers import LoadLearner, Router
 from moe_hf.models.router_losses import mask_of_call
-from moe_hf.ops.balance import flat_mask
+from moe_hf.ops.routing.balance import flat_mask
 
 
 def routers_of(model: nn.Module) -> list[Router]:

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import Cache
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.caches.host import CACHE_NAME, one_cache
 from moe_hf.layers.ffn.routers import HashRouter, Router
-from moe_hf.layers.host import CACHE_NAME, one_cache
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.router_states import routers_of
-from moe_hf.ops.hashing import balanced_hash_table
+from moe_hf.ops.routing.hashing import balanced_hash_table
 
 
 def freeze_routers(model: nn.Module, frozen: bool = True) -> None:

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
-from moe_hf.models.dense_rwkv import DenseRWKV4
-from moe_hf.models.dense_rwkv7 import DenseRWKV7
-from moe_hf.models.dense_source import DenseFormat
+from moe_hf.models.dense.rwkv import DenseRWKV4
+from moe_hf.models.dense.rwkv7 import DenseRWKV7
+from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 # As in transformers: version 4 takes the exponential of these, and rates differ by less than half precision tells.

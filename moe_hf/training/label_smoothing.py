@@ -5,7 +5,7 @@ Shapes: B batch, S positions, V vocabulary.
 
 import torch
 
-from moe_hf.ops.balance import divisor
+from moe_hf.ops.routing.balance import divisor
 
 
 def label_smoothing_term(

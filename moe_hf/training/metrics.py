@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from moe_hf.base.files import whole_file
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.ops.balance import expert_counts
+from moe_hf.ops.routing.balance import expert_counts
 
 METRICS_NAME = "metrics.jsonl"
 """File in a run's folder with one JSON object per logged event."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.ops.balance import divisor
+from moe_hf.ops.routing.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.checkpoint import atomic_checkpoint, checkpoint_to_resume, remove_leftovers, remove_old_checkpoints
 from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required

@@ -17,7 +17,7 @@ from transformers import Cache
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import whole_file
-from moe_hf.layers.cache import StateLayer, advance, detach_states, states_of
+from moe_hf.layers.caches.states import StateLayer, advance, detach_states, states_of
 from moe_hf.models.heads import MoEForCausalLM
 from moe_hf.models.router_losses import BalanceWindow
 from moe_hf.models.router_states import RouterStates

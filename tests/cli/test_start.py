@@ -70,8 +70,8 @@ def test_importing_the_package_leaves_the_waiting_policy_alone() -> None:
         ["moe_hf", "nosuch"],
         ["moe_hf", "info", "--nosuch"],
         ["moe_hf", "bench", "nosuch"],
-        ["moe_hf.bench.load_balance", "--output_dir", "there"],
-        ["moe_hf.bench.recall", "--output_dir", "there", "--mixers", "nosuch"],
+        ["moe_hf.bench.studies.load_balance", "--output_dir", "there"],
+        ["moe_hf.bench.studies.recall", "--output_dir", "there", "--mixers", "nosuch"],
     ],
     ids=" ".join,
 )

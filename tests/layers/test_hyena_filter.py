@@ -8,7 +8,7 @@ from torch import nn
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.hyena_filter import HyenaFilter
-from moe_hf.ops.long_conv import reference_long_conv
+from moe_hf.ops.sequence.long_conv import reference_long_conv
 
 
 @pytest.fixture

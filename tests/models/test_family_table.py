@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
 from moe_hf import CheckpointError, ConfigError
-from moe_hf.layers.cache import detach_states, rows_of
-from moe_hf.layers.host import CACHE_NAME, CACHE_NAMES
-from moe_hf.layers.megabyte_cache import MegaByteCache
+from moe_hf.layers.caches.host import CACHE_NAME, CACHE_NAMES
+from moe_hf.layers.caches.megabyte import MegaByteCache
+from moe_hf.layers.caches.states import detach_states, rows_of
 from moe_hf.models.auto import FAMILIES
 from tests.models.families import KINDS, TINY, tiny_family
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from moe_hf import ConfigError, GPT2WithMoEForSequenceClassification
-from moe_hf.ops.balance import load_balance_loss, router_z_loss
+from moe_hf.ops.routing.balance import load_balance_loss, router_z_loss
 
 
 @pytest.fixture

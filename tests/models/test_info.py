@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moe_hf import GPT2WithMoE, create_moe_config, get_moe_model_info
 from moe_hf.config.presets import PRESETS
-from moe_hf.models.megabyte import MegaByteWithMoE
+from moe_hf.models.megabyte.model import MegaByteWithMoE
 
 VARIANTS = [
     {},

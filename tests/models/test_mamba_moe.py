@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
 from moe_hf import CheckpointError, MambaWithMoE, MambaWithMoEConfig, MambaWithMoEModel
-from moe_hf.models.upcycle_directory import upcycle_directory
+from moe_hf.models.dense.directory import upcycle_directory
 
 B, S = 3, 19
 SHAPE: dict[str, Any] = {

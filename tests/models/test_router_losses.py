@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import distributed
 
 from moe_hf.models.router_losses import BalanceWindow, router_losses
-from moe_hf.ops.balance import cv_squared, load_balance_loss, router_z_loss
+from moe_hf.ops.routing.balance import cv_squared, load_balance_loss, router_z_loss
 
 LEARNED = ["top_k", "switch", "sigmoid_bias"]
 UNTAUGHT = ["hash", "expert_choice", "expert_threshold"]

@@ -6,7 +6,7 @@ import torch
 from moe_hf import ConfigError
 from moe_hf.models.router_states import routers_of
 from moe_hf.models.routes import balance_hash_routers, force_balanced, freeze_routers, record_routes, replay_routes
-from moe_hf.ops.load_statistics import load_balance_std
+from moe_hf.ops.routing.load_statistics import load_balance_std
 
 
 def test_frozen_routers_learn_nothing_until_thawed(tiny_model, token_ids) -> None:

@@ -9,8 +9,8 @@ from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.megabyte import MegaByteWithMoE
-from moe_hf.ops.balance import load_balance_loss, router_z_loss
+from moe_hf.models.megabyte.model import MegaByteWithMoE
+from moe_hf.ops.routing.balance import load_balance_loss, router_z_loss
 from moe_hf.text.tokenizers import byte_tokenizer, train_tokenizer
 from moe_hf.training.metrics import (
     CrossEntropyMeter,

@@ -9,7 +9,7 @@ import torch
 from torch.optim import SGD, AdamW
 
 from moe_hf import CheckpointError, ConfigError
-from moe_hf.layers.cache import detach_states
+from moe_hf.layers.caches.states import detach_states
 from moe_hf.training.truncated_bptt import (
     cut_stream,
     load_stream_state,

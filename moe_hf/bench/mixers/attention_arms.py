@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from moe_hf.bench.mixers.cases import Arm
-from moe_hf.layers.sparse_attention import DEFAULT_BLOCK_SIZE, DEFAULT_TOPK, DEFAULT_TOPK_BLOCKS
-from moe_hf.ops.block_attention import topk_block_attention
-from moe_hf.ops.topk_attention import topk_sparse_attention
+from moe_hf.layers.attention.sparse import DEFAULT_BLOCK_SIZE, DEFAULT_TOPK, DEFAULT_TOPK_BLOCKS
+from moe_hf.ops.attention.block_attention import topk_block_attention
+from moe_hf.ops.attention.topk_attention import topk_sparse_attention
 
 SDPA, EXACT, BLOCK = "sdpa", "topk_sparse", "topk_block"
 _HEAD_WIDTH = 64

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from moe_hf.bench.speed.timing import Samples, Step
+from moe_hf.bench.harness.timing import Samples, Step
 
 FORWARD, TRAINING, DECODE = "forward", "training", "decode"
 """Without gradients; forward and backward; one token after a context."""

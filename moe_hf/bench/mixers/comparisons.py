@@ -18,7 +18,7 @@ from moe_hf.bench.mixers.layers import (
 )
 from moe_hf.bench.mixers.peers import unbinding_scan
 from moe_hf.layers.mixers import mamba, rwkv7
-from moe_hf.ops.delta_rule import reference_delta_rule
+from moe_hf.ops.sequence.delta_rule import reference_delta_rule
 
 OWN, HOST, PEER = "moe_hf", "transformers", "unbound tokens"
 RECURRENT, PARALLEL = "recurrent form", "parallel form"

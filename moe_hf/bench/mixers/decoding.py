@@ -10,8 +10,8 @@ from moe_hf.bench.mixers.cases import DECODE, Arm, Case, Claim
 from moe_hf.bench.mixers.comparisons import HOST, OWN
 from moe_hf.bench.mixers.layers import Layer, drawn, transformers_cache, transformers_layer
 from moe_hf.bench.mixers.peers import CachedDotProduct
-from moe_hf.ops.fft_conv import dot_with_past
-from moe_hf.ops.future_fill import epoch_length, future_fill_step
+from moe_hf.ops.sequence.fft_conv import dot_with_past
+from moe_hf.ops.sequence.future_fill import epoch_length, future_fill_step
 
 _WIDTH = 768
 _SHORT, _LONG, _VERY_LONG = 512, 8192, 32768

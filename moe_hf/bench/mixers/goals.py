@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from moe_hf.bench.harness.spread import ratio
 from moe_hf.bench.mixers.cases import PEAK, Case, CaseResult, Claim
 from moe_hf.bench.mixers.perplexity import FULL, MOST_PERPLEXITY, TOPK
 from moe_hf.bench.speed.goals import Goal, Value, Verdict
-from moe_hf.bench.speed.spread import ratio
 
 
 def verdicts(cases: Sequence[Case], results: Sequence[CaseResult], perplexities: Mapping[str, float]) -> list[Verdict]:

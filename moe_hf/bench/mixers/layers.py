@@ -18,8 +18,8 @@ from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
 from moe_hf.bench.mixers.cases import Arm
-from moe_hf.layers.cache import advance
-from moe_hf.layers.host import MAMBA_CACHE_NAME
+from moe_hf.layers.caches.host import MAMBA_CACHE_NAME
+from moe_hf.layers.caches.states import advance
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.models.auto import FAMILIES
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.bench.harness.memory import step_memory
+from moe_hf.bench.harness.timing import seconds_per_call
 from moe_hf.bench.mixers.cases import FORWARD, TRAINING, Arm
 from moe_hf.bench.mixers.layers import KINDS, LONGEST, Layer, drawn, forward_arm, training_arm
-from moe_hf.bench.speed.memory import step_memory
-from moe_hf.bench.speed.timing import seconds_per_call
 
 WIDTH = 256
 SHORTEST = 512

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.bench.harness.memory import step_memory
+from moe_hf.bench.harness.timing import Samples, SamplingPlan, in_turns, seconds_per_call
 from moe_hf.bench.mixers.cases import Arm, ArmResult, Case, CaseResult
 from moe_hf.bench.speed.comparison import CANNOT_RUN, reason_text, relative_errors
-from moe_hf.bench.speed.memory import step_memory
-from moe_hf.bench.speed.timing import Samples, SamplingPlan, in_turns, seconds_per_call
 
 MOST_ERROR = 1e-3
 """The relative error between arms of one case that float32 explains over thousands of tokens."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from moe_hf.bench.mixers.layers import Layer
-from moe_hf.ops.fft_conv import dot_with_past
+from moe_hf.ops.sequence.fft_conv import dot_with_past
 
 
 def unbinding_scan(

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moe_hf.bench.language_data import corpus_tokenizer, fresh_conversations, training_blocks
-from moe_hf.bench.timed_training import Recipe, heldout_losses, train
+from moe_hf.bench.studies.language_data import corpus_tokenizer, fresh_conversations, training_blocks
+from moe_hf.bench.studies.timed_training import Recipe, heldout_losses, train
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 

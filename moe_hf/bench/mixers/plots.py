@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from moe_hf.bench.harness.drawing import GRID, INK, QUIET, Look, dress, save
 from moe_hf.bench.mixers.cases import FORWARD, TRAINING
 from moe_hf.bench.mixers.layers import ATTENTION, BLOCKS
 from moe_hf.bench.mixers.lengths import WIDTH, Point
-from moe_hf.bench.speed.drawing import GRID, INK, QUIET, Look, dress, save
 
 # Okabe and Ito's palette, told apart by colour-blind readers; the marks say the same once more.
 _LOOKS = {

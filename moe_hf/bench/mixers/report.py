@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_hf.base.files import whole_file
+from moe_hf.bench.harness.spread import spread
 from moe_hf.bench.mixers.cases import DECODE, Case, CaseResult
 from moe_hf.bench.mixers.goals import verdicts
 from moe_hf.bench.mixers.lengths import Point
@@ -13,7 +14,6 @@ from moe_hf.bench.mixers.perplexity import FULL
 from moe_hf.bench.mixers.plots import draw_lengths
 from moe_hf.bench.speed.goals import Verdict
 from moe_hf.bench.speed.report import GOAL_COLUMNS
-from moe_hf.bench.speed.spread import spread
 from moe_hf.bench.speed.tables import filled, goal_rows, markdown_table, milliseconds
 
 ARM_COLUMNS = ("arm", "ms", "quartiles", "n", "MiB", "difference")

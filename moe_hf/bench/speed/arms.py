@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from moe_hf.bench.harness.timing import Step
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.speed.timing import Step
 
 TRANSFORMERS = "transformers"
 FUSED = "transformers, our activation"

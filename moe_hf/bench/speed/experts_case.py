@@ -30,7 +30,7 @@ from moe_hf.bench.speed.opponents import GPU_SUBJECT, DenseRoof, Weights, draw_w
 from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.routes import draw_routes
 from moe_hf.bench.speed.sizes import Size, expert_flops, expert_gradient_bytes
-from moe_hf.layers.activations import activation
+from moe_hf.layers.experts.activations import activation
 
 # Decoding is where launching the kernels one by one costs more than running them.
 _MOST_CAPTURED_TOKENS = 16

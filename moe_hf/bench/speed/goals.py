@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from moe_hf.bench.harness.spread import Ratio, ratio
 from moe_hf.bench.speed.arms import FORWARD, ROOF, TRAINING, TRANSFORMERS
 from moe_hf.bench.speed.cases import DECODE
 from moe_hf.bench.speed.experts_case import captured_name
@@ -11,7 +12,6 @@ from moe_hf.bench.speed.model_case import DENSE_TWIN, STOCK_GPT2
 from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT
 from moe_hf.bench.speed.results import ArmResult, GroupResult
 from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
-from moe_hf.bench.speed.spread import Ratio, ratio
 
 SMALL_WIDTHS = (Size(1536, 128, 128, 8, 1, activation="gelu_new"), Size(512, 128, 256, 8, 2))
 """Experts so small that the work around the GEMMs decides, the tiny preset's first; they have rows of their own."""

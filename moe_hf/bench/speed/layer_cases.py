@@ -34,7 +34,7 @@ from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.router_case import draw_tokens
 from moe_hf.bench.speed.sizes import Size, expert_flops
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
+from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.models.decoder import DecoderLayer

@@ -11,6 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.bench.harness.timing import Step
 from moe_hf.bench.speed.arms import (
     ROOF,
     TRAINING,
@@ -27,8 +28,7 @@ from moe_hf.bench.speed.configs import batch_shape, moe_config
 from moe_hf.bench.speed.layer_cases import exchange_experts, in_dtype, layer_backends
 from moe_hf.bench.speed.opponents import family_of
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.speed.timing import Step
-from moe_hf.bench.timed_training import train_step
+from moe_hf.bench.studies.timed_training import train_step
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 

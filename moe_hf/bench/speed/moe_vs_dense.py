@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_hf.base.registry import Registry
-from moe_hf.bench.speed.spread import Ratio, ratio
-from moe_hf.bench.speed.timing import SamplingPlan, in_turns
+from moe_hf.bench.harness.spread import Ratio, ratio
+from moe_hf.bench.harness.timing import SamplingPlan, in_turns
 from moe_hf.layers.ffn.routers import HashRouter, Router, SwitchRouter
 
 WIDTH, INNER, NUM_EXPERTS = 256, 512, 16

@@ -16,9 +16,9 @@ from moe_hf.bench.speed.arms import FUSED, OWN, PACKAGE, TRANSFORMERS, Options, 
 from moe_hf.bench.speed.configs import moe_config
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.layers.activations import activation
-from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
-from moe_hf.layers.ffn.experts import Experts
+from moe_hf.layers.experts.activations import activation
+from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
+from moe_hf.layers.experts.stack import Experts
 
 TRANSFORMERS_BACKENDS = ("eager", "grouped_mm", "batched_mm")
 PACKED = "sorted packed"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from moe_hf.bench.harness.drawing import GRID, INK, QUIET, dress, look_of, save
 from moe_hf.bench.speed.arms import GEMM, ROOF
-from moe_hf.bench.speed.drawing import GRID, INK, QUIET, dress, look_of, save
 from moe_hf.bench.speed.growth_case import GROWTH, split_by_experts
 from moe_hf.bench.speed.results import ArmResult, GroupResult, Report
 from moe_hf.bench.speed.utilization import Utilization

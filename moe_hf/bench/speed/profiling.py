@@ -14,13 +14,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from moe_hf.base.files import whole_file
 from moe_hf.base.registry import Registry
+from moe_hf.bench.harness.memory import quiet_profiler
+from moe_hf.bench.harness.timing import Step
 from moe_hf.bench.speed.arms import TRAINING, Arm, Group, Options
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
-from moe_hf.bench.speed.memory import quiet_profiler
 from moe_hf.bench.speed.model_case import build_model
 from moe_hf.bench.speed.router_case import build_routers
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.speed.timing import Step
 
 KINDS: dict[str, tuple[str, ...]] = {
     "optimizer": ("optimizer", "adam", "clip_grad", "foreach", "multi_tensor", "linalg_vector_norm"),

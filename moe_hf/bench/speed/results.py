@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from moe_hf.bench.harness.spread import Ratio, Spread, ratio, spread
+from moe_hf.bench.harness.timing import Samples
 from moe_hf.bench.speed.arms import GEMM, OWN, ROOF, TRANSFORMERS, Skipped
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.speed.spread import Ratio, Spread, ratio, spread
-from moe_hf.bench.speed.timing import Samples
 
 
 class ArmResult(NamedTuple):

@@ -98,7 +98,7 @@ def _kernels_run_on(device: torch.device) -> bool:
 
 def _fused_top_k(x_TD: torch.Tensor, matrix_ED: torch.Tensor, k: int) -> torch.Tensor:
     # The kernels import Triton at their top, which only those may pay for who have it and use it.
-    from moe_hf.ops.kernels.routing import triton_top_k_routing
+    from moe_hf.ops.routing.triton.routing import triton_top_k_routing
 
     return triton_top_k_routing(_logits(x_TD, matrix_ED), k, True).weight_TK
 

@@ -6,8 +6,8 @@ Shapes: T tokens, E experts, K experts per token.
 import torch
 
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.ops.capacity import admit_by_position, capacity_per_expert
-from moe_hf.ops.routing import Routes
+from moe_hf.ops.routing.capacity import admit_by_position, capacity_per_expert
+from moe_hf.ops.routing.routing import Routes
 
 
 def draw_routes(size: Size, generator: torch.Generator) -> Routes:

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.bench.harness.memory import saved_bytes, step_memory
+from moe_hf.bench.harness.timing import Samples, SamplingPlan, in_turns, require_clock
 from moe_hf.bench.speed.arms import FUSED, GEMM, NOT_COMPARED, TRANSFORMERS, Group, Options, Skipped
 from moe_hf.bench.speed.comparison import CANNOT_RUN, compare, further_arms, reason_text
-from moe_hf.bench.speed.memory import saved_bytes, step_memory
 from moe_hf.bench.speed.results import ArmResult, GroupResult
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.speed.timing import Samples, SamplingPlan, in_turns, require_clock
 
 
 class Job(NamedTuple):

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from moe_hf.bench.harness.spread import Ratio
 from moe_hf.bench.speed.arms import FUSED, GEMM, OWN, PACKAGE, ROOF, TRANSFORMERS
 from moe_hf.bench.speed.goals import Verdict
 from moe_hf.bench.speed.growth_case import GROWTH
 from moe_hf.bench.speed.results import ArmResult, GroupResult
-from moe_hf.bench.speed.spread import Ratio
 
 ARM_COLUMNS = tuple(
     "arm|ms|quartiles|n|x best|x grouped|/ roof|GFLOP/s|of GEMM|saved B/tok|peak MiB".split("|"),

@@ -14,7 +14,7 @@ from moe_hf.bench.speed.configs import batch_shape
 from moe_hf.bench.speed.router_case import draw_tokens, make_router
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.layers.ffn.routers import ROUTERS
-from moe_hf.ops.capacity import admit_by_position, capacity_per_expert
+from moe_hf.ops.routing.capacity import admit_by_position, capacity_per_expert
 
 
 class Utilization(NamedTuple):

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from moe_hf.bench.speed.drawing import GRID, INK, QUIET, dress, save
+from moe_hf.bench.harness.drawing import GRID, INK, QUIET, dress, save
 from moe_hf.bench.speed.utilization import Utilization
 
 _KEPT, _DROPPED = "#0072B2", "#D55E00"

@@ -9,10 +9,10 @@ import torch
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.caches.routed import require_routed_cache
 from moe_hf.layers.recorded import Recorded
-from moe_hf.layers.routed_cache import require_routed_cache
-from moe_hf.ops.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
-from moe_hf.ops.hashing import MOST_HASHED_EXPERTS
+from moe_hf.ops.routing.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
+from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
 
 
 class Admitted(NamedTuple):

@@ -9,10 +9,10 @@ from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.ops.short_conv import token_shift
+from moe_hf.ops.sequence.short_conv import token_shift
 
 
 class ChannelMix(FFN, DrawsOwnWeights):

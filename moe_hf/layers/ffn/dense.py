@@ -5,7 +5,7 @@ from torch import nn
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.activations import activation
+from moe_hf.layers.experts.activations import activation
 from moe_hf.layers.ffn.base import FFN
 
 

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.experts.stack import Experts
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.dense import DenseFFN
-from moe_hf.layers.ffn.experts import Experts
 from moe_hf.layers.ffn.routers import ROUTERS
 
 

@@ -11,10 +11,10 @@ from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.layers.ffn.experts import Experts
+from moe_hf.layers.experts.stack import Experts
 from moe_hf.layers.ffn.routers import LearnedRouter, SwitchRouter, TopKRouter
-from moe_hf.ops.balance import cv_squared, importance
-from moe_hf.ops.load_statistics import expert_utilization
+from moe_hf.ops.routing.balance import cv_squared, importance
+from moe_hf.ops.routing.load_statistics import expert_utilization
 
 DEFAULT_IMPLEMENTATION = "auto"
 _WIDTH_NAMES = ("n_embd", "hidden_size")

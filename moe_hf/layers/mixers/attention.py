@@ -11,9 +11,9 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.host import with_paged
+from moe_hf.layers.attention.positions import Rotation, rotate
+from moe_hf.layers.caches.host import with_paged
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
-from moe_hf.layers.positions import Rotation, rotate
 from moe_hf.layers.short_conv import ShortConv
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.positions import Rotation
+from moe_hf.layers.attention.positions import Rotation
 from moe_hf.layers.recorded import Recorded
 
 
@@ -83,7 +83,7 @@ class Mixer(Recorded, ABC):
             document_starts: (B, S), True where a new document begins; None means that none does.
             position_ids: (B or 1, S).
             rotation: cosines and sines of the positions; None unless positions are rotary.
-            past_key_values: state of earlier calls, read and written (`moe_hf.layers.cache.states_of`).
+            past_key_values: state of earlier calls, read and written (`moe_hf.layers.caches.states.states_of`).
             shared_values: what earlier layers of the same call computed and later ones may take from here, by name; may
                 be added to. Hooks may hand each layer a copy, so what is not there is computed again.
             first_value: what an earlier layer gave for the later ones (`MixerOutput`).

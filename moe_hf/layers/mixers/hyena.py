@@ -13,14 +13,14 @@ from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.history import History, LongFilter
-from moe_hf.layers.history_cache import history_of
+from moe_hf.layers.attention.positions import Rotation
+from moe_hf.layers.caches.history import History, LongFilter
+from moe_hf.layers.caches.history_cache import history_of
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
-from moe_hf.layers.positions import Rotation
-from moe_hf.ops.long_conv import long_conv
-from moe_hf.ops.short_conv import short_conv
+from moe_hf.ops.sequence.long_conv import long_conv
+from moe_hf.ops.sequence.short_conv import short_conv
 
 # Positions that are projected and gated at a time: memory that stays in the processor's cache instead of fresh pages.
 SEGMENT = 1024

@@ -13,10 +13,10 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.mixers.mamba2 import Mamba2
 from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
-from moe_hf.ops.expert_parts import without_autocast
-from moe_hf.ops.mamba_ssm_scan import MAMBA_SSM_SELECTIVE_SCAN
-from moe_hf.ops.mixer_backends import pick_kernel
-from moe_hf.ops.selective_scan import scan_dtype, selective_scan, selective_scan_step
+from moe_hf.ops.experts.expert_parts import without_autocast
+from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SELECTIVE_SCAN
+from moe_hf.ops.sequence.selective_scan import scan_dtype, selective_scan, selective_scan_step
 
 
 def make_mamba(config: MoEDecoderConfig, layer_idx: int) -> Mixer:

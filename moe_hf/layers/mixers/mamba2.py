@@ -11,11 +11,11 @@ from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
-from moe_hf.ops.fla_ssd import FLA_SSD
-from moe_hf.ops.mamba_ssm_scan import MAMBA_SSM_SSD
-from moe_hf.ops.mixer_backends import pick_kernel
-from moe_hf.ops.selective_scan import scan_dtype
-from moe_hf.ops.ssd import ssd, ssd_step
+from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.ops.sequence.fla_ssd import FLA_SSD
+from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SSD
+from moe_hf.ops.sequence.selective_scan import scan_dtype
+from moe_hf.ops.sequence.ssd import ssd, ssd_step
 
 
 class GatedRMSNorm(nn.Module):

@@ -16,12 +16,12 @@ from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.attention.positions import Rotation
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
-from moe_hf.layers.positions import Rotation
 from moe_hf.layers.short_conv import DepthwiseConv1d
-from moe_hf.ops.short_conv import convolved_with
+from moe_hf.ops.sequence.short_conv import convolved_with
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
 SEGMENT_LENGTH = 512

@@ -13,12 +13,17 @@ from torch.nn import functional as F
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.attention.positions import Rotation
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
-from moe_hf.layers.positions import Rotation
-from moe_hf.ops.fla_scalar_decay import FLA_SCALAR_DECAY
-from moe_hf.ops.mixer_backends import pick_kernel
-from moe_hf.ops.scalar_decay import parallel_scalar_decay, reference_scalar_decay, scalar_decay, scalar_decay_step
+from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.ops.sequence.fla_scalar_decay import FLA_SCALAR_DECAY
+from moe_hf.ops.sequence.scalar_decay import (
+    parallel_scalar_decay,
+    reference_scalar_decay,
+    scalar_decay,
+    scalar_decay_step,
+)
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
 SEGMENT_LENGTH = 512

@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
-from moe_hf.ops.wkv import wkv, wkv_step
+from moe_hf.ops.sequence.wkv import wkv, wkv_step
 
 
 class RWKV4(RWKVMixer):

@@ -13,9 +13,9 @@ from transformers import initialization as init
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
-from moe_hf.ops.delta_rule import delta_rule, delta_rule_step
-from moe_hf.ops.fla_delta_rule import FLA_DELTA_RULE
-from moe_hf.ops.mixer_backends import pick_kernel
+from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.ops.sequence.delta_rule import delta_rule, delta_rule_step
+from moe_hf.ops.sequence.fla_delta_rule import FLA_DELTA_RULE
 
 # A channel keeps at least exp(-exp(-0.5)) = 0.545 of itself per token.
 _FASTEST_LOG_DECAY = -math.exp(-0.5)

@@ -11,11 +11,11 @@ import torch
 from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.attention.positions import Rotation
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
-from moe_hf.layers.positions import Rotation
-from moe_hf.ops.short_conv import token_shift
+from moe_hf.ops.sequence.short_conv import token_shift
 
 # Without gradients a longer input is worked through in pieces, so that what is between the projections stays small.
 _SEGMENT_LENGTH = 1024

@@ -17,7 +17,7 @@ from moe_hf.base.errors import BackendUnavailableError, ConfigError
 from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.base.registry import did_you_mean
 from moe_hf.config.architectures import architecture_config
-from moe_hf.layers.experts_backends import EXPERTS_BACKENDS
+from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_hf.bench.harness.timing import Samples
 from moe_hf.bench.mixers.cases import DECODE, FORWARD, PEAK, TRAINING, Arm, ArmResult, Case, CaseResult, Claim
 from moe_hf.bench.mixers.goals import verdicts
 from moe_hf.bench.mixers.layers import KINDS
@@ -16,7 +17,6 @@ from moe_hf.bench.mixers.perplexity import FULL, TOPK, Schooling, perplexities
 from moe_hf.bench.mixers.plots import draw_lengths
 from moe_hf.bench.mixers.report import MixersReport, write_report
 from moe_hf.bench.mixers.suite import suite_cases
-from moe_hf.bench.speed.timing import Samples
 
 
 def arms() -> list[Arm]:

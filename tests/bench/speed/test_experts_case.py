@@ -3,6 +3,7 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.bench.harness.timing import SamplingPlan
 from moe_hf.bench.speed.arms import FUSED, OWN, ROOF, TRAINING, TRANSFORMERS, Arm, Check, Group, Options, Skipped
 from moe_hf.bench.speed.cases import CASES
 from moe_hf.bench.speed.comparison import relative_errors
@@ -14,7 +15,6 @@ from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.routes import draw_routes
 from moe_hf.bench.speed.runner import Job, run_jobs
 from moe_hf.bench.speed.sizes import Size, expert_flops, expert_gradient_bytes, sweep
-from moe_hf.bench.speed.timing import SamplingPlan
 
 SIZE = Size(tokens=24, hidden_size=16, expert_width=32, num_experts=4, k=2)
 PLAN = SamplingPlan(budget=0.0, min_rounds=2, min_sample=0.0)

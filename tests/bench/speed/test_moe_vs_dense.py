@@ -1,8 +1,8 @@
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.bench.harness.timing import SamplingPlan
 from moe_hf.bench.speed.moe_vs_dense import compare_with_dense
-from moe_hf.bench.speed.timing import SamplingPlan
 
 PLAN = SamplingPlan(budget=0.0, min_rounds=1, min_sample=0.0)
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from moe_hf.bench.harness.timing import Samples
 from moe_hf.bench.speed.arms import GEMM, OWN, ROOF, TRANSFORMERS, Skipped
 from moe_hf.bench.speed.goals import CPU_GOALS, GPU_GOALS, SMALL_WIDTHS, Goal, Value, Verdict, judge
 from moe_hf.bench.speed.growth_case import FEW, MANY, at, split_by_experts
@@ -9,7 +10,6 @@ from moe_hf.bench.speed.report import read_report, report_text, write_report
 from moe_hf.bench.speed.results import ArmResult, GroupResult, Report, from_json, to_json
 from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
 from moe_hf.bench.speed.suites import SUITES, cpu_jobs
-from moe_hf.bench.speed.timing import Samples
 from moe_hf.bench.speed.utilization import Utilization
 
 SIZE = Size(tokens=64, hidden_size=8, expert_width=16, num_experts=4, k=2)

@@ -9,7 +9,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.layers.mixers import hyena
 from moe_hf.layers.mixers.hyena import HyenaOperator
-from moe_hf.ops.long_conv import reference_long_conv
+from moe_hf.ops.sequence.long_conv import reference_long_conv
 
 B, S, D = 3, 29, 6
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from moe_hf import BackendUnavailableError, MambaWithMoE, MambaWithMoEConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.mixers import MIXERS
 
 B, S, D = 2, 13, 24

@@ -7,10 +7,10 @@ from transformers.models.rwkv.configuration_rwkv import RwkvConfig
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from moe_hf import RWKVWithMoEConfig
-from moe_hf.layers.cache import states_of
+from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.rwkv4 import RWKV4
-from moe_hf.ops.wkv import empty_wkv_state
+from moe_hf.ops.sequence.wkv import empty_wkv_state
 
 B, S, D, INNER = 2, 13, 16, 20
 

@@ -12,8 +12,8 @@ from torch import nn
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.recorded import Recorded
-from moe_hf.ops.load_statistics import expert_utilization, load_balance_std
-from moe_hf.ops.routing import balanced_assignment, router_scores, routing_weights
+from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_std
+from moe_hf.ops.routing.routing import balanced_assignment, router_scores, routing_weights
 
 
 class RouterOutput(NamedTuple):
@@ -36,7 +36,7 @@ class Router(Recorded, ABC):
         ConfigError: `k` is out of range.
 
     Attributes:
-        score: how logits become scores, one of `moe_hf.ops.routing.SCORES`.
+        score: how logits become scores, one of `moe_hf.ops.routing.routing.SCORES`.
         balanced_by_loss: whether a balance loss can teach this router anything.
         learns_from_load: whether it has a state that `adjust` moves between optimizer steps.
         leaves_slots_empty: whether some of the K slots of a token may be empty.

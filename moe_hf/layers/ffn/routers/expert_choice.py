@@ -10,8 +10,8 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import LoadLearner
-from moe_hf.ops.capacity import capacity_of_rows
-from moe_hf.ops.routing import best_tokens, nth_best_score, router_scores, slots_of
+from moe_hf.ops.routing.capacity import capacity_of_rows
+from moe_hf.ops.routing.routing import best_tokens, nth_best_score, router_scores, slots_of
 
 
 class _ThresholdKeeper(LoadLearner):

@@ -11,7 +11,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import Router
-from moe_hf.ops.hashing import MOST_HASHED_EXPERTS, hash_experts, ids_of_vectors
+from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS, hash_experts, ids_of_vectors
 
 # Far enough below that its probability is exactly 0, near enough that no product with it is NaN.
 _NEVER = -1e4
@@ -27,7 +27,7 @@ class HashRouter(Router):
         k: experts per token, 1 or 2; each weighs 1 / k.
         seed: another seed gives another assignment.
         table_size: V, to hold a table of each id's experts, at first the hash's own, which
-            `moe_hf.ops.hashing.balanced_hash_table` can replace; None computes the hash on the way.
+            `moe_hf.ops.routing.hashing.balanced_hash_table` can replace; None computes the hash on the way.
 
     Raises:
         ConfigError: `k` is neither 1 nor 2, or more than E.

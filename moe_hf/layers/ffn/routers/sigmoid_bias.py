@@ -10,8 +10,8 @@ from transformers.utils import logging
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers.base import LoadLearner
-from moe_hf.ops.balance import expert_counts
-from moe_hf.ops.routing import group_limited_top_k, router_scores, routing_weights
+from moe_hf.ops.routing.balance import expert_counts
+from moe_hf.ops.routing.routing import group_limited_top_k, router_scores, routing_weights
 
 logger = logging.get_logger(__name__)
 

@@ -1,0 +1,58 @@
+"""`python -m moe_hf.bench.studies.recall --output_dir docs`: runs the sweep and writes its tables and picture."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_hf.base.errors import ConfigError, exit_code
+from moe_hf.bench.studies.recall.arms import ARMS
+from moe_hf.bench.studies.recall.learning import Recipe
+from moe_hf.bench.studies.recall.report import missed_gates, summarise, write_report
+from moe_hf.bench.studies.recall.sweep import Results, sweep
+from moe_hf.bench.studies.recall.tasks import TASKS
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make what runs are missing, then write the table and the picture of all there are.
+
+    Returns:
+        1 if a mixer missed its gate, else 0.
+
+    Raises:
+        ConfigError: a mixer or a task that there is not.
+        CheckpointError: the results in the output folder are of another recipe.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m moe_hf.bench.studies.recall",
+        description="Let a small model of each mixer learn recall, copying and induction, its learning rate swept. A "
+        "run that is broken off goes on where it was.",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write data/ and images/ into")
+    parser.add_argument("--mixers", nargs="+", default=list(ARMS), metavar="NAME", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--steps", type=int, default=Recipe().steps, help="of a reported run, at most")
+    parser.add_argument("--sweep_steps", type=int, default=Recipe().sweep_steps, help="of a sweep's run, at most")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    for chosen, allowed in ((given.mixers, ARMS), (given.tasks, TASKS)):
+        for name in chosen:
+            if name not in allowed:
+                raise ConfigError(f"{name!r} is not allowed; it must be one of {', '.join(allowed)}")
+    recipe = Recipe(steps=given.steps, sweep_steps=given.sweep_steps)
+    results = Results(given.output_dir / "data" / "recall.json", recipe)
+    for task in given.tasks:
+        for arm in given.mixers:
+            sweep(task, arm, results, recipe)
+    summary = summarise(results.runs(), recipe)
+    write_report(summary, given.output_dir)
+    missed = missed_gates(summary)
+    for line in missed:
+        logger.warning(line)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.recall"))

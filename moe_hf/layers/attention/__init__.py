@@ -1,0 +1,1 @@
+"""Attention implementations, and the rows and positions that packed documents give them."""

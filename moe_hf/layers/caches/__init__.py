@@ -1,0 +1,1 @@
+"""What generation keeps between tokens: named states, histories, routing."""

@@ -1,0 +1,1 @@
+"""Dense checkpoints of other libraries become Mixtures of Experts, lazily."""

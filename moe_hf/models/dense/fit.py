@@ -1,0 +1,93 @@
+"""Makes sure that a dense checkpoint and the model to build fit: no weight is lost, none is fresh, none is misread."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.lazy_tensors import LazyTensor
+from moe_hf.models.dense.source import DenseFormat, is_head_tied, json_object, listed
+
+_WAY_OUT = "drop the override, or choose another checkpoint"
+
+
+def fitting_state(
+    dense: DenseFormat,
+    slices: Mapping[str, Any],
+    weights_file: str,
+    config: MoEDecoderConfig,
+    body: type[PreTrainedModel],
+    with_head: bool = True,
+    dtype: torch.dtype | None = None,
+) -> dict[str, LazyTensor]:
+    """The state dict of the model to build, which is sure to compute what the dense weights did.
+
+    Args:
+        dense: the format of the checkpoint.
+        slices: name to unread slice.
+        weights_file: one of its files; the dense model's `config.json` is looked for beside it.
+        config: of the model to build.
+        body: class of that model without its head.
+        with_head: whether it has a language-model head.
+        dtype: as in `DenseFormat.state_dict`.
+
+    Raises:
+        CheckpointError: tensors are missing, left over, or misfitting, or a field contradicts the dense model.
+    """
+    _require_fixed_fields(dense, weights_file, config)
+    was_tied = is_head_tied(weights_file, dense.head_is_tied)
+    state = dense.state_dict(slices, config, with_head, was_tied, dtype)
+    _require_same_tensors(dense, state, config, body)
+    return state
+
+
+def _require_fixed_fields(dense: DenseFormat, weights_file: str, config: MoEDecoderConfig) -> None:
+    """Compare the configuration with that of the dense model, where its shapes say nothing."""
+    path = Path(weights_file).parent / "config.json"
+    if not path.is_file():
+        return
+    # Old files do not name their type.
+    if json_object(path).get("model_type", "gpt2") not in config.dense_model_types:
+        return
+    original = type(config).from_pretrained(path.parent)
+    wrong = [
+        f"{name}={getattr(original, name)!r}, but {getattr(config, name)!r} is asked for"
+        for name in dense.fixed_fields
+        if not _is_same(name, getattr(original, name), getattr(config, name))
+    ]
+    if wrong:
+        raise CheckpointError(f"the {dense.name} checkpoint was trained with {'; '.join(wrong)}; {_WAY_OUT}")
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    if name != "hidden_act" or one == other:
+        return one == other
+    # Some activations have several names.
+    x = torch.linspace(-4.0, 4.0, 65)
+    with torch.no_grad():
+        return torch.allclose(ACT2FN[one](x), ACT2FN[other](x), atol=1e-5)
+
+
+def _require_same_tensors(
+    dense: DenseFormat, state: Mapping[str, LazyTensor], config: MoEDecoderConfig, body: type[PreTrainedModel]
+) -> None:
+    # The loader would draw what is missing, and drop what is too much, with a warning at most.
+    with torch.device("meta"):
+        model = body(copy.deepcopy(config))
+    needed = {f"model.{name}": tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.get_shape()) for name, value in state.items() if name.startswith("model.")}
+    wrong = []
+    if fresh := needed.keys() - given.keys():
+        wrong.append(f"cannot give {len(fresh)} of the model's tensors ({listed(fresh)})")
+    if lost := given.keys() - needed.keys():
+        wrong.append(f"gives {len(lost)} that the model would drop ({listed(lost)})")
+    if misfits := {name for name in given.keys() & needed.keys() if given[name] != needed[name]}:
+        wrong.append(f"gives {len(misfits)} of other shapes than the model's ({listed(misfits)})")
+    if wrong:
+        raise CheckpointError(f"the {dense.name} checkpoint {' and '.join(wrong)}; {_WAY_OUT}")

@@ -1,0 +1,265 @@
+"""What is read of a dense checkpoint: unread slices of its tensors, and everything that is wrong with them at once."""
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.lazy_tensors import Copied, LazyTensor, Sliced
+
+_CONVERT = "if you trust it, load it with AutoModelForCausalLM and save_pretrained it, which writes safetensors"
+# What may be left behind: the heads of transformers' other tasks, and tables of rotations.
+_NO_WEIGHTS = re.compile(r"^(score|classifier|qa_outputs|multiple_choice_head)\.|(^|\.)(inv_freq|rotary\.\w+)$")
+
+
+class DenseFormat(ABC):
+    """How the checkpoint of one dense architecture becomes the state dict of a family of this package.
+
+    Attributes:
+        name: what a reader calls it, as it stands behind "a".
+        head_is_tied: whether its head is its embedding's matrix where its `config.json` does not say.
+        fixed_fields: fields of the configuration that change what the dense weights compute, but not their shapes.
+    """
+
+    name: ClassVar[str]
+    head_is_tied: ClassVar[bool] = True
+    fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon",)
+
+    @abstractmethod
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Whether tensor names are those of this architecture."""
+
+    @abstractmethod
+    def state_dict(
+        self,
+        dense: Mapping[str, Any],
+        config: MoEDecoderConfig,
+        with_head: bool = True,
+        head_was_tied: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, LazyTensor]:
+        """The state dict of the family's causal LM, each tensor computed from `dense` when it is read.
+
+        Args:
+            dense: name to unread slice.
+            config: the model to build.
+            with_head: whether the language-model head is needed; where it is tied to the embedding it is never stored.
+            head_was_tied: whether the dense model's head is its embedding; an untied head starts as its copy then.
+            dtype: type of the experts' stacks; None is that of the dense weights. The loader casts what is left.
+
+        Raises:
+            CheckpointError: tensors are missing, left over, or do not fit the configuration.
+        """
+
+
+class DenseSource:
+    """Looks up dense tensors by name and collects everything that is wrong before anything is built.
+
+    Args:
+        dense: name to unread slice.
+        what: what the checkpoint is, as in "dense GPT-2".
+        prefix: some checkpoints put it before the names, others do not.
+        ignored: finds the names of tensors that nobody needs to read, such as masks.
+    """
+
+    def __init__(
+        self, dense: Mapping[str, Any], what: str, prefix: str = "", ignored: re.Pattern | None = None
+    ) -> None:
+        self._dense = dense
+        self._what = what
+        self._prefix = prefix
+        self._unread = {
+            name for name in dense if not _NO_WEIGHTS.search(name) and not (ignored and ignored.search(name))
+        }
+        self._missing: list[str] = []
+        self._misfits: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return f"{self._prefix}{name}" in self._dense or name in self._dense
+
+    def sliced(
+        self,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        transpose: bool = False,
+        part: tuple[int, int] | None = None,
+    ) -> Sliced:
+        """The stored tensor; a stand-in when it is missing or misfits, which `raise_if_incomplete` then reports.
+
+        Args:
+            name: without the prefix.
+            shape: that the stored tensor must have; None allows any.
+            transpose: whether it is stored as (in, out).
+            part: (i, n) takes the i-th of n equal blocks of columns.
+        """
+        found = self._dense.get(f"{self._prefix}{name}", self._dense.get(name))
+        self._unread -= {f"{self._prefix}{name}", name}
+        if found is None:
+            self._missing.append(name)
+            return Sliced(_Absent())
+        stored = tuple(found.get_shape())
+        if shape is not None and stored != shape:
+            self.misfit(f"{name} of shape {stored}, but the configuration asks for {shape}")
+            return Sliced(_Absent())
+        columns = None
+        if part is not None:
+            index, count = part
+            size = stored[-1] // count
+            columns = slice(index * size, (index + 1) * size)
+        return Sliced(found, transpose, columns)
+
+    def head(
+        self, name: str, embedding: LazyTensor, config: MoEDecoderConfig, with_head: bool, was_tied: bool
+    ) -> dict[str, LazyTensor]:
+        """The language-model head by our name; empty where it is tied to the embedding or not needed.
+
+        Args:
+            name: of the dense model's head.
+            embedding: of the dense model.
+            config: of the model to build.
+            with_head: whether that model has a head.
+            was_tied: whether the dense model's head is its embedding.
+        """
+        shape = (config.vocab_size, config.hidden_size)
+        if with_head and not config.tie_word_embeddings:
+            return {"lm_head.weight": Copied(embedding) if was_tied else self.sliced(name, shape)}
+        if with_head and not was_tied and self.has(name):
+            # Some files hold the embedding twice.
+            head = self.sliced(name, shape)
+            if embedding.shape == head.shape == shape and not torch.equal(head.read(), embedding.read()):
+                self.misfit("a head that is not its embedding, but tie_word_embeddings=True; pass False")
+        self._unread -= {f"{self._prefix}{name}", name}
+        return {}
+
+    def require(self, config: MoEDecoderConfig, **needed: Any) -> None:
+        """Note every field of the configuration that has another value than the dense weights need."""
+        for name, value in needed.items():
+            if getattr(config, name) != value:
+                self.misfit(f"what {name}={value!r} describes, but {name}={getattr(config, name)!r}")
+
+    def misfit(self, text: str) -> None:
+        """Note what the checkpoint has that the configuration does not allow."""
+        self._misfits.append(text)
+
+    def raise_if_incomplete(self) -> None:
+        """Report everything that was found wrong, in one error; weights that nobody has read are wrong, too.
+
+        Raises:
+            CheckpointError: something was.
+        """
+        if self._missing:
+            # The same tensor may be asked for several times.
+            missing = list(dict.fromkeys(self._missing))
+            raise CheckpointError(
+                f"the {self._what} checkpoint has {len(self._dense)} tensors but lacks {len(missing)} that are "
+                f"needed: {listed(missing)}; it is incomplete or not a {self._what.removeprefix('dense ')}"
+            )
+        if self._misfits:
+            misfits = list(dict.fromkeys(self._misfits))
+            shown = "; ".join(misfits[:4]) + (f"; and {len(misfits) - 4} more" if len(misfits) > 4 else "")
+            raise CheckpointError(
+                f"the {self._what} checkpoint has {shown}; drop the override, or choose another checkpoint"
+            )
+        if self._unread:
+            raise CheckpointError(
+                f"the {self._what} checkpoint has {len(self._dense)} tensors, but the configuration has no place for "
+                f"{len(self._unread)} of them: {listed(self._unread)}; drop the override, or correct its config.json"
+            )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of many names; those of a set in the order of the alphabet.
+
+    >>> listed("abcdefg")
+    'a, b, c, d, e, ...'
+    """
+    names = sorted(names) if isinstance(names, set) else list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def open_slices(files: list[str]) -> dict[str, Any]:
+    """Unread slices of all tensors in the safetensors files, by name.
+
+    Raises:
+        CheckpointError: a file is no safetensors file, or is cut off.
+    """
+    slices: dict[str, Any] = {}
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{Path(file).name} is not a safetensors file; pickled checkpoints can run code and are not read: "
+                f"{_CONVERT}"
+            )
+        try:
+            opened = safe_open(file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} can't be read as safetensors ({error}); it is incomplete or damaged: download it again"
+            ) from error
+        slices.update({name: opened.get_slice(name) for name in opened.keys()})
+    return slices
+
+
+def indexed_files(index: Path) -> list[str]:
+    """The safetensors files that an index of shards names, which all stand in its folder.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file that is absent, of another kind or somewhere else.
+    """
+    weight_map = json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map, a table from tensors to files; download it again")
+    # Names in an index are untrusted data.
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise CheckpointError(f"{index} leads out of its folder, to {listed(outside)}; don't use this model")
+    open_slices([name for name in names if not name.endswith(".safetensors")])
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")
+    return [str(index.parent / name) for name in names]
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, which must be an object.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a JSON object; download it again")
+    return found
+
+
+def is_head_tied(weights_file: str, default: bool = True) -> bool:
+    """Whether the `config.json` beside a dense model's weights says that its head is its embedding's matrix.
+
+    Args:
+        weights_file: one of the files with the weights.
+        default: what the architecture takes where the file does not say.
+    """
+    path = Path(weights_file).parent / "config.json"
+    return path.is_file() and json_object(path).get("tie_word_embeddings", default)
+
+
+class _Absent:
+    """Stands in for a missing slice until all that is missing can be reported at once."""
+
+    def get_shape(self) -> list[int]:
+        return [0]
+
+    def get_dtype(self) -> str:
+        return "F32"

@@ -1,0 +1,114 @@
+"""Makes the feed-forward network of an upcycled layer, dense or sparse, from a dense one or from nothing.
+
+Shapes: E experts, D width, F width of the FFN.
+"""
+
+import torch
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router
+from moe_hf.models.dense.expert_init import ExpertPart, ExpertRecipe, StackedExperts, seed_of
+from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor, Sliced
+
+# The dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
+_UNIT_DIMS = {
+    "gate_proj.weight": 0,
+    "gate_proj.bias": 0,
+    "up_proj.weight": 0,
+    "up_proj.bias": 0,
+    "down_proj.weight": 1,
+    "down_proj.bias": None,
+}
+
+
+def ffn_from_dense(
+    dense: dict[str, Sliced], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
+) -> dict[str, LazyTensor]:
+    """The layer's FFN by the names of this package: the dense one itself, or experts made of it and a router.
+
+    Args:
+        dense: `up_proj.weight` (F, D), `down_proj.weight` (D, F), and `gate_proj.weight` and biases if there are any.
+        config: of the model to build.
+        layer: index of the layer.
+        dtype: type of the experts' stacks; None is that of the dense weights.
+        prefix: of the names within the layer.
+    """
+    if layer not in config.sparse_layers:
+        return {f"{prefix}{name}": value for name, value in dense.items()}
+    recipe = ExpertRecipe(
+        config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio, config.expert_init_seed, dtype
+    )
+    stacks: dict[str, LazyTensor] = {
+        name: StackedExperts(value, config.num_experts, ExpertPart(layer, name, _UNIT_DIMS[name]), recipe)
+        for name, value in dense.items()
+    }
+    for kind in ("weight", "bias"):
+        if f"gate_proj.{kind}" in stacks:
+            halves = [stacks.pop(f"{half}_proj.{kind}") for half in ("gate", "up")]
+            stacks[f"gate_up_proj.{kind}"] = Joined(halves, dim=1)
+    return _sparse(stacks, config, layer, prefix)
+
+
+def fresh_ffn(
+    config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
+) -> dict[str, LazyTensor]:
+    """The layer's FFN where the dense model has none: its output starts at zero, so that the function is kept."""
+    sparse = layer in config.sparse_layers
+    width, inner = config.hidden_size, config.expert_width if sparse else config.ffn_width
+    shapes: dict[str, tuple[int, ...]] = {"up_proj.weight": (inner, width), "down_proj.weight": (width, inner)}
+    if config.mlp_gated:
+        shapes["gate_proj.weight"] = (inner, width)
+    if config.mlp_bias:
+        shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
+    made: dict[str, LazyTensor] = {}
+    for name, shape in shapes.items():
+        std = 0.0 if name.startswith("down") or name.endswith("bias") else config.initializer_range
+        made[name] = Drawn(
+            (config.num_experts, *shape) if sparse else shape, std, seed_of(config.expert_init_seed, layer, name)
+        )
+    if not sparse:
+        return {f"{prefix}{name}": value for name, value in made.items()}
+    for kind in ("weight", "bias"):
+        if f"gate_proj.{kind}" in made:
+            made[f"gate_up_proj.{kind}"] = Joined([made.pop(f"{half}_proj.{kind}") for half in ("gate", "up")], dim=1)
+    return _sparse(made, config, layer, prefix)
+
+
+def _sparse(stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int, prefix: str) -> dict[str, LazyTensor]:
+    width, seed = config.hidden_size, config.expert_init_seed
+    state = {
+        f"{prefix}experts.{name.replace('.weight', '').replace('.bias', '_bias')}": value
+        for name, value in stacks.items()
+    }
+    router = ROUTERS[config.router_of_layer(layer)]
+    if issubclass(router, LearnedRouter):
+        router_std = config.initializer_range if config.router_init == "random" else 0.0
+        state[f"{prefix}gate.weight"] = Drawn((config.num_experts, width), router_std, seed_of(seed, layer, "gate"))
+    state |= {f"{prefix}gate.{name}": Held(buffer) for name, buffer in _fresh_states(router, config).items()}
+    shared = config.shared_expert_intermediate_size
+    if shared:
+        state |= _shared_expert(config, shared, layer, prefix)
+    return state
+
+
+def _shared_expert(config: MoEDecoderConfig, shared: int, layer: int, prefix: str) -> dict[str, LazyTensor]:
+    # Its output starts at zero, so that the function is kept.
+    width, std = config.hidden_size, config.initializer_range
+    state: dict[str, LazyTensor] = {}
+    for half in ("gate", "up") if config.mlp_gated else ("up",):
+        words = (config.expert_init_seed, layer, "shared") + (("gate",) if half == "gate" else ())
+        state[f"{prefix}shared_expert.{half}_proj.weight"] = Drawn((shared, width), std, seed_of(*words))
+        if config.mlp_bias:
+            state[f"{prefix}shared_expert.{half}_proj.bias"] = Drawn((shared,), 0.0, 0)
+    state[f"{prefix}shared_expert.down_proj.weight"] = Drawn((width, shared), 0.0, 0)
+    if config.mlp_bias:
+        state[f"{prefix}shared_expert.down_proj.bias"] = Drawn((width,), 0.0, 0)
+    if config.shared_expert_gate:
+        state[f"{prefix}shared_expert_gate.weight"] = Drawn((1, width), 0.0, 0)
+    return state
+
+
+def _fresh_states(router: type[Router], config: MoEDecoderConfig) -> dict[str, torch.Tensor]:
+    # The router's weight is drawn on the way and thrown away: neither that nor a device that holds no values may show.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return dict(router.from_config(config).named_buffers())

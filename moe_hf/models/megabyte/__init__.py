@@ -1,0 +1,1 @@
+"""MegaByte: a global decoder over patches of bytes and a local one within them."""

@@ -1,0 +1,1 @@
+"""Sparse attention: the top-k keys of each query, and the top-k blocks."""

@@ -1,0 +1,99 @@
+"""One expert's part of the stacks and of their gradients, and the dtype that it is computed in.
+
+Shapes: T tokens, D width, E experts, F width of one expert.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from moe_hf.ops.experts.reference import ExpertStack
+
+# Temporaries above 32 MiB are handed back to the system by glibc and faulted in anew at each call.
+CHUNK_BYTES = 16 * 2**20
+# Experts of fewer weights, with rows of together up to so many bytes, share the steps in which they do not differ:
+# their products are so short that some 10 microseconds for each step and expert would count.
+GROUP_WEIGHTS = 2**18
+GROUP_BYTES = 2**20
+
+
+def compute_dtype(x_TD: torch.Tensor, stack: ExpertStack) -> torch.dtype:
+    """The dtype of the products: autocast's where it is on for this device, else that of the weights."""
+    device, dtype = x_TD.device.type, stack.up_EFD.dtype
+    # Like torch's own, autocast leaves float64 alone.
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def without_autocast(x_TD: torch.Tensor) -> AbstractContextManager[Any]:
+    """A context in which products keep the dtype that `compute_dtype` chose."""
+    device = x_TD.device.type
+    # Entering autocast costs microseconds, of which a decoding step has few.
+    return torch.amp.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def rows_per_chunk(stack: ExpertStack, dtype: torch.dtype) -> int:
+    """So many rows that the widest temporary has at most `CHUNK_BYTES`."""
+    widest = max(stack.up_EFD.shape[1:])
+    return max(1, CHUNK_BYTES // (widest * dtype.itemsize))
+
+
+def rows_per_group(stack: ExpertStack, dtype: torch.dtype) -> int:
+    """So many rows of different experts may go together; 0 where each expert goes alone."""
+    if stack.up_EFD[0].numel() >= GROUP_WEIGHTS:
+        return 0
+    return GROUP_BYTES // (max(stack.up_EFD.shape[1:]) * dtype.itemsize)
+
+
+def expert_of(stack: ExpertStack, expert: int, dtype: torch.dtype) -> ExpertStack:
+    """One expert's weights, as views where `dtype` is theirs."""
+    return ExpertStack(
+        stack.up_EFD[expert].to(dtype),
+        stack.down_EDF[expert].to(dtype),
+        bias_of(stack.up_bias_EF, expert, dtype),
+        bias_of(stack.down_bias_ED, expert, dtype),
+    )
+
+
+def bias_of(bias_EO: torch.Tensor | None, expert: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """One expert's bias, if there are biases."""
+    return None if bias_EO is None else bias_EO[expert].to(dtype)
+
+
+class StackGradients(NamedTuple):
+    """Gradients of an `ExpertStack`, or of one expert in it; None for a part that is absent or needs none."""
+
+    up_EFD: torch.Tensor | None
+    down_EDF: torch.Tensor | None
+    up_bias_EF: torch.Tensor | None
+    down_bias_ED: torch.Tensor | None
+
+    def of(self, expert: int) -> "StackGradients":
+        """One expert's gradients, as views."""
+        return StackGradients(*(None if part is None else part[expert] for part in self))
+
+
+def room_for_gradients(stack: ExpertStack, needs: Sequence[bool], unused: Sequence[int]) -> StackGradients:
+    """Room for the gradients that are needed, in the strides of the stack: zero for `unused` experts, else not set."""
+    room = [
+        torch.empty_like(part) if need and part is not None else None for part, need in zip(stack, needs, strict=True)
+    ]
+    for part in room:
+        if part is not None:
+            for expert in unused:
+                part[expert].zero_()
+    return StackGradients(*room)
+
+
+def add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, is_first: bool) -> None:
+    """Adds a @ b to `out`, which holds nothing yet where `is_first`."""
+    if out.dtype != a.dtype:
+        product = a @ b
+        out.copy_(product) if is_first else out.add_(product)
+    elif is_first:
+        torch.mm(a, b, out=out)
+    else:
+        out.addmm_(a, b)

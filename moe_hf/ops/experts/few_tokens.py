@@ -1,0 +1,107 @@
+"""Experts for the few tokens of a decoding step, without gradients: here overhead counts, not products.
+
+Shapes: T tokens, D width, E experts, K experts per token, S = T * K slots, F width of one expert.
+"""
+
+import torch
+
+from moe_hf.ops.experts.activations import Activation, activate
+from moe_hf.ops.experts.cpu_gemm import linear, linear_activated
+from moe_hf.ops.experts.expert_parts import bias_of, expert_of, rows_per_group, without_autocast
+from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_rows
+from moe_hf.ops.experts.reference import ExpertStack
+
+# Up to here gathering the weights of every slot is cheaper than some 50 microseconds for each expert in a loop.
+GATHERED_BYTES = 2**20
+# Up to here the hidden rows of all experts wait in the cache while the weights stream by, first all up, then all down.
+HIDDEN_BYTES = 2**20
+
+
+def few_tokens_experts(
+    x_TD: torch.Tensor,
+    expert_TK: torch.Tensor,
+    weight_TK: torch.Tensor,
+    stack: ExpertStack,
+    activation: Activation,
+    dtype: torch.dtype,
+) -> torch.Tensor | None:
+    """What `reference_experts` gives, (T, D), or None where the tokens are too many for a form of its own."""
+    num_slots = expert_TK.numel()
+    if num_slots == 0 or x_TD.device.type != "cpu":
+        return None
+    if num_slots * stack.up_EFD[0].numel() * stack.up_EFD.element_size() <= GATHERED_BYTES:
+        # A skipped slot has no weights to gather.
+        if int(expert_TK.max()) < len(stack.up_EFD):
+            return _gathered(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+    if len(x_TD) == 1:
+        return _one_token(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+    if rows_per_group(stack, dtype) == 0 and num_slots * stack.up_EFD.shape[1] * dtype.itemsize <= HIDDEN_BYTES:
+        return _all_up_then_all_down(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+    return None
+
+
+def _gathered(
+    x_TD: torch.Tensor,
+    expert_TK: torch.Tensor,
+    weight_TK: torch.Tensor,
+    stack: ExpertStack,
+    activation: Activation,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    with without_autocast(x_TD):
+        expert_S = expert_TK.reshape(-1)
+        x_SD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
+        z_SF = _product(stack.up_EFD, expert_S, x_SD1, stack.up_bias_EF)
+        y_SD = _product(stack.down_EDF, expert_S, activate(z_SF, activation)[..., None], stack.down_bias_ED)
+        y_TKD = y_SD.to(x_TD.dtype).view(*expert_TK.shape, -1)
+        return torch.bmm(weight_TK[:, None].to(y_TKD.dtype), y_TKD)[:, 0]
+
+
+def _product(
+    weight_EOI: torch.Tensor, expert_S: torch.Tensor, x_SI1: torch.Tensor, bias_EO: torch.Tensor | None
+) -> torch.Tensor:
+    weight_SOI = weight_EOI.index_select(0, expert_S).to(x_SI1.dtype)
+    if bias_EO is None:
+        return torch.bmm(weight_SOI, x_SI1)[..., 0]
+    return torch.baddbmm(bias_EO.index_select(0, expert_S).to(x_SI1.dtype)[..., None], weight_SOI, x_SI1)[..., 0]
+
+
+def _one_token(
+    x_1D: torch.Tensor,
+    expert_1K: torch.Tensor,
+    weight_1K: torch.Tensor,
+    stack: ExpertStack,
+    activation: Activation,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    out_1D = torch.zeros_like(x_1D)
+    for expert, weight in zip(expert_1K[0].tolist(), weight_1K[0].tolist(), strict=True):
+        if expert >= len(stack.up_EFD):
+            continue
+        part = expert_of(stack, expert, dtype)
+        h_1F = linear_activated(x_1D.to(dtype), part.up_EFD, part.up_bias_EF, activation)
+        out_1D.add_(linear(h_1F, part.down_EDF, part.down_bias_ED), alpha=weight)
+    return out_1D
+
+
+def _all_up_then_all_down(
+    x_TD: torch.Tensor,
+    expert_TK: torch.Tensor,
+    weight_TK: torch.Tensor,
+    stack: ExpertStack,
+    activation: Activation,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    with without_autocast(x_TD):
+        slot_N, chunks, _ = sort_rows(expert_TK, len(stack.up_EFD), expert_TK.numel())
+        x_ND = x_TD.index_select(0, slot_N // expert_TK.shape[1]).to(dtype)
+        y_ND = room_for_rows(slot_N, weight_TK, x_TD)
+        # Each cast, where there is one, is for one expert at a time.
+        hidden = []
+        for expert, start, stop, _ in chunks:
+            up_FD, up_bias_F = stack.up_EFD[expert].to(dtype), bias_of(stack.up_bias_EF, expert, dtype)
+            hidden.append(linear_activated(x_ND[start:stop], up_FD, up_bias_F, activation))
+        for (expert, start, stop, _), h_nF in zip(chunks, hidden, strict=True):
+            down_DF, down_bias_D = stack.down_EDF[expert].to(dtype), bias_of(stack.down_bias_ED, expert, dtype)
+            y_ND[start:stop] = linear(h_nF, down_DF, down_bias_D)
+        return combine_rows(y_ND, slot_N, weight_TK)

@@ -1,0 +1,183 @@
+"""Experts whose activation is any function, and whose results may be normalised: sorted, and as thrifty as the known.
+
+Shapes: T tokens, D width, E experts, K experts per token, N rows (visited slots, sorted by expert), F width of one
+expert.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from moe_hf.ops.experts.cpu_gemm import linear
+from moe_hf.ops.experts.expert_parts import (
+    StackGradients,
+    add_product,
+    compute_dtype,
+    expert_of,
+    room_for_gradients,
+    rows_per_chunk,
+    without_autocast,
+)
+from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows
+from moe_hf.ops.experts.reference import ExpertStack
+
+RowFunction = Callable[[torch.Tensor], torch.Tensor]
+
+
+class RowFunctions(NamedTuple):
+    """What is done to rows besides the projections, each row for itself.
+
+    `activate` stands between the projections, `finish` after the second (None: nothing). `parameters` are what either
+    of them learns.
+    """
+
+    activate: RowFunction
+    finish: RowFunction | None = None
+    parameters: tuple[torch.Tensor, ...] = ()
+
+
+def generic_experts(
+    x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor, stack: ExpertStack, functions: RowFunctions
+) -> torch.Tensor:
+    """`sorted_experts` for any activation, whose derivative is autograd's, recomputed for a few rows at a time.
+
+    Ids from E on mark slots to skip. Returns (T, D) in the dtype of `x_TD`.
+    """
+    dtype = compute_dtype(x_TD, stack)
+    inputs = (x_TD, weight_TK, *stack, *functions.parameters)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return _GenericExperts.apply(x_TD, expert_TK, weight_TK, *stack, functions, dtype, *functions.parameters)
+    return _forward(x_TD, expert_TK, weight_TK, stack, functions, dtype, None)[0]
+
+
+def _forward(
+    x_TD: torch.Tensor,
+    expert_TK: torch.Tensor,
+    weight_TK: torch.Tensor,
+    stack: ExpertStack,
+    functions: RowFunctions,
+    dtype: torch.dtype,
+    z_chunks: list[torch.Tensor] | None,
+) -> tuple[torch.Tensor, ExpertRows]:
+    """The output, (T, D), and the rows; pre-activations are appended to `z_chunks` where it is given."""
+    with without_autocast(x_TD):
+        rows = sort_rows(expert_TK, len(stack.up_EFD), rows_per_chunk(stack, dtype))
+        token_N = rows.slot_N // expert_TK.shape[1]
+        y_ND = room_for_rows(rows.slot_N, weight_TK, x_TD)
+        for expert, start, stop, _ in rows.chunks:
+            part = expert_of(stack, expert, dtype)
+            x_nD = x_TD.index_select(0, token_N[start:stop]).to(dtype)
+            z_nF = linear(x_nD, part.up_EFD, part.up_bias_EF)
+            y_nD = linear(functions.activate(z_nF).to(dtype), part.down_EDF, part.down_bias_ED)
+            y_ND[start:stop] = y_nD if functions.finish is None else functions.finish(y_nD)
+            if z_chunks is not None:
+                z_chunks.append(z_nF)
+        return combine_rows(y_ND, rows.slot_N, weight_TK), rows
+
+
+class _GenericExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: torch.Tensor,
+        expert_TK: torch.Tensor,
+        weight_TK: torch.Tensor,
+        up_EFD: torch.Tensor,
+        down_EDF: torch.Tensor,
+        up_bias_EF: torch.Tensor | None,
+        down_bias_ED: torch.Tensor | None,
+        functions: RowFunctions,
+        dtype: torch.dtype,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
+        z_chunks: list[torch.Tensor] = []
+        out_TD, rows = _forward(x_TD, expert_TK, weight_TK, stack, functions, dtype, z_chunks)
+        ctx.functions, ctx.dtype, ctx.chunks, ctx.unused = functions, dtype, rows.chunks, rows.unused
+        ctx.save_for_backward(x_TD, weight_TK, *stack, rows.slot_N, *z_chunks)
+        return out_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_TD: torch.Tensor) -> tuple[Any, ...]:
+        x_TD, weight_TK, up_EFD, down_EDF, up_bias_EF, down_bias_ED, slot_N, *z_chunks = ctx.saved_tensors
+        stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
+        dstack = room_for_gradients(stack, ctx.needs_input_grad[3:7], ctx.unused)
+        functions = _Differentiable(ctx.functions, ctx.needs_input_grad[9:])
+        token_N = slot_N // weight_TK.shape[1]
+        weight_N1 = weight_TK.reshape(-1, 1)[slot_N].to(x_TD.dtype)
+        dweight_N = weight_TK.new_empty(len(slot_N))
+        dx_ND = room_for_rows(slot_N, weight_TK, x_TD)
+        with without_autocast(x_TD):
+            for (expert, start, stop, is_first), z_nF in zip(ctx.chunks, z_chunks, strict=True):
+                part, dpart = expert_of(stack, expert, ctx.dtype), dstack.of(expert)
+                dout_nD = dout_TD.index_select(0, token_N[start:stop])
+                h_nF, dz_of = functions.activate(z_nF)
+                y_nD = linear(h_nF.to(ctx.dtype), part.down_EDF, part.down_bias_ED)
+                y_nD, dy_of = functions.finish(y_nD)
+                dweight_N[start:stop] = (dout_nD * y_nD).sum(dim=-1)
+                dy_nD = dy_of((dout_nD * weight_N1[start:stop]).to(y_nD.dtype)).to(ctx.dtype)
+                dz_nF = dz_of(linear(dy_nD, part.down_EDF.t()).to(h_nF.dtype)).to(ctx.dtype)
+                dx_ND[start:stop] = linear(dz_nF, part.up_EFD.t())
+                x_nD = x_TD.index_select(0, token_N[start:stop]).to(ctx.dtype)
+                _add_gradients(dpart, x_nD, dz_nF, h_nF.to(ctx.dtype), dy_nD, is_first)
+            dx_TD = combine_rows(dx_ND, slot_N, torch.ones_like(weight_TK))
+        # Skipped slots keep a gradient of exactly zero.
+        dweight_S = weight_TK.new_zeros(weight_TK.numel()).index_copy_(0, slot_N, dweight_N)
+        return dx_TD, None, dweight_S.view(weight_TK.shape), *dstack, None, None, *functions.gradients
+
+
+def _add_gradients(
+    dpart: StackGradients,
+    x_nD: torch.Tensor,
+    dz_nF: torch.Tensor,
+    h_nF: torch.Tensor,
+    dy_nD: torch.Tensor,
+    is_first: bool,
+) -> None:
+    one_1n = x_nD.new_ones(1, len(x_nD))
+    if dpart.up_EFD is not None:
+        add_product(dpart.up_EFD, dz_nF.t(), x_nD, is_first)
+    if dpart.down_EDF is not None:
+        add_product(dpart.down_EDF, dy_nD.t(), h_nF, is_first)
+    if dpart.up_bias_EF is not None:
+        add_product(dpart.up_bias_EF[None], one_1n, dz_nF, is_first)
+    if dpart.down_bias_ED is not None:
+        add_product(dpart.down_bias_ED[None], one_1n, dy_nD, is_first)
+
+
+Backward = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _Differentiable:
+    """Row functions with their backward passes; `gradients` adds up what their parameters get."""
+
+    def __init__(self, functions: RowFunctions, needs: tuple[bool, ...]) -> None:
+        self._functions, self._needs = functions, needs
+        self.gradients = [torch.zeros_like(p) if n else None for p, n in zip(functions.parameters, needs, strict=True)]
+
+    def activate(self, z_nF: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        return self._recorded(self._functions.activate, z_nF)
+
+    def finish(self, y_nD: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        if self._functions.finish is None:
+            return y_nD, lambda dy_nD: dy_nD
+        return self._recorded(self._functions.finish, y_nD)
+
+    def _recorded(self, function: RowFunction, rows: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        with torch.enable_grad():
+            rows = rows.detach().requires_grad_()
+            result = function(rows)
+        learned = [p for p, need in zip(self._functions.parameters, self._needs, strict=True) if need]
+
+        def backward(dresult: torch.Tensor) -> torch.Tensor:
+            drows, *found = torch.autograd.grad(result, [rows, *learned], dresult, allow_unused=True)
+            rooms = [room for room in self.gradients if room is not None]
+            for room, gradient in zip(rooms, found, strict=True):
+                if gradient is not None:
+                    room.add_(gradient)
+            return drows
+
+        return result.detach(), backward

@@ -1,0 +1,1 @@
+"""Triton twins of the experts; nothing imports them where Triton is absent."""

@@ -1,1 +1,0 @@
-"""Triton twins of the functions in moe_hf.ops: importable only where triton is installed."""

@@ -1,0 +1,1 @@
+"""Triton twins of the routing ops; nothing imports them where Triton is absent."""

@@ -1,0 +1,1 @@
+"""Moves information along the sequence: recurrences and convolutions, under one contract."""

@@ -1,0 +1,356 @@
+"""The recurrence with one decay per head and token, the engine of retention (RetNet) and of Mamba-2 (SSD).
+
+Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width.
+"""
+
+from typing import Any
+
+import torch
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.ops.experts.expert_parts import without_autocast
+from moe_hf.ops.sequence.scalar_decay_passes import Inputs, Pieces, backward_pass, forward_pass
+
+CHUNK_SIZE = 64
+SEGMENT_SIZE = 512
+
+
+def scalar_decay(
+    query_BSGK: torch.Tensor,
+    key_BSGK: torch.Tensor,
+    value_BSHV: torch.Tensor,
+    log_decay: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+    output_final_state: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+    segment_size: int = SEGMENT_SIZE,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`reference_scalar_decay` in time and memory linear in S: equal in value and in gradient, taken once.
+
+    Within chunks as products of matrices, between them as a recurrence (Sun et al. 2023, RetNet, section 2.3; Dao and
+    Gu 2024, Mamba-2, section 6). Segments of several chunks carry the state, so that the working memory does not grow
+    with S; the backward pass keeps the inputs and one state per segment, and computes the rest again. Under
+    torch.compile it is one opaque operator.
+
+    Args:
+        query_BSGK: what reads the state; the H / G heads that stand side by side share a group. Not scaled in here.
+        key_BSGK: where a value is written.
+        value_BSHV: what is written.
+        log_decay: natural logarithms of the decay, finite and <= 0: (H,), or (B, S, H) for one per token.
+        initial_state: (B, H, K, V); None is the empty one.
+        mask_BS: nonzero at real tokens; padding, wherever it stands, leaves the state as it is, whatever its keys,
+            values and decays are. None: all are real.
+        starts_BS: bool, True at tokens before which the state is emptied, unless they are padding. None: no document
+            begins inside. What is not finite in one document may still reach others of its row.
+        output_final_state: whether the state after the last token is returned.
+        chunk_size: positions whose products are formed at once, >= 1.
+        segment_size: positions between two states that are kept, a multiple of `chunk_size`.
+
+    Returns:
+        The output (B, S, H, V) in the dtype of the values, at padding arbitrary but finite, and the final state
+        (B, H, K, V) in float32 (float64 where an input is), or None.
+
+    Raises:
+        ConfigError: shapes or sizes do not fit.
+    """
+    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
+    if chunk_size < 1 or segment_size < 1 or segment_size % chunk_size:
+        raise ConfigError(
+            f"chunk_size={chunk_size}, segment_size={segment_size} are not allowed; the segment must be a multiple of "
+            f"the chunk, such as {CHUNK_SIZE} and {SEGMENT_SIZE}"
+        )
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
+    inputs = (query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
+    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    out_BSHV, state_BHKV, _ = _scalar_decay(*inputs, starts_BS, chunk_size, segment_size, trains)
+    return out_BSHV, state_BHKV if output_final_state else None
+
+
+def scalar_decay_step(
+    query_BGK: torch.Tensor,
+    key_BGK: torch.Tensor,
+    value_BHV: torch.Tensor,
+    log_decay: torch.Tensor,
+    *,
+    initial_state: torch.Tensor,
+    mask_B: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of `scalar_decay`, for decoding: its output (B, H, V) and the state after it, (B, H, K, V).
+
+    Args:
+        query_BGK: as in `scalar_decay`, without time.
+        key_BGK: likewise.
+        value_BHV: likewise.
+        log_decay: (H,) or (B, H).
+        initial_state: (B, H, K, V), which is not written to.
+        mask_B: nonzero where the token is real. None: all are.
+    """
+    key_BGK, value_BHV, log_decay = without_padding(key_BGK, value_BHV, log_decay, mask_B)
+    dtype, (batch, groups, width) = initial_state.dtype, key_BGK.shape
+    decay_BH11 = log_decay.to(dtype).exp()[..., None, None]
+    value_BGR1V = value_BHV.to(dtype).unflatten(1, (groups, -1))[..., None, :]
+    added = key_BGK.to(dtype).view(batch, groups, 1, width, 1) * value_BGR1V
+    state_BGRKV = torch.addcmul(added, initial_state.unflatten(1, (groups, -1)), decay_BH11.unflatten(-3, (groups, -1)))
+    with without_autocast(value_BHV):
+        out = query_BGK.to(dtype).view(batch, groups, 1, 1, width) @ state_BGRKV
+    return out.flatten(1, 2)[:, :, 0].to(value_BHV.dtype), state_BGRKV.flatten(1, 2)
+
+
+def reference_scalar_decay(
+    query_BSGK: torch.Tensor,
+    key_BSGK: torch.Tensor,
+    value_BSHV: torch.Tensor,
+    log_decay: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+    output_final_state: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`S_t = exp(log_decay_t) S_(t-1) + k_t v_t^T` and `o_t = q_t S_t`, token by token (RetNet, section 2.2).
+
+    Arguments and result are those of `scalar_decay`, but a start cuts off what is not finite as well.
+    """
+    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
+    inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
+    batch, length, heads, _ = value_BSHV.shape
+    query_BSHK, key_BSHK = (x.to(inputs.dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in inputs[:2])
+    decay_BSH = log_decay.to(inputs.dtype).exp().expand(batch, length, -1)
+    state_BHKV = _first_state(inputs, initial_state)
+    out = []
+    tokens = (x.unbind(dim=1) for x in (query_BSHK, key_BSHK, value_BSHV.to(inputs.dtype), decay_BSH))
+    starts = [None] * length if starts_BS is None else starts_BS[..., None, None, None].unbind(dim=1)
+    for query_BHK, key_BHK, value_BHV, decay_BH, begins in zip(*tokens, starts, strict=True):
+        if begins is not None:
+            state_BHKV = state_BHKV.masked_fill(begins, 0)
+        state_BHKV = decay_BH[..., None, None] * state_BHKV + key_BHK[..., :, None] * value_BHV[..., None, :]
+        out.append((query_BHK[..., None] * state_BHKV).sum(dim=-2))
+    out_BSHV = torch.stack(out, dim=1).to(value_BSHV.dtype)
+    return out_BSHV, state_BHKV if output_final_state else None
+
+
+def parallel_scalar_decay(
+    query_BSGK: torch.Tensor,
+    key_BSGK: torch.Tensor,
+    value_BSHV: torch.Tensor,
+    log_decay: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None = None,
+    mask_BS: torch.Tensor | None = None,
+    starts_BS: torch.Tensor | None = None,
+    output_final_state: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`(Q K^T . D) V` with the S x S decays D, the parallel form of the paper (RetNet, eq. 5): quadratic in S.
+
+    Arguments and result are those of `scalar_decay`.
+    """
+    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
+    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
+    starts_BS = real_starts(starts_BS, mask_BS)
+    inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
+    batch, length, heads, _ = value_BSHV.shape
+    query, key = (x.to(inputs.dtype).transpose(1, 2) for x in inputs[:2])
+    query, key = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (query, key))
+    value = value_BSHV.to(inputs.dtype).transpose(1, 2)
+    sum_BHS = log_decay.double().expand(batch, length, -1).cumsum(dim=1).transpose(1, 2)
+    seen = torch.ones(length, length, dtype=torch.bool, device=value.device).tril()
+    if starts_BS is not None:
+        document_BS = starts_BS.cumsum(dim=1)
+        seen = seen & (document_BS[:, None, :, None] == document_BS[:, None, None, :])
+        first_BS, last_BS = document_BS == 0, document_BS == document_BS[:, -1:]
+    else:
+        first_BS = last_BS = torch.ones(batch, length, dtype=torch.bool, device=value.device)
+    between = (sum_BHS[..., :, None] - sum_BHS[..., None, :]).to(inputs.dtype).masked_fill(~seen, -torch.inf).exp()
+    since, until = sum_BHS.exp() * first_BS[:, None], (sum_BHS[..., -1:] - sum_BHS).exp() * last_BS[:, None]
+    first_BHKV = _first_state(inputs, initial_state)
+    whole_BH = since[..., -1].to(inputs.dtype)
+    with without_autocast(value):
+        out = (query @ key.mT * between) @ value + query @ first_BHKV * since.to(inputs.dtype)[..., None]
+        added_BHKV = (key * until.to(inputs.dtype)[..., None]).mT @ value
+    state_BHKV = first_BHKV * whole_BH[..., None, None] + added_BHKV
+    return out.transpose(1, 2).to(value_BSHV.dtype), state_BHKV if output_final_state else None
+
+
+def without_padding(
+    key: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values and decays that leave the state as it is where the mask is 0.
+
+    Args:
+        key: (..., G, K).
+        value: (..., H, V).
+        log_decay: (H,) or (..., H).
+        mask: (...), nonzero at real tokens; None means that all are.
+    """
+    if mask is None:
+        return key, value, log_decay
+    absent = (mask == 0)[..., None]
+    # Both factors of what is written: zero times what is not finite would not be zero.
+    key, value = (x.masked_fill(absent[..., None], 0) for x in (key, value))
+    return key, value, torch.where(absent, 0.0, log_decay)
+
+
+def real_starts(starts_BS: torch.Tensor | None, mask_BS: torch.Tensor | None) -> torch.Tensor | None:
+    """Where documents begin, bool: padding neither writes nor decays, and begins none.
+
+    Args:
+        starts_BS: bool, or None where none begins.
+        mask_BS: nonzero at real tokens; None means that all are.
+    """
+    return starts_BS if starts_BS is None or mask_BS is None else starts_BS & (mask_BS != 0)
+
+
+def _check(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, state: torch.Tensor | None
+) -> None:
+    (*leading, groups, width), (*tokens, heads, columns) = key.shape, value.shape
+    if query.shape != key.shape or leading != tokens or heads % groups:
+        raise ConfigError(
+            f"queries {tuple(query.shape)}, keys {tuple(key.shape)} and values {tuple(value.shape)} do not fit; they "
+            "must be (..., G, K), (..., G, K) and (..., H, V) with H a multiple of G"
+        )
+    if log_decay.shape not in ((heads,), (*tokens, heads)):
+        allowed = f"({heads},) or {(*tokens, heads)}"
+        raise ConfigError(f"log_decay of shape {tuple(log_decay.shape)} does not fit; it must be {allowed}")
+    expected = (tokens[0], heads, width, columns)
+    if state is not None and state.shape != expected:
+        raise ConfigError(f"initial_state of shape {tuple(state.shape)} does not fit; it must be {expected}")
+
+
+def _first_state(inputs: Inputs, initial_state: torch.Tensor | None) -> torch.Tensor:
+    batch, _, heads, columns = inputs.value_BSHV.shape
+    if initial_state is None:
+        return inputs.value_BSHV.new_zeros(batch, heads, inputs.key_BSGK.shape[3], columns, dtype=inputs.dtype)
+    return initial_state.to(inputs.dtype)
+
+
+def _by_group(state_BHKV: torch.Tensor, groups: int) -> torch.Tensor:
+    """(B, G, K, X): the heads of a group side by side."""
+    return state_BHKV.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
+
+
+def _by_head(state_BGKX: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, H, K, V), a tensor of its own."""
+    per_group = heads // state_BGKX.shape[1]
+    state_BHKV = state_BGKX.unflatten(3, (per_group, -1)).transpose(2, 3).flatten(1, 2)
+    return state_BHKV.clone(memory_format=torch.contiguous_format)
+
+
+# In place and piece after piece, which neither autograd nor the compiler should follow: they see these two operators.
+@torch.library.custom_op("moe_hf::scalar_decay", mutates_args=())
+def _scalar_decay(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    chunk_size: int,
+    segment_size: int,
+    trains: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The output, the last state and, where it trains, the states before all pieces, else an empty tensor."""
+    inputs, pieces = Inputs(query, key, value, log_decay, starts), Pieces(chunk_size, segment_size)
+    with without_autocast(value):
+        state = _by_group(_first_state(inputs, initial_state), key.shape[2])
+        kept = state.new_zeros(pieces.limit(value.shape[1]) if trains else 0, *state.shape)
+        out, after = forward_pass(inputs, state, pieces, kept if trains else None)
+        return out, _by_head(after, value.shape[2]), kept
+
+
+@_scalar_decay.register_fake
+def _scalar_decay_fake(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    initial_state: torch.Tensor | None,
+    starts: torch.Tensor | None,
+    chunk_size: int,
+    segment_size: int,
+    trains: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    inputs = Inputs(query, key, value, log_decay, starts)
+    state = _first_state(inputs, initial_state)
+    batch, heads, width, columns = state.shape
+    groups, count = key.shape[2], Pieces(chunk_size, segment_size).limit(value.shape[1]) if trains else 0
+    kept = state.new_empty(count, batch, groups, width, heads // groups * columns)
+    return value.new_empty(value.shape), state.new_empty(state.shape), kept
+
+
+@torch.library.custom_op("moe_hf::scalar_decay_backward", mutates_args=())
+def _scalar_decay_backward(
+    dout: torch.Tensor,
+    dstate: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    starts: torch.Tensor | None,
+    kept: torch.Tensor,
+    chunk_size: int,
+    segment_size: int,
+    needs_decay: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of the inputs and of the first state; an empty tensor for a decay that needs none."""
+    inputs, pieces = Inputs(query, key, value, log_decay, starts), Pieces(chunk_size, segment_size)
+    heads, groups = value.shape[2], key.shape[2]
+    with without_autocast(value):
+        last = _first_state(inputs, None) if dstate is None else dstate.to(kept.dtype)
+        found = backward_pass(inputs, kept, pieces, dout, _by_group(last, groups), needs_decay)
+        dlog_decay = kept.new_empty(0) if found.log_decay is None else found.log_decay
+        first = _by_head(found.state_BGKX, heads)
+        return found.query_BSGK, found.key_BSGK, found.value_BSHV, dlog_decay, first
+
+
+@_scalar_decay_backward.register_fake
+def _scalar_decay_backward_fake(
+    dout: torch.Tensor,
+    dstate: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    starts: torch.Tensor | None,
+    kept: torch.Tensor,
+    chunk_size: int,
+    segment_size: int,
+    needs_decay: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    state = _first_state(Inputs(query, key, value, log_decay, starts), None)
+    dlog_decay = log_decay.new_empty(log_decay.shape) if needs_decay else kept.new_empty(0)
+    dquery, dkey, dvalue = (x.new_empty(x.shape) for x in (query, key, value))
+    return dquery, dkey, dvalue, dlog_decay, state
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    query, key, value, log_decay, state, starts, chunk_size, segment_size, _ = inputs
+    # Absent gradients would be made, as zeros.
+    ctx.set_materialize_grads(False)
+    ctx.sizes = chunk_size, segment_size
+    ctx.state_dtype = None if state is None else state.dtype
+    ctx.save_for_backward(query, key, value, log_decay, starts, output[2])
+
+
+def _differentiate(
+    ctx: Any, dout: torch.Tensor | None, dstate: torch.Tensor | None, _: None
+) -> tuple[torch.Tensor | None, ...]:
+    query, key, value, log_decay, starts, kept = ctx.saved_tensors
+    if dout is None and dstate is None:
+        return (None,) * 9
+    dout = torch.zeros_like(value) if dout is None else dout
+    needs = ctx.needs_input_grad[:5]
+    *found, first = _scalar_decay_backward(
+        dout, dstate, query, key, value, log_decay, starts, kept, *ctx.sizes, needs[3]
+    )
+    found.append(first if ctx.state_dtype is None else first.to(ctx.state_dtype))
+    return *(x if need else None for x, need in zip(found, needs, strict=True)), None, None, None, None
+
+
+_scalar_decay.register_autograd(_differentiate, setup_context=_keep)
