@@ -18,7 +18,9 @@ from moe_hf.text.skills.words import ANIMALS, COLORS, THINGS
 @pytest.fixture(autouse=True)
 def _nobody_in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     # The solvers read well-formed questions; what hurry does to them is tested with the wordings.
-    monkeypatch.setattr("moe_hf.text.skills.skill.hurried", lambda rng, template, slots, *rest: template.format(**slots))
+    monkeypatch.setattr(
+        "moe_hf.text.skills.skill.hurried", lambda rng, template, slots, *rest: template.format(**slots)
+    )
 
 
 def _numbers(text: str) -> list[int]:
