@@ -168,8 +168,11 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         loss = cross_entropy = None
         if targets is not None:
             shifted = kwargs.get("shift_labels")
-            target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum()
+            # The head may lie on another device than labels, routers and counts.
+            target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum().to(logits.device)
             num_items = kwargs.pop("num_items_in_batch", None)
+            if isinstance(num_items, torch.Tensor):
+                num_items = num_items.to(logits.device)
             # Without a single target, a mean would be 0 / 0, and so would every gradient.
             num_items = divisor(target_count if num_items is None else num_items)
             loss = self.loss_function(
