@@ -155,7 +155,7 @@ def chosen_device(word: str | None) -> torch.device:
     if word not in (None, "cpu", "cuda"):
         raise ConfigError(f"device={word!r} is not allowed; it must be cpu or cuda")
     if word == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device='cuda': there is no CUDA device here; use cpu")
+        raise ConfigError(f"device={word!r}: there is no CUDA device here; use cpu")
     return torch.device(word or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -28,7 +28,7 @@ def read_prompts(given: Sequence[str], per_line: bool) -> list[str]:
         text = _read_stdin()
         prompts += [line for line in text.splitlines() if line.strip()] if per_line else [text.rstrip("\r\n")]
     if not any(prompt.strip() for prompt in prompts):
-        raise ConfigError("there is nothing to answer: the prompt is empty (give -p TEXT, or text on stdin)")
+        raise ConfigError(f"there is nothing to answer in the prompts {prompts}: give -p TEXT, or text on stdin")
     return prompts
 
 

@@ -70,7 +70,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         if "global_config" in kwargs:
             raise ConfigError(
                 "global_config is not allowed; the global decoder's fields are the configuration's own, such as "
-                "hidden_size=512, and local_config holds the local decoder's"
+                f"hidden_size=512, and local_config holds the local decoder's; got {kwargs['global_config']!r}"
             )
         for name in ("patch_size", "hidden_size"):
             # The local decoder's shape is made of them before they are validated.

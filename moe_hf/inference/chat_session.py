@@ -94,7 +94,7 @@ class ChatSession:
             ConfigError: the question is empty, or too long for the model even alone. It is not kept then.
         """
         if not question.strip():
-            raise ConfigError("the message is empty; write something to answer")
+            raise ConfigError(f"the message {question!r} is empty; write something to answer")
         seed = random.SystemRandom().randrange(SEEDS) if self.settings.seed is None else self.settings.seed
         return self._answer(question, self.settings, seed, on_text)
 
@@ -108,7 +108,7 @@ class ChatSession:
         """
         question = self.last_question
         if question is None:
-            raise ConfigError("there is nothing to retry; say something first")
+            raise ConfigError(f"there is nothing to retry after {len(self.exchanges)} exchanges; say something first")
         replaced = self.exchanges.pop() if self.pending is None else None
         count = len(self.exchanges)
         try:
@@ -127,7 +127,7 @@ class ChatSession:
         """
         question = self.last_question
         if question is None:
-            raise ConfigError("there is nothing to undo; the conversation is empty")
+            raise ConfigError(f"there is nothing to undo; the conversation has {len(self.exchanges)} exchanges")
         if self.pending is not None:
             self.pending = None
         else:
@@ -193,7 +193,7 @@ class ChatSession:
     def _answer(self, question: str, settings: GenerationSettings, seed: int, on_text: Callable[[str], None]) -> Reply:
         prompt_ids, unseen = self.encode_question(question)
         if not prompt_ids:
-            raise ConfigError("the message has no tokens; write something to answer")
+            raise ConfigError(f"the message {question!r} has no tokens; write something to answer")
         limit = self.model.context_limit
         room = settings.max_new_tokens if limit is None else limit - len(prompt_ids)
         budget = min(settings.max_new_tokens, room)

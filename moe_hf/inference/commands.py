@@ -60,7 +60,7 @@ def _retry(chat: Chat, rest: str) -> None:
 def _edit(chat: Chat, rest: str) -> None:
     question = chat.session.last_question
     if question is None:
-        raise ConfigError("there is nothing to edit; say something first")
+        raise ConfigError(f"/edit {rest}: there is nothing to edit; say something first")
     text = rest
     if not rest:
         if not chat.console.can_prefill:
@@ -100,9 +100,9 @@ def _set(chat: Chat, rest: str) -> None:
 
 def _save(chat: Chat, rest: str) -> None:
     if not rest:
-        raise ConfigError("name a file: /save FILE.jsonl")
+        raise ConfigError(f"/save {rest!r} names no file; write /save FILE.jsonl")
     if not chat.session.exchanges:
-        raise ConfigError("there is nothing to save yet")
+        raise ConfigError(f"there is nothing to save to {rest} yet; say something first")
     path = Path(rest).expanduser()
     file = chat.saved.get(str(path)) or TranscriptFile(path)
     file.save(chat.session.messages)
@@ -112,7 +112,7 @@ def _save(chat: Chat, rest: str) -> None:
 
 def _load(chat: Chat, rest: str) -> None:
     if not rest:
-        raise ConfigError("name a file: /load FILE.jsonl")
+        raise ConfigError(f"/load {rest!r} names no file; write /load FILE.jsonl")
     conversations = read_transcript(Path(rest).expanduser())
     chat.begin_conversation()
     chat.session.load(conversations[-1])

@@ -250,5 +250,5 @@ def _pick_device(device: str) -> torch.device:
     if device not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda but torch finds no CUDA GPU; use --device cpu or auto")
+        raise ConfigError(f"device is {device} but torch finds no CUDA GPU; use --device cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -179,8 +179,8 @@ class MoEPreTrainedModel(KnowsParameterKinds, Recorded, LoadsDense):
         given = gradient_checkpointing_func.keywords if isinstance(gradient_checkpointing_func, partial) else {}
         if given.get("use_reentrant"):
             raise ConfigError(
-                "gradient checkpointing with use_reentrant=True is not allowed; it must be False: the reentrant form "
-                "records router logits that carry no gradient, and the balance loss would do nothing"
+                f"gradient checkpointing with use_reentrant={given['use_reentrant']} is not allowed; it must be False: "
+                "the reentrant form records router logits that carry no gradient, and the balance loss would do nothing"
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
@@ -267,7 +267,9 @@ class MoEDecoderModel(MoEPreTrainedModel):
         past_key_values, kwargs = as_option(one_cache(cache, past_key_values), kwargs)
         refuse_unknown(kwargs, attends=self._attends)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError(
+                f"give exactly one of input_ids and inputs_embeds, got {'none' if input_ids is None else 'both'}"
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         self._refuse_what_no_layer_could_do(attention_mask, past_key_values, inputs_embeds.shape[1])
@@ -330,8 +332,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
         keeps_states = set(self.config.layer_types or []) != {"full_attention"}
         if cache is not None and self._recomputes:
             raise ConfigError(
-                "a cache together with activation checkpointing is not allowed while training: layers would not write "
-                "into it; turn one of the two off"
+                f"a cache ({type(cache).__name__}) together with activation checkpointing is not allowed while "
+                "training: layers would not write into it; turn one of the two off"
             )
         if attention_mask is None or not keeps_states:
             return

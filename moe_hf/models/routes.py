@@ -44,7 +44,9 @@ def balance_hash_routers(model: nn.Module, token_counts: torch.Tensor) -> None:
     """
     routers = [router for router in routers_of(model) if isinstance(router, HashRouter)]
     if not routers:
-        raise ConfigError('no layer is hash-routed; set router_type="hash" or router_num_hash_layers')
+        raise ConfigError(
+            f'no layer is hash-routed in this {type(model).__name__}; set router_type="hash" or router_num_hash_layers'
+        )
     for router in routers:
         table_VK = router.expert_of_id
         if table_VK is None or len(table_VK) != len(token_counts):
@@ -157,7 +159,10 @@ class _Recorder:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         if not isinstance(outputs, Mapping):
-            raise ConfigError("return_dict=False leaves no room for routes; record with return_dict=True")
+            raise ConfigError(
+                f"return_dict=False leaves no room for routes in a {type(outputs).__name__}; record with "
+                "return_dict=True"
+            )
         self.recorded.add(outputs["router_experts"], *outputs["last_hidden_state"].shape[:2])
         cache = outputs.get(CACHE_NAME)
         if cache is not None and self._cache is None:
@@ -185,7 +190,9 @@ def _length(cache: Cache | None) -> int:
 
 
 def _refuse_beams(beam_idx: torch.Tensor) -> None:
-    raise ConfigError("beam search reorders its rows and cannot be recorded; sample or decode greedily (num_beams=1)")
+    raise ConfigError(
+        f"beam search reorders its {len(beam_idx)} rows and cannot be recorded; sample or decode greedily (num_beams=1)"
+    )
 
 
 @contextmanager

@@ -118,8 +118,9 @@ def patch_layout(
         return PatchLayout(shortest, None, position_BK == 0, position_BK, position_BK >= 0)
     if torch.compiler.is_exporting():
         raise ConfigError(
-            "MegaByte with an attention_mask, position_ids or other words for documents cannot be exported, since the "
-            "number of patches then depends on their values; export it on input_ids alone, of any length"
+            f"MegaByte with {'an attention_mask' if starts_BS is None else 'position_ids or words for documents'} "
+            "cannot be exported, since the number of patches then depends on their values; export it on input_ids "
+            "alone, of any length"
         )
     real_BS = torch.ones(shape, dtype=torch.bool, device=device) if mask_BS is None else mask_BS != 0
     document_BS = torch.zeros_like(real_BS, dtype=torch.long) if starts_BS is None else starts_BS.long().cumsum(dim=1)

@@ -51,7 +51,7 @@ class EmbeddedCorpus:
 
     def __init__(self, skills: Sequence[Skill] = SKILLS, multi_turn_from: float = 0.3, most_exercises: int = 4) -> None:
         if not skills:
-            raise ConfigError("the embedded corpus needs at least one skill, got none")
+            raise ConfigError(f"the embedded corpus needs at least one skill, got {skills!r}")
         if not 0 <= multi_turn_from <= 1:
             raise ConfigError(f"multi_turn_from must be in [0, 1], got {multi_turn_from}")
         if most_exercises < 1:

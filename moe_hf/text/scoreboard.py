@@ -79,7 +79,7 @@ def score_answers(
         ConfigError: there are no questions, or the answerer gives another number of answers than it was asked.
     """
     if not questions:
-        raise ConfigError("the scoreboard needs at least one question, got none")
+        raise ConfigError(f"the scoreboard needs at least one question, got {questions!r}")
     sorts = {skill.name: skill.sort for skill in skills}
     order = sorted(range(len(questions)), key=lambda i: _length(questions[i]))
     answers: dict[int, str] = {}

@@ -71,8 +71,8 @@ def heldout_conversations(
     """
     if tokenizer.chat_template is None:
         raise CheckpointError(
-            "the model's tokenizer has no chat template, and the held-out text consists of conversations; give a "
-            "model that train.py made"
+            f"the model's tokenizer {tokenizer.name_or_path!r} has no chat template, and the held-out text consists of "
+            "conversations; give a model that train.py made"
         )
     sorts: dict[str, str] = {skill.name: skill.sort for skill in SKILLS}
     found = []
@@ -318,7 +318,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.model is None and given.runs is None:
-        raise ConfigError("nothing to measure; give --model FOLDER, --runs FOLDER ..., or both")
+        raise ConfigError(
+            f"nothing to measure: --model is {given.model} and --runs {given.runs}; give --model FOLDER, --runs FOLDER "
+            "..., or both"
+        )
     page = given.output_dir / PAGE
     if given.model is not None:
         result = measure_model(given.model, given.questions_per_skill, given.batch_size)

@@ -133,7 +133,8 @@ def topk_block_forward(
     _refuse("topk_block", kwargs)
     if not _is_causal(module, is_causal):
         raise ConfigError(
-            'attn_implementation="topk_block" is for causal self-attention; use "topk_sparse", or "sdpa" for this model'
+            f'attn_implementation="topk_block" is for causal self-attention, not for {type(module).__name__} with '
+            f'is_causal={is_causal}; use "topk_sparse", or "sdpa" for this model'
         )
     if sliding_window is not None:
         return topk_sparse_forward(

@@ -38,7 +38,10 @@ def one_cache(cache: Any, past_key_values: Any) -> Any:
     if cache is None or cache is past_key_values:
         return past_key_values
     if past_key_values is not None:
-        raise ConfigError("cache and past_key_values are two names of one argument and were given two values; give one")
+        raise ConfigError(
+            "cache and past_key_values are two names of one argument and were given two values, a "
+            f"{type(cache).__name__} and a {type(past_key_values).__name__}; give one"
+        )
     return cache
 
 

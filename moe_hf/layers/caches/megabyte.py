@@ -127,7 +127,9 @@ class MegaByteCache(Cache):
         Raises:
             ConfigError: always.
         """
-        raise ConfigError("a MegaByteCache cannot be cut back; generate without assisted decoding")
+        raise ConfigError(
+            f"a MegaByteCache of {self.get_seq_length()} bytes cannot be cut back; generate without assisted decoding"
+        )
 
     def behind_tail(
         self, input_ids: torch.Tensor, mask_BS: torch.Tensor | None

@@ -45,8 +45,8 @@ class RoutedCache(DynamicCache):
             ConfigError: always.
         """
         raise ConfigError(
-            "a cache that counts experts' capacity cannot be cropped; generate without assisted decoding, or set "
-            "router_eval_capacity_factor=None"
+            f"a cache that counts experts' capacity cannot be cropped (to {max_length}); generate without assisted "
+            "decoding, or set router_eval_capacity_factor=None"
         )
 
     def _take(self, index: torch.Tensor) -> None:

@@ -40,7 +40,10 @@ def pack_for_inference(experts: nn.Module) -> None:
     if activation is None:
         raise ConfigError(f"{type(experts).__name__} has an activation that packed experts do not know; leave it plain")
     if any(part is not None and part.is_inference() for part in stack):
-        raise ConfigError("weights made under torch.inference_mode cannot be packed, as changes of them go unseen")
+        raise ConfigError(
+            f"the weights of {type(experts).__name__} were made under torch.inference_mode and cannot be packed, as "
+            "changes of them go unseen"
+        )
     _PACKED[experts] = _Packed(pack_stack(stack), _state(stack))
 
 

@@ -135,7 +135,10 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         refuse_unknown(kwargs, attends=False)
         cache = one_cache(cache, past_key_values)
         if input_ids is None or inputs_embeds is not None:
-            raise ConfigError("MegaByte embeds bytes twice, in patches and within them; give input_ids, no embeddings")
+            raise ConfigError(
+                "MegaByte embeds bytes twice, in patches and within them; give input_ids, no embeddings (got "
+                f"{'no ids' if inputs_embeds is None else f'embeddings {tuple(inputs_embeds.shape)}'})"
+            )
         if cache is not None and not isinstance(cache, MegaByteCache):
             given = type(cache).__name__
             raise ConfigError(f"MegaByte needs a MegaByteCache, got {given}; give none, or one from model.new_cache()")

@@ -162,7 +162,9 @@ def _prepare(
         raise ConfigError(f"dropout must be in [0, 1), got {dropout}")
     if mask is not None:
         if mask.requires_grad:
-            raise ConfigError("mask must not require a gradient, since none is computed; detach it, or use eager")
+            raise ConfigError(
+                f"mask {tuple(mask.shape)} must not require a gradient, since none is computed; detach it, or use eager"
+            )
         allowed = {0: (1, query_BHSC.shape[0]), 1: (1, heads), 2: (1, queries), 3: (keys,)}
         if mask.dim() != 4 or any(mask.shape[dim] not in sizes for dim, sizes in allowed.items()):
             raise ConfigError(f"mask must be (B or 1, H or 1, S or 1, {keys} keys), got {tuple(mask.shape)}")

@@ -75,7 +75,8 @@ def make_spans(
         if not torch.equal(described.expand(batch, -1, -1, -1), mask_of(start, stop).expand(batch, -1, -1, -1)):
             raise ConfigError(
                 "attention by blocks takes masks that show each query the keys of its document up to some point, "
-                'without gaps and for all heads alike; for other masks use attn_implementation="topk_sparse"'
+                f"without gaps and for all heads alike, which this one does not for queries {start} to {stop - 1}; for "
+                'other masks use attn_implementation="topk_sparse"'
             )
     return spans
 

@@ -128,8 +128,8 @@ def slots_per_expert(assign: torch.Tensor | Routing, num_experts: int | None = N
         num_experts = logits_TE.shape[-1] if num_experts is None else num_experts
     if num_experts is None:
         raise ConfigError(
-            "num_experts is missing: a tensor of chosen experts does not say how many there are; give it as the "
-            "second argument, or pass what the router returned"
+            f"num_experts is missing: a tensor {tuple(assign.shape)} of chosen experts does not say how many there "
+            "are; give it as the second argument, or pass what the router returned"
         )
     count = torch.bincount(assign.flatten(), minlength=num_experts + 1)
     if len(count) > num_experts + 1:

@@ -69,7 +69,10 @@ class HashRouter(Router):
         """
         if token_ids is None:
             if self.needs_ids:
-                raise ConfigError("hash routing needs token ids, got only embeddings; call the model with input_ids")
+                raise ConfigError(
+                    f"hash routing needs token ids, got only embeddings {tuple(x_TD.shape)}; call the model with "
+                    "input_ids"
+                )
             token_ids = ids_of_vectors(x_TD)
         if self.expert_of_id is None:
             expert_TK = hash_experts(token_ids, self.num_experts, self.num_experts_per_tok, self.seed)
