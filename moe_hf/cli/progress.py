@@ -154,7 +154,7 @@ class BarListener(RunListener):
         for purpose, command in commands:
             self.console.print(Text(f"{purpose:<10}", style="dim") + Text(command, style="bold cyan"), soft_wrap=True)
 
-    def stop(self) -> None:
+    def failed(self) -> None:
         """Give the terminal back, whatever was being drawn."""
         self._status.stop()
         self.trained()

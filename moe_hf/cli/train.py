@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import BackendUnavailableError, CheckpointError, ConfigError
 from moe_hf.base.printable import one_line
-from moe_hf.cli.progress import BarListener, listener_for
+from moe_hf.cli.progress import listener_for
 from moe_hf.cli.screen import Screen
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
@@ -30,24 +30,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     # The listener says what is being done; a bar per map would stand between its lines.
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
-    listener = listener_for(console)
     try:
         settings = parse_arguments(sys.argv[1:] if argv is None else argv, prog)
-        report = train(settings, [listener])
+        report = train(settings, [listener_for(console)])
     except (ConfigError, CheckpointError, BackendUnavailableError, OSError) as error:
         # OSError is a folder that can't be written to, a full disk, or a network that fails.
-        _release(listener)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "; make room, and the same command goes on from the newest checkpoint" if full else ""
         errors.print(f"{prog}: error: {one_line(error)}{advice}", soft_wrap=True, style="red")
         return FAILED if isinstance(error, OSError) else WRONG_INPUT
     except KeyboardInterrupt:
-        _release(listener)
         errors.print("interrupted; the same command goes on from the newest checkpoint", style="yellow")
         return INTERRUPTED
     return INTERRUPTED if report.interrupted else 0
-
-
-def _release(listener: object) -> None:
-    if isinstance(listener, BarListener):
-        listener.stop()

@@ -121,17 +121,67 @@ class RunListener:
     def ended(self, report: TrainingReport) -> None:
         """The run is over and everything is written."""
 
+    def failed(self) -> None:
+        """An error or a second Ctrl-C cuts the run off; nothing follows."""
+
+
+class Listeners(RunListener):
+    """Tells each event to all of its listeners, in their order."""
+
+    def __init__(self, listeners: Sequence[RunListener]) -> None:
+        self.listeners = tuple(listeners)
+
+    def noticed(self, text: str) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.noticed(text)
+
+    def working(self, what: str) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.working(what)
+
+    def planned(self, plan: RunPlan) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.planned(plan)
+
+    def progressed(self, progress: Progress) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.progressed(progress)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.evaluated(step, loss)
+
+    def trained(self) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.trained()
+
+    def ended(self, report: TrainingReport) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.ended(report)
+
+    def failed(self) -> None:
+        """Tell it to all."""
+        for listener in self.listeners:
+            listener.failed()
+
 
 class ListenerCallback(TrainerCallback):
-    """Passes the Trainer's steps and logs on to listeners.
+    """Passes the Trainer's steps and logs on to a listener.
 
     Args:
-        listeners: who is told.
+        listener: who is told.
         plan: gives the number of steps and the tokens of each.
     """
 
-    def __init__(self, listeners: Sequence[RunListener], plan: RunPlan) -> None:
-        self.listeners = listeners
+    def __init__(self, listener: RunListener, plan: RunPlan) -> None:
+        self.listener = listener
         self.plan = plan
         self.seconds_per_step: float | None = None
         self._logs: dict[str, float] = {}
@@ -181,23 +231,22 @@ class ListenerCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell the listeners, but of the evaluation after the last step, which the report has."""
+        """Tell of it, unless it is the evaluation after the last step, which the report has."""
         # Time spent on evaluating is not training time.
         self._marks = []
         loss = (metrics or {}).get("eval_loss")
         if loss is not None and state.global_step < self.plan.num_steps:
-            for listener in self.listeners:
-                listener.evaluated(state.global_step, loss)
+            self.listener.evaluated(state.global_step, loss)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count a micro-batch that does not complete a step, and tell the listeners."""
+        """Count a micro-batch that does not complete a step, and tell of it."""
         self._micro_batches += 1
         self._tell(state.global_step + min(self._micro_batches / args.gradient_accumulation_steps, 0.99))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Tell the listeners."""
+        """Tell of it."""
         self._micro_batches = 0
         self._tell(state.global_step)
 
@@ -220,8 +269,7 @@ class ListenerCallback(TrainerCallback):
             seconds=now - self._begun,
             seconds_left=None if self.seconds_per_step is None else self.seconds_per_step * left,
         )
-        for listener in self.listeners:
-            listener.progressed(progress)
+        self.listener.progressed(progress)
 
     def _look_for_others(self) -> None:
         slowdown = None if self._cpu_share is None else self._cpu_share.slowdown()
@@ -229,8 +277,7 @@ class ListenerCallback(TrainerCallback):
             return
         # Once is enough.
         self._cpu_share = None
-        for listener in self.listeners:
-            listener.noticed(
-                f"the machine is busy: other programs take its cores, and alone this run would be about {slowdown:.0f} "
-                "times as fast"
-            )
+        self.listener.noticed(
+            f"the machine is busy: other programs take its cores, and alone this run would be about {slowdown:.0f} "
+            "times as fast"
+        )

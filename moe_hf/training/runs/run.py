@@ -16,7 +16,7 @@ from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, s
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer, vocabulary_rows
 from moe_hf.training.metrics import bits_per_byte, bytes_per_label
 from moe_hf.training.processes import main_process_says
-from moe_hf.training.runs.listeners import ListenerCallback, RunListener, RunPlan, TrainingReport
+from moe_hf.training.runs.listeners import ListenerCallback, Listeners, RunListener, RunPlan, TrainingReport
 from moe_hf.training.runs.model_building import (
     adopt_tokenizer,
     build_model,
@@ -84,8 +84,15 @@ def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> Training
         ConfigError: settings or data that can't be used; raised before anything is trained.
         CheckpointError: a starting model or a checkpoint that can't be used.
     """
-    if settings.run.dry_run:
-        return _dry_run(settings, listeners)
+    hearers = Listeners(listeners if settings.training.process_index == 0 else ())
+    try:
+        return _dry_run(settings, hearers) if settings.run.dry_run else _whole_run(settings, hearers)
+    except BaseException:
+        hearers.failed()
+        raise
+
+
+def _whole_run(settings: Settings, listeners: Listeners) -> TrainingReport:
     # Twice: what can't be used is refused before the data is read, the folder is taken after all of it was checked.
     undecided = ("num_train_epochs",) if epochs_follow_data(settings) else ()
     main_process_says(settings.training, lambda: choose_run_folder(*_wish(settings), undecided))
@@ -112,7 +119,7 @@ def _run_folder(settings: Settings) -> Iterator[RunFolder]:
         yield main_process_says(settings.training, lambda: stack.enter_context(taken_run_folder(*_wish(settings))))
 
 
-def _dry_run(settings: Settings, listeners: Sequence[RunListener]) -> TrainingReport:
+def _dry_run(settings: Settings, listeners: Listeners) -> TrainingReport:
     """Plan the run and try its first steps, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="moe_hf-dry-run-") as folder:
         planned = _assemble(settings, listeners, cache_dir=folder)
@@ -137,25 +144,25 @@ def _dry_run(settings: Settings, listeners: Sequence[RunListener]) -> TrainingRe
         return _train(assembly, listeners, keep=False)
 
 
-def _assemble(settings: Settings, listeners: Sequence[RunListener], cache_dir: str | None = None) -> _Assembly:
+def _assemble(settings: Settings, listeners: Listeners, cache_dir: str | None = None) -> _Assembly:
     # One process fills the cache of `datasets`, the others read it.
     with settings.training.main_process_first():
         return _assemble_here(settings, listeners, cache_dir)
 
 
-def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_dir: str | None) -> _Assembly:
+def _assemble_here(settings: Settings, listeners: Listeners, cache_dir: str | None) -> _Assembly:
     model_arguments, data_arguments, training = settings.model, settings.data, settings.training
     start = model_arguments.model or model_arguments.upcycle
     # Cheap and often wrong, so first: the shape of the model.
     config = model_config(model_arguments)
-    _tell(listeners, settings, "working", "reading the data")
+    listeners.working("reading the data")
     split = split_rows(data_arguments, training.seed, cache_dir)
     context_length = _context_length(settings, config)
     tokenizer = choose_tokenizer(data_arguments, split.train, context_length, start)
     if start is None:
         config = model_config(model_arguments, max(vocabulary_rows(tokenizer), data_arguments.vocab_size or 0))
     adopt_tokenizer(config, tokenizer)
-    _tell(listeners, settings, "working", "making tokens")
+    listeners.working("making tokens")
     data = prepare_data(split, tokenizer, data_arguments, context_length, training.seed)
     if data.held_out is None and (training.eval_strategy != "no" or training.eval_on_start):
         raise ConfigError(
@@ -175,29 +182,49 @@ def _assemble_here(settings: Settings, listeners: Sequence[RunListener], cache_d
     return _Assembly(settings, config, tokenizer, data, context_length, plan)
 
 
-def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) -> TrainingReport:
+def _train(assembly: _Assembly, listeners: Listeners, keep: bool) -> TrainingReport:
     """Train; `keep` is False for a dry run, which leaves nothing behind."""
     settings, plan, data = assembly.settings, assembly.plan, assembly.data
+    for notice in _notices(plan, data):
+        listeners.noticed(notice)
+    trained = plan if keep else _tried_plan(assembly)
+    if not keep and not trained.fits:
+        listeners.planned(plan)
+        listeners.noticed("no step is tried: the estimated memory is more than is free")
+        guess = guessed_seconds(plan, settings.training)
+        report = TrainingReport(plan, tried=True, whole_seconds=guess, notices=data.notices)
+    else:
+        listeners.working("building the model")
+        callback = ListenerCallback(listeners, trained)
+        trainer = _trainer(assembly, callback)
+        listeners.planned(plan)
+        seconds = trainer.train(resume_from_checkpoint=plan.checkpoint).metrics["train_runtime"]
+        listeners.trained()
+        report = _report(assembly, trainer, callback, seconds)
+        report = _finish(report, assembly, trainer, listeners) if keep else _tried(report, settings)
+    listeners.ended(report)
+    return report
+
+
+def _notices(plan: RunPlan, data: TrainingData) -> list[str]:
+    """What the user should know before a run begins."""
+    notices = list(data.notices)
     if (plan.passes or 0) > MANY_PASSES:
         few = f"the run reads the data {plan.passes:,.0f} times; give more of it with --data, or fewer steps"
-        _tell(listeners, settings, "noticed", few)
-    for notice in data.notices:
-        _tell(listeners, settings, "noticed", notice)
-    trained = plan if keep else _tried_plan(assembly)
+        notices.insert(0, few)
     if not plan.fits:
         advice = "lower --per_device_train_batch_size or --context_length, or give --gradient_checkpointing"
-        _tell(listeners, settings, "noticed", f"the run may need more memory than is free: {advice}")
-    if not trained.fits and not keep:
-        _tell(listeners, settings, "planned", plan)
-        _tell(listeners, settings, "noticed", "no step is tried: the estimated memory is more than is free")
-        guess = guessed_seconds(plan, settings.training)
-        return _end(TrainingReport(plan, tried=True, whole_seconds=guess, notices=data.notices), settings, listeners)
-    _tell(listeners, settings, "working", "building the model")
+        notices.append(f"the run may need more memory than is free: {advice}")
+    return notices
+
+
+def _trainer(assembly: _Assembly, callback: ListenerCallback) -> _RunTrainer:
+    """The Trainer of a model with its first weights."""
+    settings, data = assembly.settings, assembly.data
     set_seed(settings.training.seed)
     model = build_model(settings.model, assembly.config)
     prepare_routers(model, settings.model, data)
     set_generation(model, assembly.tokenizer, assembly.context_length)
-    callback = ListenerCallback(listeners if settings.training.process_index == 0 else (), trained)
     try:
         trainer = _RunTrainer(
             model=model,
@@ -215,36 +242,37 @@ def _train(assembly: _Assembly, listeners: Sequence[RunListener], keep: bool) ->
     # Both print; what a person sees is the listeners' business.
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    _tell(listeners, settings, "planned", plan)
-    output = trainer.train(resume_from_checkpoint=plan.checkpoint)
-    _tell(listeners, settings, "trained")
-    report = TrainingReport(
-        plan=plan,
-        tried=not keep,
-        whole_seconds=None if keep else _whole_seconds(plan, callback.tokens_per_second, settings),
-        finished=trainer.state.global_step >= trainer.state.max_steps,
-        interrupted=trainer.interrupted and trainer.state.global_step < trainer.state.max_steps,
-        steps=trainer.state.global_step,
+    return trainer
+
+
+def _report(assembly: _Assembly, trainer: MoETrainer, callback: ListenerCallback, seconds: float) -> TrainingReport:
+    """What the training came to; what follows it is not in it yet."""
+    state = trainer.state
+    return TrainingReport(
+        plan=assembly.plan,
+        finished=state.global_step >= state.max_steps,
+        interrupted=trainer.interrupted and state.global_step < state.max_steps,
+        steps=state.global_step,
         timed_steps=trainer.timed_steps,
-        seconds=output.metrics["train_runtime"],
+        seconds=seconds,
         train_loss=_latest(trainer, "cross_entropy") or _latest(trainer, "loss"),
         tokens_per_second=callback.tokens_per_second or _latest(trainer, "tokens_per_second"),
-        trained_tokens=trainer.state.global_step * trained.tokens_per_step,
-        peak_memory_bytes=peak_memory(settings.training.device) or 0,
-        notices=data.notices,
+        trained_tokens=state.global_step * callback.plan.tokens_per_step,
+        peak_memory_bytes=peak_memory(assembly.settings.training.device) or 0,
+        notices=assembly.data.notices,
     )
-    if keep:
-        report = _finish(report, assembly, trainer, listeners)
-    return _end(report, settings, listeners)
-
-
-def _whole_seconds(plan: RunPlan, tokens_per_second: float | None, settings: Settings) -> float:
-    return plan.total_tokens / tokens_per_second if tokens_per_second else guessed_seconds(plan, settings.training)
 
 
 def _latest(trainer: MoETrainer, name: str) -> float | None:
     """The last logged value, also of an earlier call that this one goes on from."""
     return next((entry[name] for entry in reversed(trainer.state.log_history) if name in entry), None)
+
+
+def _tried(report: TrainingReport, settings: Settings) -> TrainingReport:
+    """The report of a dry run, which says how long the whole run would take."""
+    plan, speed = report.plan, report.tokens_per_second
+    seconds = plan.total_tokens / speed if speed else guessed_seconds(plan, settings.training)
+    return report._replace(tried=True, whole_seconds=seconds)
 
 
 def _tried_plan(assembly: _Assembly) -> RunPlan:
@@ -257,22 +285,20 @@ def _tried_plan(assembly: _Assembly) -> RunPlan:
     )
 
 
-def _finish(
-    report: TrainingReport, assembly: _Assembly, trainer: MoETrainer, listeners: Sequence[RunListener]
-) -> TrainingReport:
+def _finish(report: TrainingReport, assembly: _Assembly, trainer: MoETrainer, listeners: Listeners) -> TrainingReport:
     """Evaluate and write what stays; of a run that was stopped early the newest checkpoint stays."""
     settings, folder = assembly.settings, assembly.plan.output_dir
     if not report.finished:
         checkpoint = newest_valid_checkpoint(str(folder))
         return report._replace(model_dir=Path(checkpoint) if checkpoint else None)
     if assembly.data.held_out is not None:
-        _tell(listeners, settings, "working", "evaluating")
+        listeners.working("evaluating")
         report = report._replace(eval_loss=trainer.evaluate()["eval_loss"])
     questions = settings.run.questions_per_skill
     if questions and settings.data.data == [EMBEDDED] and can_generate_alone(trainer):
-        _tell(listeners, settings, "working", "answering the held-out questions")
+        listeners.working("answering the held-out questions")
         report = report._replace(scoreboard=answer_held_out(trainer, assembly.tokenizer, questions))
-    _tell(listeners, settings, "working", "saving")
+    listeners.working("saving")
     report = report._replace(model_dir=folder)
     with final_model(trainer, folder) as aside:
         if settings.training.process_index == 0:
@@ -280,17 +306,6 @@ def _finish(
     if settings.training.process_index == 0 and settings.training.push_to_hub:
         share_folder(trainer, folder)
     return report
-
-
-def _end(report: TrainingReport, settings: Settings, listeners: Sequence[RunListener]) -> TrainingReport:
-    _tell(listeners, settings, "ended", report)
-    return report
-
-
-def _tell(listeners: Sequence[RunListener], settings: Settings, event: str, *what: Any) -> None:
-    if settings.training.process_index == 0:
-        for listener in listeners:
-            getattr(listener, event)(*what)
 
 
 def _default_name(settings: Settings) -> str:

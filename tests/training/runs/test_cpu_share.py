@@ -56,7 +56,7 @@ def test_a_run_says_it_once(tmp_path) -> None:
         num_steps, tokens_per_step = 10, 8
 
     heard = Heard()
-    callback = ListenerCallback([heard], Plan())
+    callback = ListenerCallback(heard, Plan())
     args = TrainingArguments(str(tmp_path), use_cpu=True)
     state, control = TrainerState(), TrainerControl()
     callback.on_train_begin(args, state, control)
