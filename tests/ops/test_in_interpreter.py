@@ -18,7 +18,7 @@ def version(package):
 )
 def test_the_kernels_equal_their_twins_in_tritons_interpreter():
     rooms = map(str, Path(__file__).parent.glob("*/triton"))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *rooms]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *rooms]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
