@@ -9,9 +9,25 @@ from transformers.training_args import OptimizerNames
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
+from moe_hf.training.rules import Range, check_ranges
 
 MOE_MUON = "moe_muon"
 """Value of `--optim` that stands for `moe_hf.training.optim.MoEMuon`."""
+
+TRAINING_RANGES = {
+    **dict.fromkeys(("seed", "data_seed"), Range(most=2**32 - 1)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Range(below=1)),
+    **dict.fromkeys(("muon_learning_rate", "peak_flops", "logging_steps", "save_steps", "eval_steps"), Range(above=0)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), Range()),
+    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "save_total_limit"), Range()),
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+            "eval_accumulation_steps dataloader_prefetch_factor torch_empty_cache_steps"
+        ).split(),
+        Range(1),
+    ),
+}
 
 
 @dataclass
@@ -63,10 +79,6 @@ class MoETrainingArguments(TrainingArguments):
             raise ConfigError(
                 f"optim {optimizer!r} is unknown{did_you_mean(optimizer, allowed)}; allowed: {', '.join(allowed)}"
             )
-        for name in ("muon_learning_rate", "peak_flops"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be > 0, got {value}")
         for name in self._VALID_DICT_FIELDS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
@@ -82,5 +94,6 @@ class MoETrainingArguments(TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check_ranges(vars(self), TRAINING_RANGES)
         if optimizer == MOE_MUON:
             self.optim = MOE_MUON

@@ -116,8 +116,6 @@ def prepare_data(
         held_out = _rows_of(documents, arguments.packing, packer(), context_length)
         notices += _notices(documents, kind, context_length, "held-out ")
     if isinstance(split.train.dataset, datasets.IterableDataset):
-        if arguments.packing == "none":
-            raise ConfigError("--packing none needs the whole data; with --streaming use document_mask or eos")
         stream = PackedStream(split.train.dataset, encoder, packer(), arguments.shuffle_buffer, seed)
         return TrainingData(stream, held_out, BlockCollator(pad), None, None, tuple(notices))
     rows = split.train

@@ -4,6 +4,59 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
+
+MODEL_RULES = (
+    Rule(
+        lambda s: s.model and s.upcycle,
+        "--model {model} continues a saved model and --upcycle {upcycle} starts from a dense one; give one of the two",
+    ),
+    Rule(
+        lambda s: (
+            s.model and (s.architecture != "moe" or s.dense_twin or s.num_experts or s.router_type or s.model_overrides)
+        ),
+        "--model {model} keeps its shape: drop --architecture {architecture}, --dense_twin {dense_twin}, --num_experts "
+        "{num_experts}, --router_type {router_type} and --model_overrides {model_overrides}",
+    ),
+    Rule(
+        lambda s: s.upcycle and s.architecture not in ("moe", "dense"),
+        "--upcycle {upcycle} brings its own architecture: drop --architecture {architecture}",
+    ),
+    Rule(
+        lambda s: not s.upcycle and (s.expert_init or s.router_init),
+        "--expert_init {expert_init} and --router_init {router_init} say how --upcycle DIR makes experts; give "
+        "--upcycle as well",
+    ),
+)
+
+DATA_RANGES = {
+    "eval_fraction": Range(below=1),
+    "prompt_loss_fraction": Range(most=1),
+    "context_length": Range(2),
+    **dict.fromkeys(("num_conversations", "eval_documents", "shuffle_buffer", "vocab_size"), Range(1)),
+}
+DATA_RULES = (
+    Rule(
+        lambda s: not s.data or "" in s.data,
+        "--data must not be empty, got {data!r}; leave it out for its default",
+    ),
+    Rule(
+        lambda s: not (s.text_column and s.messages_column and s.data_split),
+        "--text_column, --messages_column and --data_split must not be empty, got {text_column!r}, {messages_column!r} "
+        "and {data_split!r}; leave them out for their defaults",
+    ),
+    Rule(
+        lambda s: s.text_column == s.messages_column,
+        "--text_column and --messages_column are both {text_column!r}; a column holds one kind",
+    ),
+    Rule(
+        lambda s: s.streaming and s.packing == "none",
+        "--packing {packing} needs the whole data; with --streaming use document_mask or eos",
+    ),
+)
+
+RUN_RANGES = {"questions_per_skill": Range()}
+
 
 @dataclass
 class ModelArguments:
@@ -69,6 +122,14 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Any other field of the model's configuration, as key=value (value is YAML)."},
     )
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is out of its range, or some exclude each other.
+        """
+        check_rules(self, MODEL_RULES)
 
     @property
     def family(self) -> str:
@@ -161,6 +222,15 @@ class DataArguments:
     )
     num_conversations: int = field(default=20_000, metadata={"help": "Size of the embedded corpus."})
 
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is out of its range, or some exclude each other.
+        """
+        check_ranges(vars(self), DATA_RANGES)
+        check_rules(self, DATA_RULES)
+
 
 @dataclass
 class RunArguments:
@@ -183,3 +253,11 @@ class RunArguments:
     allow_any_learning_rate: bool = field(
         default=False, metadata={"help": "Train even with a learning rate far above what the optimizer can learn with."}
     )
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is out of its range.
+        """
+        check_ranges(vars(self), RUN_RANGES)

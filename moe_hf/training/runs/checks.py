@@ -1,9 +1,9 @@
 """Finds what is wrong with the settings of a run before anything is read."""
 
 import importlib.util
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from huggingface_hub import get_token
@@ -18,6 +18,7 @@ from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.base.registry import did_you_mean
 from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
+from moe_hf.training.rules import Rule, check_rules
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
@@ -27,41 +28,58 @@ ATTENTIONS = (
 EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 
-class _Range(NamedTuple):
-    """Numbers that a flag takes; `below` and `above` are themselves not allowed."""
-
-    least: float = 0
-    most: float = math.inf
-    below: float = math.inf
-    above: float = -math.inf
-
-    def holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below
-
-    def __str__(self) -> str:
-        low = f"above {self.above:g}" if self.above > -math.inf else f"at least {self.least:g}"
-        high = f" and below {self.below:g}" if self.below < math.inf else ""
-        return low + (f" and at most {self.most:.0f}" if self.most < math.inf else high)
-
-
-_POSITIVE, _SHARE, _SEED = _Range(above=0), _Range(below=1), _Range(most=2**32 - 1)
-_RANGES = {
-    **dict.fromkeys(("seed", "data_seed"), _SEED),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "eval_fraction"), _SHARE),
-    "prompt_loss_fraction": _Range(most=1),
-    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), _POSITIVE),
-    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), _Range()),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "questions_per_skill", "save_total_limit"), _Range()),
-    **dict.fromkeys(
-        (
-            "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_conversations "
-            "eval_documents shuffle_buffer vocab_size eval_accumulation_steps "
-            "dataloader_prefetch_factor torch_empty_cache_steps"
-        ).split(),
-        _Range(1),
+# Rules of one part alone stand beside it: in `arguments` and `training_arguments`.
+RULES = (
+    Rule(
+        lambda s: s.max_steps <= 0 and (s.num_train_epochs <= 0 or s.given.get("max_steps", -1) != -1),
+        "--max_steps {max_steps} with --num_train_epochs {num_train_epochs} trains nothing; give --max_steps 1 or "
+        "more, or leave it out (or at -1) and give --num_train_epochs above 0",
     ),
-    "context_length": _Range(2),
-}
+    Rule(
+        lambda s: s.given.get("model") and "moe_size" in s.given,
+        "--moe_size {moe_size} sizes a fresh model, but --model {model} brings its own size",
+    ),
+    Rule(
+        lambda s: s.given.get("upcycle") and "moe_size" in s.given,
+        "--moe_size {moe_size} sizes a fresh model, but --upcycle {upcycle} brings its own size",
+    ),
+    Rule(
+        lambda s: s.streaming and s.max_steps <= 0,
+        "--streaming has no end that is known beforehand: give --max_steps as well, 1 or more (it is {max_steps})",
+    ),
+    Rule(
+        lambda s: s.streaming and s.dataloader_num_workers > 0,
+        "--streaming resumes exactly only with --dataloader_num_workers 0, got {dataloader_num_workers}",
+    ),
+    Rule(
+        lambda s: s.fsdp and s.world_size == 1,
+        "--fsdp {fsdp} shards a model over several processes, but there is {world_size}: start the run with torchrun, "
+        "or leave it out",
+    ),
+    Rule(
+        lambda s: s.resume != "auto" and s.resume_from_checkpoint,
+        "--resume {resume} and --resume_from_checkpoint {resume_from_checkpoint} say the same; give one of the two",
+    ),
+    Rule(
+        lambda s: s.metric_for_best_model and s.metric_for_best_model.removeprefix("eval_") != "loss",
+        "--metric_for_best_model {metric_for_best_model}: evaluation measures the loss alone; give loss",
+    ),
+    Rule(
+        lambda s: s.metric_for_best_model is None and s.save_strategy == SaveStrategy.BEST,
+        "--save_strategy best needs to know what is best, but --metric_for_best_model is {metric_for_best_model}: give "
+        "--metric_for_best_model loss",
+    ),
+    Rule(
+        lambda s: s.label_names not in (None, ["labels"]),
+        "--label_names {label_names}: the labels are called labels; leave it out",
+    ),
+    Rule(
+        lambda s: s.push_to_hub and not (s.hub_token or get_token()),
+        "--push_to_hub {push_to_hub} needs a token of the hub: log in with `hf auth login`, or give --hub_token",
+    ),
+)
+# What a flag may say, for flags that become fields of other libraries.
+_WORDS = {"attn_implementation": ATTENTIONS, "experts_implementation": EXPERTS}
 
 _OTHER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
 
@@ -95,85 +113,20 @@ def check_settings(
         BackendUnavailableError: a package that is asked for is absent.
     """
     values = {**vars(model), **vars(data), **vars(run), **vars(training)}
-    _check_numbers(values, given)
-    _check_words(values)
-    _check_together(model, data, run, training, given)
-    if not run.allow_any_learning_rate:
-        _check_rates(training)
-    _check_reports(training)
-    _check_optimizer(training)
-    _check_schedule(training)
-    _check_best_model(training)
-    _check_hub(training)
-
-
-def _check_numbers(values: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value) and (name in given or name in _RANGES):
-            raise ConfigError(f"--{name} must be a finite number, got {value}")
-        allowed = _RANGES.get(name)
-        if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
-            raise ConfigError(f"--{name} must be {allowed}, got {value}")
-    steps, epochs = values["max_steps"], values["num_train_epochs"]
-    if steps <= 0 and (epochs <= 0 or given.get("max_steps", -1) != -1):
-        raise ConfigError(
-            f"--max_steps {steps} with --num_train_epochs {epochs} trains nothing; give --max_steps 1 or more, or "
-            "leave it out (or at -1) and give --num_train_epochs above 0"
-        )
-
-
-def _check_words(values: Mapping[str, Any]) -> None:
-    for name, allowed in (("attn_implementation", ATTENTIONS), ("experts_implementation", EXPERTS)):
+    for name, allowed in _WORDS.items():
         word = values[name]
         if word is not None and word not in allowed:
             raise ConfigError(
                 f"--{name} must be one of {', '.join(allowed)}, got {word!r}{did_you_mean(word, allowed)}"
             )
-    for name in ("data", "text_column", "messages_column", "data_split"):
-        if not values[name] or (isinstance(values[name], list) and "" in values[name]):
-            raise ConfigError(f"--{name} must not be empty; leave it out for its default")
-
-
-def _check_together(
-    model: ModelArguments,
-    data: DataArguments,
-    run: RunArguments,
-    training: MoETrainingArguments,
-    given: Mapping[str, Any],
-) -> None:
-    if model.model and model.upcycle:
-        raise ConfigError("--model continues a saved model and --upcycle starts from a dense one; give one of the two")
-    for source in ("model", "upcycle"):
-        if given.get(source) and "moe_size" in given:
-            raise ConfigError(f"--moe_size {model.moe_size} sizes a fresh model, but --{source} brings its own size")
-    if model.model and (
-        model.architecture != "moe"
-        or model.dense_twin
-        or model.num_experts
-        or model.router_type
-        or model.model_overrides
-    ):
-        raise ConfigError(
-            "--model keeps its shape: drop --architecture, --dense_twin, --num_experts, --router_type and "
-            "--model_overrides"
-        )
-    if model.upcycle and model.architecture not in ("moe", "dense"):
-        raise ConfigError(f"--upcycle brings its own architecture: drop --architecture {model.architecture}")
     architecture_config(model.family)
-    if not model.upcycle and (model.expert_init or model.router_init):
-        raise ConfigError("--expert_init and --router_init say how --upcycle DIR makes experts; give --upcycle as well")
-    if data.text_column == data.messages_column:
-        raise ConfigError(f"--text_column and --messages_column are both {data.text_column!r}; a column holds one kind")
-    if data.streaming and training.max_steps <= 0:
-        raise ConfigError("--streaming has no end that is known beforehand: give --max_steps as well")
-    if data.streaming and training.dataloader_num_workers > 0:
-        raise ConfigError("--streaming resumes exactly only with --dataloader_num_workers 0")
-    if data.streaming and data.packing == "none":
-        raise ConfigError("--packing none needs the whole data; with --streaming use document_mask or eos")
-    if training.fsdp and training.world_size == 1:
-        raise ConfigError("--fsdp shards a model over several processes: start the run with torchrun, or leave it out")
-    if run.resume != "auto" and training.resume_from_checkpoint:
-        raise ConfigError("--resume and --resume_from_checkpoint say the same; give one of the two")
+    check_rules(SimpleNamespace(**values, given=given, world_size=training.world_size), RULES)
+    if not run.allow_any_learning_rate:
+        _check_rates(training)
+    _check_reports(training)
+    _check_optimizer(training)
+    _check_schedule(training)
+    _check_hub_name(training)
 
 
 def _check_rates(training: MoETrainingArguments) -> None:
@@ -242,26 +195,12 @@ def _check_schedule(training: MoETrainingArguments) -> None:
         ) from error
 
 
-def _check_best_model(training: MoETrainingArguments) -> None:
-    metric = training.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") != "loss":
-        raise ConfigError(f"--metric_for_best_model {metric}: evaluation measures the loss alone; give loss")
-    if metric is None and training.save_strategy == SaveStrategy.BEST:
-        raise ConfigError("--save_strategy best needs to know what is best: give --metric_for_best_model loss")
-    if training.label_names not in (None, ["labels"]):
-        raise ConfigError(f"--label_names {' '.join(training.label_names)}: the labels are called labels; leave it out")
-
-
-def _check_hub(training: MoETrainingArguments) -> None:
-    if not training.push_to_hub:
-        return
-    if training.hub_model_id is not None:
+def _check_hub_name(training: MoETrainingArguments) -> None:
+    if training.push_to_hub and training.hub_model_id is not None:
         try:
             validate_repo_id(training.hub_model_id)
         except HFValidationError as error:
             raise ConfigError(f"--hub_model_id {training.hub_model_id!r}: {_one_line(error)}") from error
-    if not (training.hub_token or get_token()):
-        raise ConfigError("--push_to_hub needs a token of the hub: log in with `hf auth login`, or give --hub_token")
 
 
 def _word(value: Any) -> str:

@@ -1,0 +1,75 @@
+"""Tables of what settings may be: ranges of numbers, and rules about settings that exclude each other."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from moe_hf.base.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """Numbers that a setting takes; `below` and `above` are themselves not allowed.
+
+    >>> str(Range(below=1))
+    'at least 0 and below 1'
+    """
+
+    least: float = 0
+    most: float = math.inf
+    below: float = math.inf
+    above: float = -math.inf
+
+    def holds(self, value: float) -> bool:
+        """Whether the number is one of them."""
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        low = f"> {self.above:g}" if self.above > -math.inf else f"at least {self.least:g}"
+        high = f" and below {self.below:g}" if self.below < math.inf else ""
+        return low + (f" and at most {self.most:.0f}" if self.most < math.inf else high)
+
+
+class Rule(NamedTuple):
+    """What settings must not be together.
+
+    Attributes:
+        broken: true of settings, an object with a field for each, that break the rule.
+        message: says what is wrong and what to do; names of fields in braces become their values, as they are typed.
+    """
+
+    broken: Callable[[Any], Any]
+    message: str
+
+
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Nothing, if every number is finite and within the range of its name, where it has one.
+
+    Raises:
+        ConfigError: with the name of the first that is not, as a flag, what is allowed, and the number.
+    """
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name} must be a finite number, got {value}")
+        allowed = ranges.get(name)
+        if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
+            raise ConfigError(f"--{name} must be {allowed}, got {value}")
+
+
+def check_rules(settings: Any, rules: Sequence[Rule]) -> None:
+    """Nothing, if no rule is broken.
+
+    Raises:
+        ConfigError: with the message of the first that is.
+    """
+    for rule in rules:
+        if rule.broken(settings):
+            raise ConfigError(
+                rule.message.format_map({name: _as_typed(value) for name, value in vars(settings).items()})
+            )
+
+
+def _as_typed(value: Any) -> Any:
+    """A list as the words of a command line, a member of an enumeration as its word; anything else as it is."""
+    return (
+        " ".join(str(_as_typed(part)) for part in value) if isinstance(value, list) else getattr(value, "value", value)
+    )

@@ -1,0 +1,66 @@
+"""Tables of settings: each range and rule says what was given, and what is allowed."""
+
+import string
+from types import SimpleNamespace
+
+import pytest
+
+from moe_hf.base.errors import ConfigError
+from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
+from moe_hf.training.runs.arguments import DATA_RULES, MODEL_RULES, DataArguments, ModelArguments
+from moe_hf.training.runs.checks import RULES
+from moe_hf.training.runs.settings import resolve_settings
+
+
+@pytest.mark.parametrize(
+    ("allowed", "values", "text"),
+    [
+        (Range(), {0: True, -1: False}, "at least 0"),
+        (Range(1), {1: True, 0.5: False}, "at least 1"),
+        (Range(below=1), {0.99: True, 1: False}, "at least 0 and below 1"),
+        (Range(most=7), {7: True, 8: False}, "at least 0 and at most 7"),
+        (Range(above=0), {0.1: True, 0: False}, "> 0"),
+    ],
+)
+def test_a_range_holds_what_its_words_say(allowed, values, text) -> None:
+    assert {value: allowed.holds(value) for value in values} == values
+    assert str(allowed) == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_number_may_be_infinite_whether_it_has_a_range_or_not(value) -> None:
+    with pytest.raises(ConfigError, match=f"--rate must be a finite number, got {value}"):
+        check_ranges({"rate": value}, {})
+
+
+def test_what_is_no_number_has_no_range() -> None:
+    check_ranges({"steps": None, "word": "often"}, {"steps": Range(1), "word": Range(1)})
+
+
+def test_the_first_broken_rule_is_told_with_the_values_as_they_are_typed() -> None:
+    rules = (
+        Rule(lambda s: s.size > 9, "--size {size} is large"),
+        Rule(lambda s: s.names, "--names {names} with --size {size}"),
+        Rule(lambda s: True, "never reached"),
+    )
+    with pytest.raises(ConfigError, match="--names a b with --size 3"):
+        check_rules(SimpleNamespace(size=3, names=["a", "b"]), rules)
+
+
+def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> None:
+    settings = resolve_settings({})
+    parts = (settings.model, settings.data, settings.run, settings.training)
+    whole = {"world_size"} | {name for part in parts for name in vars(part)}
+    tables = ((MODEL_RULES, set(vars(ModelArguments()))), (DATA_RULES, set(vars(DataArguments()))), (RULES, whole))
+    for rules, fields in tables:
+        for rule in rules:
+            named = {name for _, name, _, _ in string.Formatter().parse(rule.message) if name}
+            assert named, rule.message
+            assert named <= fields, rule.message
+
+
+def test_arguments_made_by_hand_are_checked_as_well() -> None:
+    with pytest.raises(ConfigError, match=r"--packing none .*--streaming"):
+        DataArguments(packing="none", streaming=True)
+    with pytest.raises(ConfigError, match=r"--model a .*--upcycle b"):
+        ModelArguments(model="a", upcycle="b")
