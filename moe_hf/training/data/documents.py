@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.text.encoding import TextEncoder
-from moe_hf.training.data.readers import RowKind, check_conversation, short
-from moe_hf.training.data.sources import conversation_in
+from moe_hf.training.data.rows import RowKind, check_conversation, conversation_in, short
 
 IGNORED = -100
 """The label of a token that is not predicted."""

@@ -8,17 +8,13 @@ import numpy
 from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.training.data.collate import BlockCollator
 from moe_hf.training.data.documents import DocumentEncoder
 from moe_hf.training.data.packing import BlockPacker
-from moe_hf.training.data.readers import RowKind
-from moe_hf.training.data.sources import Rows, find_files, open_rows
+from moe_hf.training.data.rows import RowKind, Rows
+from moe_hf.training.data.sources import find_files, generated_source, open_rows
 from moe_hf.training.data.stream import PackedStream
 from moe_hf.training.runs.arguments import DataArguments
-
-EMBEDDED = "embedded"
-HELD_OUT_PER_SKILL = 30
 
 
 class RowSplit(NamedTuple):
@@ -56,10 +52,9 @@ def split_rows(arguments: DataArguments, seed: int, cache_dir: str | None = None
     Raises:
         ConfigError: the data can't be read; see `sources.open_rows`.
     """
-    if arguments.data == [EMBEDDED]:
-        rows, held_out = _embedded_rows(arguments, seed)
-    elif EMBEDDED in arguments.data:
-        raise ConfigError("--data embedded stands alone; give it, or files, but not both")
+    generated = generated_source(arguments.data)
+    if generated is not None:
+        rows, held_out = generated.train(arguments, seed), generated.held_out()
     else:
         for name in arguments.eval_data:
             # Before the other data is read, which may take hours.
@@ -119,8 +114,8 @@ def prepare_data(
         stream = PackedStream(split.train.dataset, encoder, packer(), arguments.shuffle_buffer, seed)
         return TrainingData(stream, held_out, BlockCollator(pad), None, None, tuple(notices))
     rows = split.train
-    if arguments.data != [EMBEDDED]:
-        # The embedded corpus comes in the order in which it is best learnt.
+    if generated_source(arguments.data) is None:
+        # What is generated comes in the order in which it is best learnt.
         rows = rows._replace(dataset=rows.dataset.shuffle(seed=seed))
     documents = _encode(rows, encoder)
     notices = _notices(documents, kind, context_length, "") + notices
@@ -131,20 +126,6 @@ def prepare_data(
     num_tokens = round(int(numpy.sum(documents.with_format("numpy")["kept"][:])) * len(train) / num_rows)
     row_tokens = num_tokens / len(train) if arguments.packing == "none" else None
     return TrainingData(train, held_out, BlockCollator(pad), len(documents), num_tokens, tuple(notices), row_tokens)
-
-
-def _embedded_rows(arguments: DataArguments, seed: int) -> tuple[Rows, Rows]:
-    corpus = EmbeddedCorpus()
-    train = [{"messages": c["messages"]} for c in corpus.train_conversations(arguments.num_conversations, seed)]
-    held_out = [
-        {"messages": [*question.messages, {"role": "assistant", "content": question.answer}]}
-        for question in corpus.heldout_questions(HELD_OUT_PER_SKILL)
-    ]
-    rows: Any = datasets.Dataset.from_list(train)
-    if arguments.streaming:
-        rows = rows.to_iterable_dataset()
-    name = "the embedded corpus"
-    return Rows(rows, "messages", name), Rows(datasets.Dataset.from_list(held_out), "messages", name)
 
 
 def _split_stream(rows: Rows, stream: datasets.IterableDataset, num_held_out: int) -> RowSplit:

@@ -2,36 +2,73 @@
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import datasets
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.model_source import ask_hub
-from moe_hf.training.data.readers import READERS, Columns, RowKind, checked_value, read_rows, short
+from moe_hf.training.data.embedded import embedded_held_out, embedded_rows
+from moe_hf.training.data.readers import csv_rows, jsonl_rows, parquet_rows, text_rows
+from moe_hf.training.data.rows import Columns, Row, RowDataset, RowKind, Rows, checked_value, short
 from moe_hf.training.runs.arguments import DataArguments
 
-FILE_KINDS = tuple(READERS)
 ROWS_CHECKED_WHEN_STREAMING = 1000
 
-RowDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
+class GeneratedSource(NamedTuple):
+    """Rows that the package makes itself, in the order in which they are best learnt.
 
-class Rows(NamedTuple):
-    """Opened data: a data set with the one column that `kind` names, and perhaps `place`.
-
-    `kind` is "text" (a string per row) or "messages" (a conversation per row: a list of {"role", "content"}, or the
-    JSON text of one). `place` tells where a conversation stands, for errors. `name` says where the rows come from, for
-    reports. `notices` are sentences about what was left out.
+    Attributes:
+        train: rows to train on, by the arguments and a seed.
+        held_out: rows of which none is among them.
     """
 
-    dataset: RowDataset
-    kind: RowKind
-    name: str
-    notices: tuple[str, ...] = ()
+    train: Callable[[DataArguments, int], Rows]
+    held_out: Callable[[], Rows]
+
+
+class FileSource(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        read: its rows from first to last; none of an empty file.
+        without_rows: what a file has that is not empty and yet holds no row.
+    """
+
+    read: Callable[[Path, Columns], Iterator[Row]]
+    without_rows: str = "only blank lines"
+
+
+EMBEDDED = "embedded"
+SOURCES: dict[str, GeneratedSource | FileSource] = {
+    EMBEDDED: GeneratedSource(embedded_rows, embedded_held_out),
+    ".txt": FileSource(text_rows),
+    ".jsonl": FileSource(jsonl_rows),
+    ".csv": FileSource(csv_rows, "no rows"),
+    ".parquet": FileSource(parquet_rows, "no rows"),
+}
+"""Where rows come from, by a name or by the end of a file's name; any other name is one of a data set on the hub."""
+
+FILE_KINDS = {name: source for name, source in SOURCES.items() if isinstance(source, FileSource)}
+
+
+def generated_source(names: Sequence[str]) -> GeneratedSource | None:
+    """The source that the package generates, if the names ask for one.
+
+    Raises:
+        ConfigError: it is to be mixed with others.
+    """
+    generated = [name for name in names if isinstance(SOURCES.get(name), GeneratedSource)]
+    if generated and len(names) > 1:
+        raise ConfigError(
+            f"--data {generated[0]} stands alone; give it, or files, but not both (got {' '.join(names)})"
+        )
+    source = SOURCES[generated[0]] if generated else None
+    return source if isinstance(source, GeneratedSource) else None
 
 
 def open_rows(
@@ -72,9 +109,19 @@ def open_rows(
     return Rows(whole, parts[0].kind, ", ".join(names), tuple(notices))
 
 
-def conversation_in(cell: Any) -> Any:
-    """The list of messages in a cell of a "messages" column."""
-    return json.loads(cell) if isinstance(cell, str) else cell
+def read_rows(file: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a file from first to last, each checked; none of an empty file.
+
+    Raises:
+        ConfigError: a row can't be learnt from, or is of another kind than the rows before; the text has the file, the
+            line or row, what stands there and what to do.
+    """
+    kind: RowKind | None = None
+    for row in FILE_KINDS[file.suffix.lower()].read(file, columns):
+        if kind is not None and row.kind != kind:
+            raise ConfigError(f"{row.place} holds {row.kind} but the lines before hold {kind}; train on one at a time")
+        kind = row.kind
+        yield row._replace(value=checked_value(row.value, row.kind, columns, row.place))
 
 
 def find_files(name: str, flag: str = "--data") -> list[Path]:
@@ -92,7 +139,7 @@ def find_files(name: str, flag: str = "--data") -> list[Path]:
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
         if not files and _looks_like_path(name):
             raise ConfigError(
-                f"{flag} {name}: no file matches (looked in {Path.cwd()}); give 'embedded', files "
+                f"{flag} {name}: no file matches (looked in {Path.cwd()}); give {EMBEDDED!r}, files "
                 f"({' '.join(FILE_KINDS)}), a glob, a folder or the name of a data set on the hub"
             )
     for file in files:
@@ -119,7 +166,7 @@ def _first_kind(file: Path, columns: Columns) -> RowKind | None:
 def _nothing_in(file: Path) -> str:
     if file.stat().st_size == 0:
         return f"{file} is empty"
-    return f"{file} has no rows" if file.suffix.lower() in (".csv", ".parquet") else f"{file} has only blank lines"
+    return f"{file} has {FILE_KINDS[file.suffix.lower()].without_rows}"
 
 
 def _open_files(files: list[Path], kind: RowKind, columns: Columns, streaming: bool, cache_dir: str | None) -> Rows:

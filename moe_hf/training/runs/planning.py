@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.training.data.prepare import EMBEDDED, TrainingData
+from moe_hf.training.data.prepare import TrainingData
+from moe_hf.training.data.sources import generated_source
 from moe_hf.training.runs.listeners import RunPlan
 from moe_hf.training.runs.settings import Settings
 
@@ -94,7 +95,7 @@ def fit_to_data(settings: Settings, data: TrainingData) -> list[str]:
 def epochs_follow_data(settings: Settings) -> bool:
     """Whether the size of the data decides how often it is read."""
     named = {"num_train_epochs", "max_steps"} & settings.given.keys()
-    return not named and settings.training.max_steps <= 0 and settings.data.data != [EMBEDDED]
+    return not named and settings.training.max_steps <= 0 and generated_source(settings.data.data) is None
 
 
 def rows_per_step(training: TrainingArguments) -> int:

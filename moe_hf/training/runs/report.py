@@ -7,6 +7,7 @@ import yaml
 
 from moe_hf.base.files import whole_file
 from moe_hf.text.scoreboard import render_scoreboard
+from moe_hf.training.data.sources import SOURCES
 from moe_hf.training.metrics import METRICS_NAME, read_metrics
 from moe_hf.training.runs.listeners import TrainingReport
 from moe_hf.training.runs.plots import draw_expert_utilization, draw_loss
@@ -78,10 +79,11 @@ def _metadata(settings: Settings) -> dict[str, Any]:
     # Only names of the hub mean anything to a reader elsewhere.
     if start and not Path(start).exists():
         metadata["base_model"] = start
-    if settings.data.data != ["embedded"]:
-        names = [name for name in data.data if not Path(name).exists() and not any(sign in name for sign in "*?[")]
-        if names:
-            metadata["datasets"] = names
+    names = [
+        name for name in data.data if not (name in SOURCES or Path(name).exists() or any(s in name for s in "*?["))
+    ]
+    if names:
+        metadata["datasets"] = names
     return metadata
 
 

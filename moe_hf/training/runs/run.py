@@ -12,7 +12,8 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.base.memory import peak_memory
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.training.checkpoint import newest_valid_checkpoint
-from moe_hf.training.data.prepare import EMBEDDED, TrainingData, prepare_data, split_rows
+from moe_hf.training.data.prepare import TrainingData, prepare_data, split_rows
+from moe_hf.training.data.sources import EMBEDDED
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer, vocabulary_rows
 from moe_hf.training.metrics import bits_per_byte, bytes_per_label
 from moe_hf.training.processes import main_process_says

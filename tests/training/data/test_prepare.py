@@ -11,7 +11,8 @@ from moe_hf.training.data.collate import BlockCollator
 from moe_hf.training.data.documents import IGNORED, DocumentEncoder
 from moe_hf.training.data.packing import BlockPacker
 from moe_hf.training.data.prepare import prepare_data, split_rows
-from moe_hf.training.data.sources import Rows, conversation_in, open_rows
+from moe_hf.training.data.rows import Rows, conversation_in
+from moe_hf.training.data.sources import open_rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer
 from moe_hf.training.runs.arguments import DataArguments
 
