@@ -3,52 +3,46 @@
 import argparse
 import math
 import shlex
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.bench.harness.arms import Options, Skipped
+from moe_hf.bench.harness.cases import Goal, goals_of
+from moe_hf.bench.harness.goals import judge
 from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.report import write_report, write_report_json
+from moe_hf.bench.harness.results import GroupResult, Report
+from moe_hf.bench.harness.runner import run_cases
+from moe_hf.bench.harness.suite import Suite
+from moe_hf.bench.harness.tables import arm_table, goal_table
 from moe_hf.bench.harness.timing import CLOCKS, SamplingPlan
-from moe_hf.bench.mixers.suite import MEANING
-from moe_hf.bench.speed.arms import Options, Skipped
-from moe_hf.bench.speed.cases import CASES, DECODE, DECODE_TOKENS, MODES
-from moe_hf.bench.speed.goals import Goal, judge
-from moe_hf.bench.speed.model_case import GENERATE
+from moe_hf.bench.mixers.suite import MIXERS_SUITE
 from moe_hf.bench.speed.moe_vs_dense import VS_DENSE_ROUTERS, compare_with_dense
 from moe_hf.bench.speed.opponents import backend_names
-from moe_hf.bench.speed.report import GOAL_COLUMNS, write_json, write_report
-from moe_hf.bench.speed.results import GroupResult, Report
-from moe_hf.bench.speed.runner import Job, run_jobs
+from moe_hf.bench.speed.report import SPEED_PAGE
 from moe_hf.bench.speed.sizes import DTYPES, Size, sweep
-from moe_hf.bench.speed.suites import SUITES, utilization_sizes
-from moe_hf.bench.speed.tables import ARM_COLUMNS, arm_rows, filled, goal_rows
-from moe_hf.bench.speed.utilization import measure_utilization
-from moe_hf.cli.bench_mixers import MIXERS_SUITE, run_mixers
-from moe_hf.cli.screen import Screen
+from moe_hf.bench.speed.suites import CASES, MODES, SPEED_SUITES, case_of, sizes_of_mode, used_experts
+from moe_hf.cli.measuring import chosen_device, report_folder, table_of, wide_console
 from moe_hf.layers.ffn.routers import ROUTERS
 
+SUITES: Registry[Suite] = Registry("bench suite", {**SPEED_SUITES, "mixers": MIXERS_SUITE})
 VS_DENSE = "moe_vs_dense"
 INTERRUPTED = 130
 WRONG = 1
 """The exit code where a backend computed something else than the reference, or nothing could be measured."""
 
-_PIPED_WIDTH = 120
 _MEMORY_LIMIT = 0.5
 # What the comparison with a dense layer looks at, of all the flags.
 _VS_DENSE_FLAGS = ("--threads", "--clock", "--seed", "--budget", "--samples", "--router", "--quick")
 
-# What the terminal shows of a table's columns, so that it fits into 100.
-_SHOWN = ("arm", "ms", "quartiles", "x best", "x grouped", "/ roof", "of GEMM", "saved B/tok", "peak MiB")
 _SWEEPS: dict[str, tuple[str, Any, Any, str]] = {
     # flag: field of Size, type, default, meaning
     "tokens": ("tokens", int, 1024, "tokens T of a call"),
@@ -76,93 +70,59 @@ def main(argv: Sequence[str] | None = None, prog: str = "moe-hf bench") -> int:
         return _vs_dense(args, console)
     if args.router is not None:
         raise ConfigError(f"--router belongs to {VS_DENSE}; the router of other cases is --router_type")
-    if args.suite == MIXERS_SUITE:
-        _refuse_more_than_a_suite(args)
-        if args.device not in (None, "cpu"):
-            raise ConfigError(f"suite={args.suite!r} needs device 'cpu', got {args.device!r}")
-        return run_mixers(words, args.quick, args.seed, report_folder(args.report), console)
-    device = chosen_device(args.device)
-    jobs, goals, name = _jobs(args, device)
-    options = Options(device, args.seed, _backends(args.backends), _memory_limit(args.memory_limit))
-    plan = _plan(args)
+    suite = _chosen(args)
+    cases = suite.cases(args.quick)
+    options = Options(_device(args), args.seed, _backends(args.backends), _memory_limit(args.memory_limit))
+    plan = suite.plans[args.quick] if suite.plans else _plan(args)
+    clock = suite.clock or _clock(args.clock)
+    goals = [*goals_of(cases), *suite.goals]
     folder = report_folder(args.report)
-    report = Report(f"moe-hf bench: {name}", shlex.join(["moe-hf", "bench", *words]), args.seed, describe_machine(), [])
+    title = f"moe-hf bench: {suite.meaning}" if args.suite is None else f"moe-hf bench: suite {args.suite}"
+    title += ", quick: smaller sizes, a first look" if args.suite is not None and args.quick else ""
+    report = Report(title, shlex.join(["moe-hf", "bench", *words]), args.seed, describe_machine(), [])
     told: set[Skipped] = set()
     with _progress(console) as progress:
-        task = progress.add_task("", total=len(jobs))
+        task = progress.add_task("", total=len(cases))
 
         def on_group(group: GroupResult) -> None:
             progress.advance(task)
-            _show(progress.console, group, told)
+            _show(progress.console, group, suite.page.hidden, told)
             report.groups.append(group)
             if folder is not None:
-                write_json(report._replace(interrupted=True), folder)
+                write_report_json(report._replace(interrupted=True), folder)
 
-        def on_progress(job: Job, what: str) -> None:
-            progress.update(task, description=f"{job.size.label} {job.size.setting} {job.mode}: {what}")
+        def on_progress(what: str) -> None:
+            progress.update(task, description=what)
 
-        measured = run_jobs(jobs, options, plan, args.clock, on_group, on_progress)
-    if measured.interrupted and not measured.groups:
-        raise KeyboardInterrupt
-    report = report._replace(groups=measured.groups, interrupted=measured.interrupted)
+        measured = run_cases(
+            cases, options, plan, clock, on_group, lambda case, what: on_progress(f"{case.place}, {case.mode}: {what}")
+        )
+        if measured.interrupted and not measured.groups:
+            raise KeyboardInterrupt
+        report = report._replace(groups=measured.groups, interrupted=measured.interrupted)
+        if not report.interrupted:
+            report = _with_further(report, suite, args.quick, options, on_progress, folder is not None)
     if goals:
-        _show_goals(console, goals, measured.groups)
+        _show_goals(console, goals, report)
     if folder is not None:
-        sizes = utilization_sizes(args.suite, [job.size for job in jobs])
-        written = write_report(report, folder, goals, measure_utilization(sizes, options))
+        written = write_report(report, folder, suite.page, goals)
         console.print("wrote " + ", ".join(str(path) for path in written), markup=False, soft_wrap=True)
     return _exit_code(console, report)
 
 
 def _exit_code(console: Console, report: Report) -> int:
-    wrong = list(dict.fromkeys(one.name for group in report.groups for one in group.skipped if one.wrong))
-    if wrong:
-        console.print(f"computed something else than the reference: {', '.join(wrong)}", style="red", soft_wrap=True)
+    if report.wrong:
+        names = ", ".join(report.wrong)
+        console.print(f"computed something else than the reference: {names}", style="red", soft_wrap=True)
     if report.interrupted:
         console.print("interrupted: the tables hold what was measured by then", style="yellow")
         return INTERRUPTED
-    return WRONG if wrong or not any(group.arms for group in report.groups) else 0
-
-
-def wide_console() -> Console:
-    """Where tables are printed: as wide as the terminal, or wide enough for any table where there is none."""
-    console = Screen()
-    return console if console.is_terminal else Screen(width=_PIPED_WIDTH)
-
-
-def report_folder(word: str | None) -> Path | None:
-    """The folder of that name, made if it is missing; None for None.
-
-    Raises:
-        ConfigError: there is something else of that name.
-    """
-    if word is None:
-        return None
-    folder = Path(word)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ConfigError(f"report={word!r} is not allowed; it must be a folder, and a file is in its place") from None
-    return folder
-
-
-def chosen_device(word: str | None) -> torch.device:
-    """The device of that name; without one, CUDA where there is one.
-
-    Raises:
-        ConfigError: it is neither cpu nor cuda, or there is no CUDA device here.
-    """
-    if word not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device={word!r} is not allowed; it must be cpu or cuda")
-    if word == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={word!r}: there is no CUDA device here; use cpu")
-    return torch.device(word or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return WRONG if report.wrong or not any(group.arms for group in report.groups) else 0
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     cases = "\n".join(f"  {name:<13}{case.meaning}" for name, case in CASES.items())
     suites = "\n".join(f"  {name:<13}{suite.meaning}" for name, suite in SUITES.items())
-    suites += f"\n  {MIXERS_SUITE:<13}{MEANING}"
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Measure the mixture of experts against transformers' backends, the dense layer of equal active "
@@ -172,7 +132,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="what to measure (default: all but moe_vs_dense)")
-    parser.add_argument("--suite", help=f"a named set of cases and sizes instead: {', '.join([*SUITES, MIXERS_SUITE])}")
+    parser.add_argument("--suite", help=f"a named set of cases and sizes instead: {', '.join(SUITES)}")
     parser.add_argument("--report", metavar="DIR", help="write report.md, report.json and pictures into this folder")
     parser.add_argument("--quick", action="store_true", help="fewer samples (and sizes, of a suite) for a first look")
     group = parser.add_argument_group("sweeps", "one or more values each; every combination is measured")
@@ -224,21 +184,18 @@ def _given(args: argparse.Namespace) -> list[str]:
     return given + (["--no-memory"] if args.no_memory else [])
 
 
-def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Sequence[Goal], str]:
-    """What to measure, what it has to reach, and its name."""
+def _chosen(args: argparse.Namespace) -> Suite:
+    """What to measure: the suite of that name, or one made of the cases, sizes and modes that were given."""
     _clock(args.clock)
-    given = {flag: getattr(args, flag) for flag in _SWEEPS if getattr(args, flag) is not None}
     if args.suite is not None:
-        if args.suite not in SUITES:
-            allowed = [*SUITES, MIXERS_SUITE]
-            hint = did_you_mean(args.suite, allowed)
-            raise ConfigError(f"unknown bench suite {args.suite!r}; allowed: {', '.join(allowed)}{hint}")
         suite = SUITES[args.suite]
-        _refuse_more_than_a_suite(args)
-        if suite.device != device.type:
-            raise ConfigError(f"suite={args.suite!r} needs device {suite.device!r}, got {device.type!r}")
-        name = f"suite {args.suite}" + (", quick: smaller sizes, a first look" if args.quick else "")
-        return suite.jobs(args.quick), suite.goals, name
+        extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
+        extra += args.cases
+        if extra:
+            raise ConfigError(
+                f"suite={args.suite!r} measures its own cases, sizes and backends; leave out {' '.join(extra)}"
+            )
+        return suite
     names = args.cases or list(CASES)
     for name in names:
         if name not in CASES:
@@ -247,25 +204,28 @@ def _jobs(args: argparse.Namespace, device: torch.device) -> tuple[list[Job], Se
     for mode in args.modes or []:
         if mode not in MODES:
             raise ConfigError(f"mode={mode!r} is not allowed; it must be one of {', '.join(MODES)}")
-    sizes = _sizes(given)
-    jobs = []
-    for name in names:
-        case = CASES[name]
-        for mode in case.modes:
-            if args.modes is None or mode in args.modes:
-                jobs += [Job(case.build, size, mode, not args.no_memory, case=name) for size in _for_mode(sizes, mode)]
-    if not jobs:
+    sizes = _sizes({flag: getattr(args, flag) for flag in _SWEEPS if getattr(args, flag) is not None})
+    wanted = [
+        (name, size, mode)
+        for name in names
+        for mode in CASES[name].modes
+        if args.modes is None or mode in args.modes
+        for size in sizes_of_mode(sizes, mode)
+    ]
+    if not wanted:
         raise ConfigError(f"none of {', '.join(names)} has a mode {' or '.join(args.modes)}; leave --modes out")
-    return jobs, (), ", ".join(names)
+    cases = [case_of(*one, memory=not args.no_memory) for one in wanted]
+    # A router with fewer tokens than experts says nothing about how it uses them.
+    used = used_experts([size for _, size, _ in wanted if size.tokens >= size.num_experts])
+    return Suite(", ".join(names), "", lambda quick: cases, SPEED_PAGE, further=used)
 
 
-def _refuse_more_than_a_suite(args: argparse.Namespace) -> None:
-    extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
-    extra += args.cases
-    if extra:
-        raise ConfigError(
-            f"suite={args.suite!r} measures its own cases, sizes and backends; leave out {' '.join(extra)}"
-        )
+def _device(args: argparse.Namespace) -> torch.device:
+    needed = None if args.suite is None else SUITES[args.suite].device
+    word = args.device or ("cpu" if needed == "cpu" else None)
+    if needed is not None and (word or chosen_device(None).type) != needed:
+        raise ConfigError(f"suite={args.suite!r} needs device {needed!r}, got {word or chosen_device(None).type!r}")
+    return chosen_device(word)
 
 
 def _sizes(given: dict[str, list[Any]]) -> list[Size]:
@@ -290,16 +250,6 @@ def _capacity_factor(word: str | None) -> float | None:
         return float(word)
     except ValueError:
         raise ConfigError(f"capacity_factor={word!r} is not allowed; it must be a number > 0, or none") from None
-
-
-def _for_mode(sizes: Sequence[Size], mode: str) -> list[Size]:
-    """The sizes with the numbers of tokens that belong to the mode, each once."""
-    if mode == DECODE:
-        sizes = [size._replace(tokens=tokens) for size in sizes for tokens in DECODE_TOKENS]
-    elif mode == GENERATE:
-        # Here tokens count the sequences that are continued at once.
-        sizes = [size._replace(tokens=1) for size in sizes]
-    return list(dict.fromkeys(sizes))
 
 
 def _backends(names: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -334,6 +284,19 @@ def _memory_limit(gibibytes: float | None) -> int:
     return int(gibibytes * 2**30)
 
 
+def _with_further(
+    report: Report, suite: Suite, quick: bool, options: Options, on_progress: Callable[[str], None], whole: bool
+) -> Report:
+    """The report with what the suite measures besides its cases, as far as it comes before Ctrl-C."""
+    further = {}
+    try:
+        for name, found in suite.further(quick, options, whole, on_progress):
+            further[name] = found
+    except KeyboardInterrupt:
+        report = report._replace(interrupted=True)
+    return report._replace(further=further)
+
+
 def _progress(console: Console) -> Progress:
     columns = (
         BarColumn(bar_width=20),
@@ -344,19 +307,12 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _show(console: Console, group: GroupResult, told: set[Skipped]) -> None:
-    size = group.size
-    title = f"{group.case}, {group.mode}: {size.label}, {size.setting}, {size.rows_per_expert:g} rows per expert"
-    console.print(title, style="bold", markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns, rows = filled(ARM_COLUMNS, arm_rows(group))
-    for column in columns:
-        if column in _SHOWN:
-            table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*[cell for column, cell in zip(columns, row, strict=True) if column in _SHOWN])
+def _show(console: Console, group: GroupResult, hidden: Sequence[str], told: set[Skipped]) -> None:
+    console.print(group.title, style="bold", markup=False, soft_wrap=True)
+    columns, rows = arm_table(group)
+    kept = [index for index, column in enumerate(columns) if column not in hidden]
     if rows:
-        console.print(table)
+        console.print(table_of([columns[index] for index in kept], [[row[index] for index in kept] for row in rows]))
     for skipped in group.skipped:
         # Once per run is enough; the report says it for each table.
         if skipped not in told:
@@ -364,13 +320,9 @@ def _show(console: Console, group: GroupResult, told: set[Skipped]) -> None:
     told.update(group.skipped)
 
 
-def _show_goals(console: Console, goals: Sequence[Goal], groups: Sequence[GroupResult]) -> None:
+def _show_goals(console: Console, goals: Sequence[Goal], report: Report) -> None:
     console.print("Numbers to reach", style="bold")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in GOAL_COLUMNS:
-        table.add_column(column)
-    verdicts = judge(goals, groups)
-    for verdict, row in zip(verdicts, goal_rows(verdicts, with_place=False), strict=True):
-        style = "" if not verdict.values else ("green" if verdict.met else "red")
-        table.add_row(*row, style=style)
-    console.print(table)
+    verdicts = judge(goals, report.groups, report.further)
+    columns, rows = goal_table(verdicts, with_place=False)
+    styles = ["" if not verdict.values else ("green" if verdict.met else "red") for verdict in verdicts]
+    console.print(table_of(columns, rows, styles, words=columns))

@@ -4,21 +4,19 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
+from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.harness.machine import describe_machine
-from moe_hf.bench.speed.arms import Options
 from moe_hf.bench.speed.opponents import PACKED, backend_names
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
 from moe_hf.bench.speed.profiling import PARTS, Profile, default_profiles
 from moe_hf.bench.speed.sizes import DTYPES, Size
-from moe_hf.cli.bench import chosen_device, report_folder, wide_console
+from moe_hf.cli.measuring import chosen_device, report_folder, table_of, wide_console
 from moe_hf.layers.ffn.routers import ROUTERS
 
 
@@ -107,16 +105,16 @@ def _show(console: Console, part: str, profiles: Sequence[Profile]) -> None:
     for line in hot_spots(profiles):
         console.print(f"- {line}", markup=False)
     for profile in profiles:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(f"{profile.arm}: top operators", no_wrap=True, max_width=55)
-        for column in ("kind", "calls", "ms", "share"):
-            table.add_column(column, justify="left" if column == "kind" else "right")
-        for operator in profile.operators[:6]:
-            table.add_row(
+        rows = [
+            [
                 operator.name,
                 operator.kind,
                 f"{operator.calls / profile.steps:g}",
                 f"{operator.milliseconds / profile.steps:.2f}",
                 f"{profile.share_of(operator):.1%}",
-            )
+            ]
+            for operator in profile.operators[:6]
+        ]
+        table = table_of([f"{profile.arm}: top operators", "kind", "calls", "ms", "share"], rows, words=["kind"])
+        table.columns[0].max_width, table.columns[0].no_wrap = 55, True
         console.print(table)

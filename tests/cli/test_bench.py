@@ -3,10 +3,19 @@
 import json
 
 import pytest
+import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_hf.__main__ import main
-from moe_hf.bench.speed.report import write_json
+from moe_hf.base.registry import Registry
+from moe_hf.bench.harness.arms import FORWARD, Arm
+from moe_hf.bench.harness.cases import Goal
+from moe_hf.bench.harness.report import write_report_json
+from moe_hf.bench.harness.suite import Suite
+from moe_hf.bench.mixers.layers import LayerSize, layer_case
+from moe_hf.bench.mixers.perplexity import FULL, TOPK
+from moe_hf.bench.mixers.report import LENGTHS, PERPLEXITIES
+from moe_hf.bench.mixers.suite import MIXERS_SUITE
 
 TINY = "--tokens 8 --hidden_size 8 --expert_width 16 --num_experts 4 --clock cpu --budget 0 --samples 1".split()
 
@@ -39,16 +48,6 @@ def test_moe_vs_dense_prints_the_four_lines_first(capsys):
     assert any(line.startswith("Measured time ratio: ") for line in lines)
 
 
-def test_profile_prints_hot_spots_and_writes_reports(tmp_path, capsys):
-    words = "--tokens 8 --hidden_size 8 --expert_width 16 --num_experts 4 --steps 1 --backend sorted".split()
-    assert main(["profile", "moe_layer", *words, "--report", str(tmp_path)]) == 0
-    assert "\n- sorted, " in capsys.readouterr().out
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("consolidated_profiling_report.md", "moe_layer_profiling_report.md", "profile.json"),
-        *("trace_moe_layer_sorted.json", "trace_moe_layer_grouped_mm.json"),
-    }
-
-
 def test_size_that_a_layer_refuses_is_skipped_and_the_rest_measured(tmp_path, capsys):
     sizes = ["--modes", "forward", "--backends", "sorted", *TINY, "--router_type", "switch", "--top_k", "2", "1"]
     assert main(["bench", "layer", *sizes, "--report", str(tmp_path)]) == 0
@@ -79,11 +78,11 @@ def test_report_json_grows_with_every_group(tmp_path, monkeypatch, capsys):
     lengths = []
 
     def noted(report, folder, *rest):
-        file = write_json(report, folder, *rest)
+        file = write_report_json(report, folder, *rest)
         lengths.append((len(json.loads(file.read_text())["groups"]), report.interrupted))
         return file
 
-    monkeypatch.setattr("moe_hf.cli.bench.write_json", noted)
+    monkeypatch.setattr("moe_hf.cli.bench.write_report_json", noted)
     words = ["experts", "--modes", "forward", "--backends", "sorted", *TINY, "--top_k", "1", "2"]
     assert main(["bench", *words, "--report", str(tmp_path)]) == 0
     assert lengths == [(1, True), (2, True)]
@@ -98,6 +97,57 @@ def test_piped_tables_are_not_cut_to_eighty_columns(capsys):
     assert "peak MiB" in header
     assert "grouped_mm, one kernel" in out
     assert "…" not in out
+
+
+def small_suite() -> Suite:
+    def build() -> list[Arm]:
+        x = torch.ones(60, 60)
+        return [Arm("one", lambda: x @ x), Arm("other", lambda: x @ x)]
+
+    goal = Goal("one is as fast as the other", 0.01, "other", "one", by_round=True)
+    case = layer_case("two", FORWARD, LayerSize(60, 60), build, goal)
+    further = [(PERPLEXITIES, {FULL: 4.0, TOPK: 5.0}), (LENGTHS, [])]
+    return MIXERS_SUITE._replace(cases=lambda quick: [case], further=lambda *given: further)
+
+
+def test_mixers_suite_prints_tables_and_verdicts_and_writes_the_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("moe_hf.cli.bench.SUITES", Registry("bench suite", {"mixers": small_suite()}))
+    assert main(["bench", "--suite", "mixers", "--quick", "--report", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "two, forward, 60 tokens, width 60" in text
+    assert "one is as fast as the other" in text
+    assert "MISSED in 1 of 1" in text
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert data["command"].startswith("moe-hf bench --suite mixers --quick")
+    assert [goal["verdict"] for goal in data["goals"]] == ["met", "MISSED in 1 of 1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--suite", "mixers", "--tokens", "8"], "leave out --tokens"),
+        (["experts", "--suite", "mixers"], "leave out experts"),
+        (["--suite", "mixers", "--device", "cuda"], "needs device 'cpu'"),
+        (["--suite", "mixer"], "did you mean 'mixers'"),
+    ],
+)
+def test_what_the_mixers_suite_does_not_take_is_refused(words, text, capsys):
+    assert main(["bench", *words]) != 0
+    assert text in "".join(capsys.readouterr())
+
+
+def test_ctrl_c_after_the_cases_keeps_them_and_what_came_before_it(tmp_path, capsys, monkeypatch):
+    def further(*given):
+        yield PERPLEXITIES, {FULL: 4.0, TOPK: 4.0}
+        raise KeyboardInterrupt
+
+    suites = Registry("bench suite", {"mixers": small_suite()._replace(further=further)})
+    monkeypatch.setattr("moe_hf.cli.bench.SUITES", suites)
+    assert main(["bench", "--suite", "mixers", "--report", str(tmp_path)]) == 130
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["interrupted"]
+    assert data["perplexities"][TOPK] == 4.0
+    assert [group["case"] for group in data["groups"]] == ["two"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +170,6 @@ def test_piped_tables_are_not_cut_to_eighty_columns(capsys):
         (["bench", "experts", "--activation", "glue"], "activation='glue' is not allowed"),
         (["bench", "layer", "--router_type", "topk"], "unknown router_type 'topk'"),
         (["bench", "layer", "--device", "gpu"], "device='gpu' is not allowed"),
-        (["profile", "--device", "gpu"], "device='gpu' is not allowed"),
         (["bench", "experts", "--clock", "sun"], "clock='sun' is not allowed"),
         (["bench", "experts", "--samples", "0"], "samples=0"),
         (["bench", "moe_vs_dense", "experts"], "give it alone"),
@@ -137,10 +186,6 @@ def test_piped_tables_are_not_cut_to_eighty_columns(capsys):
         (["bench", "experts", "--budget", "inf"], "budget=inf"),
         (["bench", "experts", "--report", __file__], "it must be a folder"),
         (["bench", "experts", "--report", __file__ + "/below"], "it must be a folder"),
-        (["profile", "--report", __file__], "it must be a folder"),
-        (["profile", "layer"], "unknown part 'layer'"),
-        (["profile", "--backend", "eagre"], "unknown backend 'eagre'"),
-        (["profile", "--steps", "0"], "steps=0 is not allowed"),
     ],
 )
 def test_wrong_input_is_one_line_and_a_code_of_2(capsys, words, message):

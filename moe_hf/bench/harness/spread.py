@@ -1,5 +1,6 @@
 """Sums up samples: median, quartiles, and two ratios that must agree before one is believed."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,11 +18,13 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles; of a single value all three are that value.
+    """Median and quartiles; of a single value all three are that value, of none they are not a number.
 
     >>> spread([3.0, 1.0, 2.0, 5.0, 4.0])
     Spread(median=3.0, low=2.0, high=4.0, samples=5)
     """
+    if not values:
+        return Spread(math.nan, math.nan, math.nan, 0)
     if len(values) < 2:
         return Spread(values[0], values[0], values[0], 1)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")

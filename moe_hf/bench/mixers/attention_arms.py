@@ -6,7 +6,7 @@ Shapes: B batch, H heads of 64 channels, S queries, N keys.
 import torch
 from torch.nn import functional as F
 
-from moe_hf.bench.mixers.cases import Arm
+from moe_hf.bench.harness.arms import Arm
 from moe_hf.layers.attention.sparse import DEFAULT_BLOCK_SIZE, DEFAULT_TOPK, DEFAULT_TOPK_BLOCKS
 from moe_hf.ops.attention.block_attention import topk_block_attention
 from moe_hf.ops.attention.topk_attention import topk_sparse_attention

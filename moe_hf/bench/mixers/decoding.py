@@ -1,19 +1,31 @@
 """The cases in which a layer brings forth one token after a context."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from transformers import Cache
 
+from moe_hf.bench.harness.arms import DECODE, Arm
+from moe_hf.bench.harness.cases import Case, Goal
 from moe_hf.bench.mixers.attention_arms import EXACT, SDPA, attention_arms
-from moe_hf.bench.mixers.cases import DECODE, Arm, Case, Claim
-from moe_hf.bench.mixers.comparisons import HOST, OWN
-from moe_hf.bench.mixers.layers import Layer, drawn, transformers_cache, transformers_layer
+from moe_hf.bench.mixers.layers import (
+    HOST,
+    OWN,
+    Layer,
+    LayerSize,
+    drawn,
+    layer_case,
+    same,
+    transformers_cache,
+    transformers_layer,
+)
 from moe_hf.bench.mixers.peers import CachedDotProduct
 from moe_hf.ops.sequence.fft_conv import dot_with_past
 from moe_hf.ops.sequence.future_fill import epoch_length, future_fill_step
 
 _WIDTH = 768
+_goal = partial(Goal, by_round=True)
 _SHORT, _LONG, _VERY_LONG = 512, 8192, 32768
 _CONSTANT_STATE = ("RetNet", "Mamba-1", "Mamba-2", "RWKV-4", "RWKV-7")
 DOT, RECOMPUTED = "dot product over the cache", "all tokens again"
@@ -23,6 +35,10 @@ def decoding_cases(quick: bool) -> list[Case]:
     """Every row of the table of numbers to reach that is about decoding."""
     hyena = [] if quick else [_long_convolution(), _hyena()]
     return [*_at_any_context(), *_against_transformers(), *hyena, _sparse_attention()]
+
+
+def _case(name: str, length: int, build: Callable[[], list[Arm]], goal: Goal) -> Case:
+    return layer_case(name, DECODE, LayerSize(_WIDTH, length), build, goal)
 
 
 def _decode(call: Callable[..., torch.Tensor], cache: Cache, width: int) -> Callable[[], torch.Tensor]:
@@ -44,8 +60,8 @@ def _at_any_context() -> Iterator[Case]:
             return [Arm(f"{length:,}", _decode(layer, cache, _WIDTH)) for length, cache in caches.items()]
 
         quantity = "decoding a token, after 8,192 / after 512 (RetNet, Mamba, RWKV)"
-        claim = Claim(quantity, 1.15, (f"{_LONG:,}",), f"{_SHORT:,}", higher=False)
-        yield Case(f"{kind} at two contexts", DECODE, _WIDTH, _LONG, build, (claim,))
+        goal = _goal(quantity, 1.15, f"{_LONG:,}", f"{_SHORT:,}", higher=False)
+        yield _case(f"{kind} at two contexts", _LONG, build, goal)
 
 
 def _against_transformers() -> Iterator[Case]:
@@ -58,10 +74,9 @@ def _against_transformers() -> Iterator[Case]:
                 host(context, cache)
             own = _decode(layer, layer.cache_after(context), _WIDTH)
             other = _decode(host, cache, _WIDTH)
-            return [Arm(OWN, own, output=own), Arm(HOST, other, output=other)]
+            return [Arm(OWN, own, check=same(own)), Arm(HOST, other, check=same(other))]
 
-        claim = Claim(f"{kind} decoding vs transformers", must, (HOST,), OWN)
-        yield Case(kind, DECODE, _WIDTH, _SHORT, build, (claim,))
+        yield _case(kind, _SHORT, build, _goal(f"{kind} decoding vs transformers", must, HOST, OWN))
 
 
 def _long_convolution() -> Case:
@@ -86,10 +101,10 @@ def _long_convolution() -> Case:
             length = _LONG + tokens
             return dot_with_past(inputs_BPD[:, :length], reversed_LD[-length:])
 
-        return [Arm(OWN, epoch, tokens=tokens, output=epoch), Arm(DOT, dot, output=dot)]
+        return [Arm(OWN, epoch, tokens=tokens, check=same(epoch)), Arm(DOT, dot, check=same(dot))]
 
     quantity = "Hyena's long convolution, a token vs a dot product over the cache, 8,192 tokens"
-    return Case("long convolution", DECODE, _WIDTH, _LONG, build, (Claim(quantity, 3.0, (DOT,), OWN),))
+    return _case("long convolution", _LONG, build, _goal(quantity, 3.0, DOT, OWN))
 
 
 def _hyena() -> Case:
@@ -112,15 +127,15 @@ def _hyena() -> Case:
             return layer(context)[:, -1:]
 
         return [
-            Arm(OWN, epoch, tokens=tokens, output=own),
-            Arm(DOT, lambda: peer.step(token), output=lambda: peer.step(token)),
+            Arm(OWN, epoch, tokens=tokens, check=same(own)),
+            Arm(DOT, lambda: peer.step(token), check=same(lambda: peer.step(token))),
             Arm(RECOMPUTED, again),
         ]
 
-    claims = (Claim("Hyena decoding vs computing all tokens again, 8,192 tokens", 100.0, (RECOMPUTED,), OWN),)
-    return Case("Hyena", DECODE, _WIDTH, _LONG, build, claims)
+    goal = _goal("Hyena decoding vs computing all tokens again, 8,192 tokens", 100.0, RECOMPUTED, OWN)
+    return _case("Hyena", _LONG, build, goal)
 
 
 def _sparse_attention() -> Case:
-    claim = Claim("top-k vs sdpa, decoding against 32,768 keys", 1.8, (SDPA,), EXACT)
-    return Case("attention alone", DECODE, _WIDTH, _VERY_LONG, lambda: attention_arms(1, _VERY_LONG, _WIDTH), (claim,))
+    goal = _goal("top-k vs sdpa, decoding against 32,768 keys", 1.8, SDPA, EXACT)
+    return _case("attention alone", _VERY_LONG, lambda: attention_arms(1, _VERY_LONG, _WIDTH), goal)

@@ -5,8 +5,9 @@ Shapes: B batch, S positions, D width.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +18,8 @@ from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
-from moe_hf.bench.mixers.cases import Arm
+from moe_hf.bench.harness.arms import DECODE, TRAINING, Arm, Check, Group, Options
+from moe_hf.bench.harness.cases import Case, Goal
 from moe_hf.layers.caches.host import MAMBA_CACHE_NAME
 from moe_hf.layers.caches.states import advance
 from moe_hf.layers.mixers.base import Mixer
@@ -42,6 +44,57 @@ KINDS: Registry[tuple[str, dict[str, Any]]] = Registry(
 
 LONGEST = 2**15
 _SEED = 0
+OWN, HOST = "moe_hf", "transformers"
+MOST_ERROR = 1e-3
+"""The relative error between arms of one case that float32 explains over thousands of tokens."""
+
+
+class LayerSize(NamedTuple):
+    """Width of a layer, and the tokens of a call or of the context before a decoded token; one sequence, one thread."""
+
+    width: int
+    tokens: int
+
+    @property
+    def threads(self) -> int:
+        """A mixer is measured on one."""
+        return 1
+
+    def place(self, case: str, mode: str) -> str:
+        """Where a number was measured.
+
+        >>> LayerSize(768, 2048).place("Mamba-1", "forward")
+        'Mamba-1, forward, 2,048 tokens, width 768'
+        """
+        after = "after " if mode == DECODE else ""
+        return f"{case}, {mode}, {after}{self.tokens:,} tokens, width {self.width}"
+
+    def title(self, case: str, mode: str) -> str:
+        """What stands above the table of one group."""
+        return self.place(case, mode) + (", per token" if mode == DECODE else "")
+
+
+def layer_case(
+    name: str, mode: str, size: LayerSize, build: Callable[[], list[Arm]], *goals: Goal, memory: bool = False
+) -> Case:
+    """A case whose arms must equal its first one; with `memory` what a call holds is counted instead of its time."""
+
+    def held_against_the_first(options: Options) -> Group:
+        arms = build()
+        checked = [arm for arm in arms if arm.check is not None]
+        for index, arm in enumerate(arms):
+            if arm.check is not None and checked[0].check is not None:
+                other = Check(arm.check.output, checked[0].check.output, MOST_ERROR)
+                arms[index] = arm._replace(check=None if arm is checked[0] else other)
+        return Group(arms)
+
+    mode = f"{mode}, memory" if memory else mode
+    return Case(name, mode, size, held_against_the_first, goals, timed=not memory, memory=memory)
+
+
+def same(output: Callable[[], torch.Tensor]) -> Check:
+    """What an arm computes; `layer_case` says which arm it must equal."""
+    return Check(lambda: [output()], lambda: [output()])
 
 
 class Layer:
@@ -174,27 +227,24 @@ def _renamed(name: str, names: dict[str, str]) -> str:
     return name
 
 
-def forward_arm(name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: torch.Tensor, **fields: Any) -> Arm:
-    """A call without gradients."""
+def layer_arm(
+    mode: str, name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: torch.Tensor, **fields: Any
+) -> Arm:
+    """A call without gradients, or in training forward and backward, whose result is the gradient of the tokens.
 
-    def step() -> torch.Tensor:
-        with torch.no_grad():
-            return call(x_BSD)
+    Those of the weights add up. An arm that is timed once is not compared.
+    """
+    step = partial(_gradient, name, call, x_BSD) if mode == TRAINING else partial(torch.no_grad()(call), x_BSD)
+    check = None if fields.get("once") else same(step)
+    return Arm(name, step, **{"check": check, **fields})
 
-    return Arm(name, step, **{"output": step, **fields})
 
-
-def training_arm(name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: torch.Tensor, **fields: Any) -> Arm:
-    """Forward and backward; the result is the gradient of the tokens, those of the weights add up."""
-
-    def step() -> torch.Tensor:
-        leaf = x_BSD.clone().requires_grad_()
-        call(leaf).square().mean().backward()
-        if leaf.grad is None:
-            raise RuntimeError(f"{name} gives its input no gradient")
-        return leaf.grad
-
-    return Arm(name, step, **{"output": step, **fields})
+def _gradient(name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: torch.Tensor) -> torch.Tensor:
+    leaf = x_BSD.clone().requires_grad_()
+    call(leaf).square().mean().backward()
+    if leaf.grad is None:
+        raise RuntimeError(f"{name} gives its input no gradient")
+    return leaf.grad
 
 
 @contextmanager

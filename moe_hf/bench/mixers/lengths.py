@@ -6,17 +6,16 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.bench.harness.arms import FORWARD, TRAINING
 from moe_hf.bench.harness.memory import step_memory
 from moe_hf.bench.harness.timing import seconds_per_call
-from moe_hf.bench.mixers.cases import FORWARD, TRAINING, Arm
-from moe_hf.bench.mixers.layers import KINDS, LONGEST, Layer, drawn, forward_arm, training_arm
+from moe_hf.bench.mixers.layers import KINDS, LONGEST, Layer, drawn, layer_arm
 
 WIDTH = 256
 SHORTEST = 512
 # A training step of attention takes 16 times as long at four times the length, and thrice a forward pass.
 _LONGEST = {FORWARD: LONGEST, TRAINING: LONGEST // 4}
 _LONGEST_QUICK = {FORWARD: 4096, TRAINING: 2048}
-_ARMS: dict[str, Callable[..., Arm]] = {FORWARD: forward_arm, TRAINING: training_arm}
 _CPU = torch.device("cpu")
 # A short call is repeated until it has taken so long.
 _SECONDS = 0.2
@@ -49,10 +48,10 @@ def measure_lengths(quick: bool, on_kind: Callable[[str], None]) -> Iterator[Poi
     try:
         for kind in KINDS:
             layer = Layer(kind, WIDTH)
-            for mode, make in _ARMS.items():
+            for mode in _LONGEST:
                 on_kind(f"{kind}, {mode}, growing length")
                 for length in lengths_of(mode, quick):
-                    arm = make(kind, layer, drawn(length, WIDTH))
+                    arm = layer_arm(mode, kind, layer, drawn(length, WIDTH))
                     held = step_memory(arm.step, _CPU).peak
                     # What came before has warmed up everything but the length.
                     timed = partial(seconds_per_call, arm.step, clock="cpu", device=_CPU)

@@ -1,12 +1,17 @@
-"""Which cases the suite of the mixers measures."""
+"""The suite of the mixers: its cases, and what else is measured of mixers."""
 
-from moe_hf.bench.mixers.cases import Case
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moe_hf.bench.harness.arms import Options
+from moe_hf.bench.harness.cases import Case, Goal
+from moe_hf.bench.harness.suite import Suite
+from moe_hf.bench.harness.timing import SamplingPlan
 from moe_hf.bench.mixers.comparisons import comparison_cases
 from moe_hf.bench.mixers.decoding import decoding_cases
-from moe_hf.bench.mixers.measure import Effort
-from moe_hf.bench.mixers.perplexity import Schooling
-
-MEANING = "the table of docs/mixers.md: every mixer against transformers, attention and its other forms, 1 thread"
+from moe_hf.bench.mixers.lengths import measure_lengths
+from moe_hf.bench.mixers.perplexity import FULL, MOST_PERPLEXITY, TOPK, Schooling, perplexities
+from moe_hf.bench.mixers.report import LENGTHS, MIXERS_PAGE, PERPLEXITIES
 
 
 def suite_cases(quick: bool) -> list[Case]:
@@ -14,11 +19,33 @@ def suite_cases(quick: bool) -> list[Case]:
     return [*comparison_cases(quick), *decoding_cases(quick)]
 
 
-def suite_effort(quick: bool) -> Effort:
-    """How often each is timed."""
-    return Effort(rounds=2, budget=0.1) if quick else Effort(rounds=3, budget=0.5)
+def _further(
+    quick: bool, options: Options, whole: bool, on_progress: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    on_progress("perplexity of a small trained model")
+    schooling = Schooling(steps=20, heldout=4) if quick else Schooling()
+    yield PERPLEXITIES, perplexities(schooling, options.seed)
+    if whole:
+        yield LENGTHS, list(measure_lengths(quick, on_progress))
 
 
-def suite_schooling(quick: bool) -> Schooling:
-    """How long the model of the perplexities is trained."""
-    return Schooling(steps=20, heldout=4) if quick else Schooling()
+PERPLEXITY_GOAL = Goal(
+    f"perplexity with {TOPK} / with {FULL}",
+    MOST_PERPLEXITY,
+    TOPK,
+    FULL,
+    higher=False,
+    of=PERPLEXITIES,
+    case="a small trained model",
+)
+
+MIXERS_SUITE = Suite(
+    "the table of docs/mixers.md: every mixer against transformers, attention and its other forms, 1 thread",
+    "cpu",
+    suite_cases,
+    MIXERS_PAGE,
+    (PERPLEXITY_GOAL,),
+    clock="cpu",
+    plans=(SamplingPlan(budget=0.5, min_rounds=3, slow_rounds=1), SamplingPlan(0.1, min_rounds=2, slow_rounds=1)),
+    further=_further,
+)

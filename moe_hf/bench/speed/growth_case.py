@@ -1,9 +1,13 @@
 """How cost grows with the number of experts: the same experts case with few and with many, measured together."""
 
-from moe_hf.bench.speed.arms import GEMM, ROOF, TRAINING, Group, Options
+from typing import Any
+
+from moe_hf.bench.harness.arms import FORWARD, GEMM, ROOF, TRAINING, Group, Options
+from moe_hf.bench.harness.cases import TEMPORARY, Goal
+from moe_hf.bench.harness.results import GroupResult
 from moe_hf.bench.speed.experts_case import build_experts
-from moe_hf.bench.speed.results import GroupResult
-from moe_hf.bench.speed.sizes import Size, expert_gradient_bytes
+from moe_hf.bench.speed.opponents import GPU_SUBJECT, SUBJECT
+from moe_hf.bench.speed.sizes import Size
 
 GROWTH = "growth"
 FEW, MANY = 8, 64
@@ -29,7 +33,7 @@ def build_growth(size: Size, mode: str, options: Options) -> Group:
             if arm.family not in (GEMM, ROOF)
         ]
         skipped += [one._replace(name=at(one.name, num_experts)) for one in group.skipped]
-    return Group(GROWTH, mode, size._replace(num_experts=MANY), arms, skipped)
+    return Group(arms, skipped)
 
 
 def split_by_experts(group: GroupResult) -> list[GroupResult]:
@@ -40,6 +44,20 @@ def split_by_experts(group: GroupResult) -> list[GroupResult]:
     for num_experts in (FEW, MANY):
         size, ending = group.size._replace(num_experts=num_experts), at("", num_experts)
         arms = [arm._replace(name=arm.name.removesuffix(ending)) for arm in group.arms if arm.name.endswith(ending)]
-        gradient_bytes = expert_gradient_bytes(size) if group.mode == TRAINING else 0
-        parts.append(group._replace(size=size, arms=arms, gradient_bytes=gradient_bytes))
+        parts.append(group._replace(size=size, arms=arms))
     return parts
+
+
+def _goal(quantity: str, mode: str, must: float, backend: str, **fields: Any) -> Goal:
+    return Goal(quantity, must, at(backend, MANY), at(backend, FEW), higher=False, case=GROWTH, mode=mode, **fields)
+
+
+GROWTH_CPU_GOALS: tuple[Goal, ...] = (
+    _goal("growth: forward E 64 / E 8", FORWARD, 1.3, SUBJECT),
+    _goal("growth: forward+backward E 64 / E 8", TRAINING, 2.0, SUBJECT),
+    _goal("growth: temporaries without returned gradients", TRAINING, 1.2, SUBJECT, of=TEMPORARY),
+)
+GROWTH_GPU_GOALS: tuple[Goal, ...] = (
+    _goal("growth: forward E 64 / E 8", FORWARD, 1.3, GPU_SUBJECT),
+    _goal("growth: forward+backward E 64 / E 8", TRAINING, 1.3, GPU_SUBJECT),
+)

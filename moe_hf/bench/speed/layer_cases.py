@@ -14,20 +14,7 @@ import torch
 from torch import nn
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.speed.arms import (
-    ROOF,
-    TRAINING,
-    Arm,
-    Check,
-    Group,
-    Options,
-    Output,
-    Skipped,
-    inference_output,
-    inference_step,
-    training_output,
-    training_step,
-)
+from moe_hf.bench.harness.arms import ROOF, TRAINING, Arm, Check, Group, Options, Output, Skipped, output_of, step_of
 from moe_hf.bench.speed.configs import batch_shape, moe_config
 from moe_hf.bench.speed.opponents import TRANSFORMERS_BACKENDS, Weights, batched_obstacle, family_of, stock_experts
 from moe_hf.bench.speed.reference import ReferenceExperts
@@ -126,49 +113,49 @@ def _build(
     x_TD, token_ids_T = draw_tokens(size, options)
     shape = batch_shape(size)
     x_BSD, token_ids_BS = x_TD.view(*shape, -1).requires_grad_(), token_ids_T.view(shape)
-    grad_BSD = torch.randn(x_BSD.shape, generator=options.generator()).to(x_BSD)
+    grad_BSD = torch.randn(x_BSD.shape, generator=options.generator()).to(x_BSD) if training else None
 
-    def output_of(module: nn.Module) -> Output:
+    def compared(module: nn.Module) -> Output:
         # Attention's smallest gradients are nothing but rounding in less than float32.
         dtype = torch.float32 if case == "block" else x_BSD.dtype
         leaf_BSD = x_BSD.detach().to(dtype).requires_grad_()
         forward = partial(call, module.train(training), leaf_BSD, token_ids_BS)
+        grad = None if grad_BSD is None else grad_BSD.to(dtype)
 
         def output() -> list[torch.Tensor]:
             with in_dtype(module, dtype):
-                if training:
-                    return training_output(forward, [leaf_BSD, *module.parameters()], grad_BSD.to(dtype))()
-                return inference_output(forward)()
+                return output_of(forward, [leaf_BSD, *module.parameters()], grad)()
 
         return output
 
     def arm(name: str, family: str, module: nn.Module, reference: Output | None = None) -> Arm:
-        module.train(training)
-        forward = partial(call, module, x_BSD, token_ids_BS)
-        leaves = [x_BSD, *module.parameters()]
+        forward = partial(call, module.train(training), x_BSD, token_ids_BS)
+
+        def known() -> list[torch.Tensor]:
+            return [x_BSD, *module.parameters(), *module.buffers()]
+
+        returned = sum(tensor.numel() * tensor.element_size() for tensor in known())
         return Arm(
             name,
+            step_of(forward, [x_BSD, *module.parameters()], grad_BSD),
             family,
-            training_step(forward, leaves, grad_BSD) if training else inference_step(forward),
-            check=None if reference is None else Check(output_of(module), reference),
+            check=None if reference is None else Check(compared(module), reference),
             saved=forward if training else None,
-            known=lambda: [x_BSD, *module.parameters(), *module.buffers()],
+            known=known,
             flops=expert_flops(size, training) if case == "layer" else 0.0,
+            gradient_bytes=returned if training and family != ROOF else 0,
         )
 
     sparse = partial(_sparse, make, size, options)
     names, skipped = layer_backends(size, options, training)
-    reference = output_of(sparse("eager", reference=True))
+    reference = compared(sparse("eager", reference=True))
     arms = []
     for name in names:
         try:
             arms.append(arm(name, family_of(name), sparse(name), reference))
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
-    roof = drawn(make_dense, size, options)
-    arms.append(arm(DENSE, ROOF, roof))
-    gradient_bytes = sum(p.numel() * p.element_size() for p in arms[0].known()) if training else 0
-    return Group(case, mode, size, arms, skipped, gradient_bytes)
+    return Group([*arms, arm(DENSE, ROOF, drawn(make_dense, size, options))], skipped)
 
 
 def _sparse(

@@ -11,8 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.harness.timing import Step
-from moe_hf.bench.speed.arms import (
+from moe_hf.bench.harness.arms import (
     ROOF,
     TRAINING,
     TRANSFORMERS,
@@ -24,15 +23,17 @@ from moe_hf.bench.speed.arms import (
     Skipped,
     released_gradients,
 )
+from moe_hf.bench.harness.cases import Goal
+from moe_hf.bench.harness.timing import Step
 from moe_hf.bench.speed.configs import batch_shape, moe_config
 from moe_hf.bench.speed.layer_cases import exchange_experts, in_dtype, layer_backends
-from moe_hf.bench.speed.opponents import family_of
+from moe_hf.bench.speed.opponents import SUBJECT, family_of
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.bench.studies.timed_training import train_step
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
-GENERATE = "generate"
+MODEL = "model"
 NUM_LAYERS = 4
 PROMPT, NEW_TOKENS = 16, 16
 DENSE_TWIN = "dense twin"
@@ -64,11 +65,11 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
             continue
-        arms.append(Arm(name, family_of(name), run(model, ids_BS), Check(output_of(model, ids_BS), reference)))
+        arms.append(Arm(name, run(model, ids_BS), family_of(name), Check(output_of(model, ids_BS), reference)))
     twin = _seeded(GPT2WithMoE, _config(size, mlp_layer_types=["dense"] * NUM_LAYERS), size, options)
-    arms.append(Arm(DENSE_TWIN, ROOF, run(twin, ids_BS)))
-    arms.append(Arm(STOCK_GPT2, ROOF, run(_stock_gpt2(size, options), ids_BS)))
-    return Group("model", mode, size, arms, skipped)
+    arms.append(Arm(DENSE_TWIN, run(twin, ids_BS), ROOF))
+    arms.append(Arm(STOCK_GPT2, run(_stock_gpt2(size, options), ids_BS), ROOF))
+    return Group(arms, skipped)
 
 
 def _moe(size: Size, backend: str, options: Options, reference: bool = False) -> PreTrainedModel:
@@ -147,3 +148,9 @@ def _training_output(model: PreTrainedModel, ids_BS: torch.Tensor) -> Output:
             return [found.logits.detach(), *released_gradients(model.parameters())]
 
     return output
+
+
+MODEL_GOALS = tuple(
+    Goal(f"GPT-2 256x4 train step / {words}", 1.2, SUBJECT, dense, 1.12, higher=False, case=MODEL, mode=TRAINING)
+    for dense, words in ((STOCK_GPT2, STOCK_GPT2), (DENSE_TWIN, "this package's dense twin"))
+)

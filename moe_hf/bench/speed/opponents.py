@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
-from moe_hf.bench.speed.arms import FUSED, OWN, PACKAGE, TRANSFORMERS, Options, Skipped
+from moe_hf.bench.harness.arms import FUSED, OWN, PACKAGE, TRANSFORMERS, Options, Skipped
 from moe_hf.bench.speed.configs import moe_config
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig

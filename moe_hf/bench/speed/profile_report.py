@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_hf.base.files import whole_file
+from moe_hf.bench.harness.tables import markdown_table, milliseconds
 from moe_hf.bench.speed.profiling import GLUE, KINDS, PARTS, REST, Profile
-from moe_hf.bench.speed.tables import markdown_table, milliseconds
 
 CONSOLIDATED = "consolidated_profiling_report"
 

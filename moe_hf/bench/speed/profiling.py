@@ -14,9 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from moe_hf.base.files import whole_file
 from moe_hf.base.registry import Registry
+from moe_hf.bench.harness.arms import TRAINING, Arm, Group, Options
 from moe_hf.bench.harness.memory import quiet_profiler
 from moe_hf.bench.harness.timing import Step
-from moe_hf.bench.speed.arms import TRAINING, Arm, Group, Options
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
 from moe_hf.bench.speed.model_case import build_model
 from moe_hf.bench.speed.router_case import build_routers
@@ -137,12 +137,12 @@ def profile_part(
     try:
         group = PARTS[part].build(size, TRAINING, options)
         chosen = {arm.name: arm for arm in group.arms}
-        return [_profile(part, chosen[name], group, options, steps, traces) for name in arms if name in chosen]
+        return [_profile(part, chosen[name], size, options, steps, traces) for name in arms if name in chosen]
     finally:
         torch.set_num_threads(threads)
 
 
-def _profile(part: str, arm: Arm, group: Group, options: Options, steps: int, traces: Path | None) -> Profile:
+def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, traces: Path | None) -> Profile:
     for _ in range(2):
         arm.step()
     quiet_profiler()
@@ -174,7 +174,7 @@ def _profile(part: str, arm: Arm, group: Group, options: Options, steps: int, tr
         trace = f"trace_{part}_{arm.name.replace(' ', '_').replace(',', '')}.json"
         with whole_file(traces / trace) as aside:
             profiler.export_chrome_trace(str(aside))
-    return Profile(part, group.mode, arm.name, group.size, steps, operators, table, trace)
+    return Profile(part, TRAINING, arm.name, size, steps, operators, table, trace)
 
 
 def _repeat(step: Step, steps: int) -> None:

@@ -10,11 +10,12 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.optional import is_available
-from moe_hf.bench.speed.arms import OWN, ROOF, TRAINING, Arm, Group, Options, Skipped, inference_step, training_step
+from moe_hf.bench.harness.arms import OWN, ROOF, TRAINING, Arm, Group, Options, Skipped, step_of
 from moe_hf.bench.speed.configs import moe_config
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.layers.ffn.routers import ROUTERS, Router
 
+ROUTER = "router"
 FUSED_ROUTER = "top_k, fused kernel"
 """The projection and this package's Triton kernel for softmax, top-k and normalisation; measured where Triton runs."""
 
@@ -34,15 +35,15 @@ def build_routers(size: Size, mode: str, options: Options) -> Group:
             continue
         forward = partial(_weights, router.train(training), x_TD, token_ids_T)
         if not training:
-            arms.append(Arm(name, OWN, inference_step(forward), flops=flops))
+            arms.append(Arm(name, step_of(forward), OWN, flops=flops))
             continue
         weight_TK = forward()
         if not weight_TK.requires_grad:
             skipped.append(Skipped(name, "has no gradient"))
             continue
-        step = training_step(forward, [x_TD, *router.parameters()], torch.ones_like(weight_TK))
+        step = step_of(forward, [x_TD, *router.parameters()], torch.ones_like(weight_TK))
         known = partial(_known, router, x_TD)
-        arms.append(Arm(name, OWN, step, saved=forward, known=known, flops=flops))
+        arms.append(Arm(name, step, OWN, saved=forward, known=known, flops=flops))
 
     weight_ED = torch.randn(size.num_experts, size.hidden_size, generator=options.generator())
     matrix_ED = weight_ED.to(options.device).requires_grad_()
@@ -51,13 +52,12 @@ def build_routers(size: Size, mode: str, options: Options) -> Group:
         bare[FUSED_ROUTER] = (OWN, partial(_fused_top_k, x_TD, matrix_ED, size.k))
     for name, (family, project) in bare.items():
         try:
-            grad = torch.ones_like(project())
+            grad = torch.ones_like(project()) if training else None
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
             continue
-        step = training_step(project, [x_TD, matrix_ED], grad) if training else inference_step(project)
-        arms.append(Arm(name, family, step, flops=flops))
-    return Group("router", mode, size, arms, skipped)
+        arms.append(Arm(name, step_of(project, [x_TD, matrix_ED], grad), family, flops=flops))
+    return Group(arms, skipped)
 
 
 def make_router(name: str, size: Size, options: Options) -> Router:

@@ -4,6 +4,7 @@ Letters: T tokens, D width, E experts, K experts per token, F width of one exper
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,14 @@ class Size(NamedTuple):
         plural = "" if self.threads == 1 else "s"
         return f"{_SHORT[self.dtype]} {self.activation}, {self.threads} thread{plural}"
 
+    def place(self, case: str, mode: str) -> str:
+        """Where a number was measured; the table's row says of which case and mode."""
+        return f"{self.label}, {self.setting}"
+
+    def title(self, case: str, mode: str) -> str:
+        """What stands above the table of one group."""
+        return f"{case}, {mode}: {self.label}, {self.setting}, {self.rows_per_expert:g} rows per expert"
+
     def require_possible(self) -> "Size":
         """This size itself.
 
@@ -86,6 +95,32 @@ class Size(NamedTuple):
         if not 0 <= self.skew < math.inf:
             raise ConfigError(f"skew={self.skew} is not allowed; it must be >= 0, and 0 is balanced")
         return self
+
+
+SMALL_WIDTHS = (Size(1536, 128, 128, 8, 1, activation="gelu_new"), Size(512, 128, 256, 8, 2))
+"""Experts so small that the work around the GEMMs decides, the tiny preset's first; they have goals of their own."""
+
+
+def sizes_with(
+    dtype: str = "float32",
+    activation: str | None = "gelu",
+    least_rows: int = 0,
+    tokens: int | None = None,
+    small: bool = False,
+) -> Callable[[Size], bool]:
+    """Whether a goal counts a size; `small` counts those of `SMALL_WIDTHS` alone, which no other goal counts."""
+    shapes = {size.label for size in SMALL_WIDTHS}
+
+    def counts(size: Size) -> bool:
+        return (
+            size.dtype == dtype
+            and activation in (None, size.activation)
+            and (size.label in shapes) == small
+            and size.rows_per_expert >= least_rows
+            and tokens in (None, size.tokens)
+        )
+
+    return counts
 
 
 def expert_flops(size: Size, training: bool) -> float:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.speed.arms import Options
+from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.speed.configs import batch_shape
 from moe_hf.bench.speed.router_case import draw_tokens, make_router
 from moe_hf.bench.speed.sizes import Size

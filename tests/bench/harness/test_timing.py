@@ -1,12 +1,12 @@
+"""Timing in turns."""
+
 import gc
 
 import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.bench.harness.memory import saved_bytes, step_memory
-from moe_hf.bench.harness.spread import ratio, spread
-from moe_hf.bench.harness.timing import Samples, SamplingPlan, in_turns, require_clock
+from moe_hf.bench.harness.timing import SamplingPlan, in_turns, require_clock
 
 CPU = torch.device("cpu")
 
@@ -63,42 +63,3 @@ def test_cpu_clock_with_threads_needs_passive_waiting(monkeypatch):
     require_clock("cpu", threads=2)
     with pytest.raises(ConfigError, match="clock='sun' is not allowed"):
         require_clock("sun", threads=1)
-
-
-def test_paired_ratio_ignores_a_burst_of_load_that_both_arms_saw():
-    # The third round was three times slower for both; the fourth has one of them only.
-    above = Samples(1, [2.0, 2.2, 6.0], [0, 1, 2])
-    below = Samples(1, [1.0, 1.0, 3.0, 9.0], [0, 1, 2, 3])
-    found = ratio(above, below)
-    assert found.of_medians == pytest.approx(2.2 / 2.0)
-    assert found.paired == pytest.approx(2.0)
-
-
-def test_spread_of_one_sample_is_that_sample():
-    assert spread([4.0]) == (4.0, 4.0, 4.0, 1)
-
-
-def test_saved_bytes_count_each_storage_once_and_not_what_is_known():
-    x_TD, weight_DD = torch.randn(5, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
-
-    def forward():
-        h_TD = x_TD @ weight_DD
-        # Keeps h once as an input of gelu; the view of it by transposing adds nothing.
-        return torch.nn.functional.gelu(h_TD).sum() + torch.nn.functional.gelu(h_TD.T).sum()
-
-    assert saved_bytes(forward, [x_TD, weight_DD]) == 5 * 4 * 4
-    assert saved_bytes(forward, []) == 5 * 4 * 4 + x_TD.numel() * 4 + weight_DD.numel() * 4
-
-
-def test_peak_memory_is_the_most_held_at_once():
-    kept = []
-
-    def step():
-        first = torch.empty(1000, dtype=torch.uint8)
-        second = torch.empty(500, dtype=torch.uint8)
-        del first
-        kept.append(torch.empty(200, dtype=torch.uint8))
-        del second
-
-    found = step_memory(step, CPU)
-    assert (found.peak, found.left) == (1500, 200)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from moe_hf.bench.speed.arms import Options
+from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
 from moe_hf.bench.speed.profiling import Operator, Profile, default_profiles, kind_of
 from moe_hf.bench.speed.sizes import Size

@@ -1,12 +1,12 @@
 """Compares what each arm of a group computes with its reference, before anything is timed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
-from moe_hf.bench.speed.arms import Arm, Group, Output, Skipped
+from moe_hf.bench.harness.arms import Arm, Output, Skipped
 
 # What rounding explains: backends add the same products up in different orders, and in their own dtype.
 MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -32,12 +32,12 @@ class Compared(NamedTuple):
     skipped: list[Skipped]
 
 
-def compare(group: Group) -> Compared:
+def compare(arms: Iterable[Arm]) -> Compared:
     """Run every arm that has a check once and compare it; arms without a check are taken as they are."""
     found = Compared([], {}, [])
     source: Output | None = None
     expected: list[torch.Tensor] = []
-    for arm in group.arms:
+    for arm in arms:
         if arm.check is None:
             found.arms.append(arm)
             continue
@@ -49,9 +49,9 @@ def compare(group: Group) -> Compared:
             # A backend whose package or device is absent says so at its first call.
             found.skipped.append(Skipped(arm.name, reason_text(reason)))
             continue
-        dtype = expected[0].dtype
-        texts = [_fault("result", of_result, MOST_ERROR[dtype])]
-        texts += [_fault("a gradient", error, MOST_GRADIENT_ERROR[dtype]) for error in of_gradients]
+        dtype, given = expected[0].dtype, arm.check.most_error
+        texts = [_fault("the result", of_result, given or MOST_ERROR[dtype])]
+        texts += [_fault("a gradient", error, given or MOST_GRADIENT_ERROR[dtype]) for error in of_gradients]
         text = next(filter(None, texts), None)
         if text is None:
             found.arms.append(arm)
@@ -63,7 +63,7 @@ def compare(group: Group) -> Compared:
 
 def _fault(what: str, error: float, allowed: float) -> str | None:
     # Written so that a NaN is wrong.
-    return None if error <= allowed else f"WRONG: {what} off by {error:.1e}, rounding explains {allowed:.0e}"
+    return None if error <= allowed else f"WRONG: off by {error:.1e} in {what}, rounding explains {allowed:.0e}"
 
 
 def relative_errors(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> list[float]:

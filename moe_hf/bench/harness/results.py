@@ -1,39 +1,42 @@
 """What was measured, in a form that a JSON file holds without loss, and what can be asked of it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from moe_hf.bench.harness.arms import GEMM, ROOF, TRANSFORMERS, Skipped
+from moe_hf.bench.harness.cases import CaseSize
 from moe_hf.bench.harness.spread import Ratio, Spread, ratio, spread
 from moe_hf.bench.harness.timing import Samples
-from moe_hf.bench.speed.arms import GEMM, OWN, ROOF, TRANSFORMERS, Skipped
-from moe_hf.bench.speed.sizes import Size
+
+UNTIMED = Samples(0, [], [])
 
 
 class ArmResult(NamedTuple):
     """One arm's samples and memory; None where something was not measured.
 
     `error` is the relative error of its output, `saved_bytes` what it keeps for backward, `peak_bytes` the most that
-    one call holds at once beyond what was there, the returned gradients among it.
+    one call holds at once beyond what was there, `gradient_bytes` the returned gradients among it.
     """
 
     name: str
     family: str
-    samples: Samples
+    samples: Samples = UNTIMED
     flops: float = 0.0
     error: float | None = None
     saved_bytes: int | None = None
     peak_bytes: int | None = None
+    gradient_bytes: int = 0
 
     @property
     def spread(self) -> Spread:
-        """Median and quartiles, in seconds per call."""
+        """Median and quartiles, in seconds per call; of an arm that was not timed they are not a number."""
         return spread(self.samples.seconds)
 
     @property
     def gflops(self) -> float | None:
         """Achieved 10^9 floating-point operations per second."""
-        return self.flops / self.spread.median / 1e9 if self.flops else None
+        return self.flops / self.spread.median / 1e9 if self.flops and self.samples.seconds else None
 
 
 class GroupResult(NamedTuple):
@@ -41,11 +44,20 @@ class GroupResult(NamedTuple):
 
     case: str
     mode: str
-    size: Size
+    size: Any
     clock: str
     arms: list[ArmResult]
     skipped: list[Skipped]
-    gradient_bytes: int = 0
+
+    @property
+    def place(self) -> str:
+        """Where its numbers were measured."""
+        return self.size.place(self.case, self.mode)
+
+    @property
+    def title(self) -> str:
+        """What stands above its table."""
+        return self.size.title(self.case, self.mode)
 
     def arm(self, name: str) -> ArmResult | None:
         """The arm of that name, if it was measured."""
@@ -79,7 +91,11 @@ class GroupResult(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything of one run: `machine` is `describe_machine`'s, `command` the words that repeat the run."""
+    """Everything of one run.
+
+    `machine` is `describe_machine`'s, `command` the words that repeat the run. `further` holds what a suite measures
+    besides its groups, by name: NamedTuples, lists, dicts and numbers.
+    """
 
     title: str
     command: str
@@ -87,6 +103,7 @@ class Report(NamedTuple):
     machine: dict[str, Any]
     groups: list[GroupResult]
     interrupted: bool = False
+    further: Mapping[str, Any] = {}
 
     def of_case(self, case: str) -> Iterator[tuple[str, list[GroupResult]]]:
         """Each mode of a case, with its groups."""
@@ -99,56 +116,59 @@ class Report(NamedTuple):
         """The cases that were measured, in order."""
         return list(dict.fromkeys(group.case for group in self.groups))
 
+    @property
+    def wrong(self) -> list[str]:
+        """The arms that computed something else than their reference."""
+        return list(dict.fromkeys(one.name for group in self.groups for one in group.skipped if one.wrong))
 
-def own_names(groups: list[GroupResult]) -> list[str]:
-    """Names of this package's arms in any of the groups, in order."""
-    return list(dict.fromkeys(arm.name for group in groups for arm in group.arms if arm.family == OWN))
+
+def plain(value: Any) -> Any:
+    """The value as what a JSON file can hold: NamedTuples are dicts by their fields' names.
+
+    >>> plain([Ratio(2.0, 1.5)])
+    [{'of_medians': 2.0, 'paired': 1.5}]
+    """
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    fields = getattr(type(value), "_fields", None)
+    if fields is not None:
+        return {name: plain(getattr(value, name)) for name in fields}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """The report as what a JSON file can hold, with medians and quartiles beside the samples."""
-    return {
-        **report._asdict(),
-        "groups": [
-            {
-                **group._asdict(),
-                "size": group.size._asdict(),
-                "arms": [_arm_to_json(arm) for arm in group.arms],
-                "skipped": [skipped._asdict() for skipped in group.skipped],
-            }
-            for group in report.groups
-        ],
-    }
+    data = plain(report)
+    for group, of in zip(report.groups, data["groups"], strict=True):
+        of["arms"] = [_arm_to_json(arm) for arm in group.arms]
+    return {**data, **data.pop("further")}
 
 
-def from_json(data: Mapping[str, Any]) -> Report:
-    """The report that `to_json` was given."""
-    groups = [
-        GroupResult(
-            **{
-                **group,
-                "size": Size(**group["size"]),
-                "arms": [_arm_from_json(arm) for arm in group["arms"]],
-                "skipped": [Skipped(**skipped) for skipped in group["skipped"]],
-            }
-        )
-        for group in data["groups"]
-    ]
-    return Report(**{**{name: data[name] for name in Report._fields}, "groups": groups})
+def from_json(data: Mapping[str, Any], size: Callable[..., CaseSize], further: Sequence[str] = ()) -> Report:
+    """The report that `to_json` was given, its further data as dicts and lists.
+
+    Args:
+        data: what the file holds.
+        size: the type of the suite's sizes.
+        further: names of the suite's further data.
+    """
+    groups = []
+    for group in data["groups"]:
+        arms = [_arm_from_json(arm, group) for arm in group["arms"]]
+        skipped = [Skipped(**one) for one in group["skipped"]]
+        groups.append(GroupResult(group["case"], group["mode"], size(**group["size"]), group["clock"], arms, skipped))
+    fields = {name: data[name] for name in ("title", "command", "seed", "machine", "interrupted")}
+    return Report(groups=groups, further={name: data[name] for name in further}, **fields)
 
 
 def _arm_to_json(arm: ArmResult) -> dict[str, Any]:
     summary = arm.spread
-    return {
-        **arm._asdict(),
-        "samples": arm.samples._asdict(),
-        "median": summary.median,
-        "low_quartile": summary.low,
-        "high_quartile": summary.high,
-        "gflops": arm.gflops,
-    }
+    of_samples = {"median": summary.median, "low_quartile": summary.low, "high_quartile": summary.high}
+    return {**plain(arm), **(of_samples if summary.samples else {}), "gflops": arm.gflops}
 
 
-def _arm_from_json(data: Mapping[str, Any]) -> ArmResult:
-    fields = {name: data[name] for name in ArmResult._fields}
-    return ArmResult(**{**fields, "samples": Samples(**data["samples"])})
+def _arm_from_json(data: Mapping[str, Any], group: Mapping[str, Any]) -> ArmResult:
+    # Reports of version 0.1 say once per group what its backends return.
+    returned = 0 if data["family"] == ROOF else group.get("gradient_bytes", 0)
+    fields = {name: data[name] for name in ArmResult._fields if name in data}
+    return ArmResult(**{"gradient_bytes": returned, **fields, "samples": Samples(**data["samples"])})
