@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.dense.formats import formats_of
 from moe_hf.models.dense.source import DenseFormat
-from moe_hf.models.dense.upcycle import DenseGPT2
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 
@@ -14,7 +14,7 @@ class GPT2WithMoEModel(MoEDecoderModel):
 
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(GPT2WithMoEConfig)
 
 
 class GPT2WithMoE(MoEForCausalLM):
@@ -23,7 +23,6 @@ class GPT2WithMoE(MoEForCausalLM):
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)
 
 
 class GPT2WithMoEForSequenceClassification(MoEForSequenceClassification):
@@ -32,4 +31,3 @@ class GPT2WithMoEForSequenceClassification(MoEForSequenceClassification):
     config: GPT2WithMoEConfig
     config_class = GPT2WithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseGPT2(),)

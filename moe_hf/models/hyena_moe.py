@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense.hyena import HyenaDNA
+from moe_hf.models.dense.formats import formats_of
 from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
@@ -14,7 +14,7 @@ class HyenaWithMoEModel(MoEDecoderModel):
 
     config: HyenaWithMoEConfig
     config_class = HyenaWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (HyenaDNA(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(HyenaWithMoEConfig)
 
 
 class HyenaWithMoE(MoEForCausalLM):
@@ -23,7 +23,6 @@ class HyenaWithMoE(MoEForCausalLM):
     config: HyenaWithMoEConfig
     config_class = HyenaWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = HyenaWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (HyenaDNA(),)
 
 
 class HyenaWithMoEForSequenceClassification(MoEForSequenceClassification):
@@ -32,4 +31,3 @@ class HyenaWithMoEForSequenceClassification(MoEForSequenceClassification):
     config: HyenaWithMoEConfig
     config_class = HyenaWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = HyenaWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (HyenaDNA(),)

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense.mamba import DenseMamba1, DenseMamba2
+from moe_hf.models.dense.formats import formats_of
 from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
@@ -14,7 +14,7 @@ class MambaWithMoEModel(MoEDecoderModel):
 
     config: MambaWithMoEConfig
     config_class = MambaWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseMamba1(), DenseMamba2())
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(MambaWithMoEConfig)
 
 
 class MambaWithMoE(MoEForCausalLM):
@@ -23,7 +23,6 @@ class MambaWithMoE(MoEForCausalLM):
     config: MambaWithMoEConfig
     config_class = MambaWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = MambaWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseMamba1(), DenseMamba2())
 
 
 class MambaWithMoEForSequenceClassification(MoEForSequenceClassification):
@@ -32,4 +31,3 @@ class MambaWithMoEForSequenceClassification(MoEForSequenceClassification):
     config: MambaWithMoEConfig
     config_class = MambaWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = MambaWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseMamba1(), DenseMamba2())

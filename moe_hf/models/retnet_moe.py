@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.dense.retnet import DenseRetNet
+from moe_hf.models.dense.formats import formats_of
 from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
@@ -14,7 +14,7 @@ class RetNetWithMoEModel(MoEDecoderModel):
 
     config: RetNetWithMoEConfig
     config_class = RetNetWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(RetNetWithMoEConfig)
 
 
 class RetNetWithMoE(MoEForCausalLM):
@@ -23,7 +23,6 @@ class RetNetWithMoE(MoEForCausalLM):
     config: RetNetWithMoEConfig
     config_class = RetNetWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)
 
 
 class RetNetWithMoEForSequenceClassification(MoEForSequenceClassification):
@@ -32,4 +31,3 @@ class RetNetWithMoEForSequenceClassification(MoEForSequenceClassification):
     config: RetNetWithMoEConfig
     config_class = RetNetWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRetNet(),)

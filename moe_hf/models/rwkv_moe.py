@@ -4,8 +4,7 @@ from typing import ClassVar
 
 from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
-from moe_hf.models.dense.rwkv import DenseRWKV4
-from moe_hf.models.dense.rwkv7 import DenseRWKV7
+from moe_hf.models.dense.formats import formats_of
 from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
@@ -19,7 +18,7 @@ class RWKVWithMoEModel(MoEDecoderModel):
     _keep_in_fp32_modules_strict: ClassVar[set[str]] = _IN_FLOAT32
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())
+    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(RWKVWithMoEConfig)
 
 
 class RWKVWithMoE(MoEForCausalLM):
@@ -29,7 +28,6 @@ class RWKVWithMoE(MoEForCausalLM):
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RWKVWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())
 
 
 class RWKVWithMoEForSequenceClassification(MoEForSequenceClassification):
@@ -39,4 +37,3 @@ class RWKVWithMoEForSequenceClassification(MoEForSequenceClassification):
     config: RWKVWithMoEConfig
     config_class = RWKVWithMoEConfig
     model_class: ClassVar[type[MoEDecoderModel]] = RWKVWithMoEModel
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = (DenseRWKV4(), DenseRWKV7())

@@ -16,9 +16,9 @@ from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
 from moe_hf.models.dense.fit import fitting_state
+from moe_hf.models.dense.kept_logits import why_logits_change
 from moe_hf.models.dense.lazy_tensors import LazyTensor, dtype_named
-from moe_hf.models.dense.source import indexed_files, json_object, open_slices
-from moe_hf.models.dense.upcycle import why_logits_change
+from moe_hf.models.dense.source import DenseFormat, indexed_files, json_object, open_slices
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 
@@ -74,33 +74,40 @@ def upcycle_directory(
     _require_free(destination, overwrite)
     family = _family(source, folder)
     config = family.config.from_pretrained(folder, **overrides)
-    files = _weight_files(folder)
-    slices = open_slices(files)
-    dense = next((known for known in family.causal_lm.dense_formats if known.recognises(slices)), None)
-    if dense is None:
-        names = " or a ".join(known.name for known in family.causal_lm.dense_formats)
-        raise CheckpointError(
-            f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
-            f"{names}; its config.json says that it is one"
-        )
-    state = fitting_state(dense, slices, files[0], config, family.model, dtype=dtype)
-    dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
-    config.dtype = dtype
-    for name, value in state.items():
-        value.in_float32 = any(part in name for part in IN_FLOAT32)
     config.architectures = [family.causal_lm.__name__]
-    total = sum(_size(value, dtype) for value in state.values())
+    dense, state = _upcycled_state(source, folder, family, config, dtype)
+    config.dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
+    total = sum(_size(value, config.dtype) for value in state.values())
 
     with whole_folder(destination) as aside:
         # Here what a killed run left behind is gone.
         _require_space(destination, total)
-        num_shards = _write_weights(state, aside, dtype, max_shard_size, on_shard)
+        num_shards = _write_weights(state, aside, config.dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
         carried = [name for name in CARRIED_FILES if (folder / name).is_file()]
         for name in carried:
             shutil.copyfile(folder / name, aside / name)
-        (aside / "README.md").write_text(_model_card(source, destination.name, config), encoding="utf-8")
+        (aside / "README.md").write_text(_model_card(source, destination.name, config, dense), encoding="utf-8")
     return UpcycleReport(destination, config, total, num_shards, carried)
+
+
+def _upcycled_state(
+    source: str, folder: Path, family: Family, config: MoEDecoderConfig, dtype: torch.dtype | None
+) -> tuple[DenseFormat, dict[str, LazyTensor]]:
+    """What the source is, and the unread tensors of the model to write."""
+    files = _weight_files(folder)
+    slices = open_slices(files)
+    formats = family.model.dense_formats
+    dense = next((known for known in formats if known.recognises(slices)), None)
+    if dense is None:
+        raise CheckpointError(
+            f"{source} holds {len(slices)} tensors such as {min(slices, default='none')!r}, which are not those of a "
+            f"{' or a '.join(known.name for known in formats)}; its config.json says that it is one"
+        )
+    state = fitting_state(dense, slices, files[0], config, family.model, dtype=dtype)
+    for name, value in state.items():
+        value.in_float32 = any(part in name for part in IN_FLOAT32)
+    return dense, state
 
 
 def _write_weights(
@@ -187,11 +194,12 @@ def _require_space(destination: Path, needed: int) -> None:
         )
 
 
-def _model_card(source: str, name: str, config: MoEDecoderConfig) -> str:
+def _model_card(source: str, name: str, config: MoEDecoderConfig, dense: DenseFormat) -> str:
     info = get_moe_model_info(config)
     base_model = "" if Path(source).exists() else f"base_model: {source}\n"
-    reasons = why_logits_change(config)
-    if config.sparse_layers and config.expert_init != "copy":
+    # Fresh FFNs add nothing, whatever their experts weigh.
+    reasons = why_logits_change(config) if dense.has_ffn else []
+    if dense.has_ffn and config.sparse_layers and config.expert_init != "copy":
         reasons.append(f'expert_init="{config.expert_init}" changes the experts; "copy" keeps the logits')
     logits = f"It does not give the dense model's logits: {'; '.join(reasons)}." if reasons else _SAME_LOGITS
     return f"""---

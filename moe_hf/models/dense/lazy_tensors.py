@@ -4,7 +4,7 @@ They answer to what transformers' loader asks of a safetensors slice: `get_shape
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,21 @@ class Copied(LazyTensor):
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return self._original.read().clone()
+
+
+class Computed(LazyTensor):
+    """What a function makes of another lazy tensor, such as the same numbers in another shape."""
+
+    def __init__(
+        self, original: LazyTensor, shape: tuple[int, ...], function: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        super().__init__(shape, original.get_dtype())
+        self._original = original
+        self._function = function
+
+    def read(self) -> torch.Tensor:
+        """The values, contiguous."""
+        return self._function(self._original.read()).contiguous()
 
 
 class Joined(LazyTensor):

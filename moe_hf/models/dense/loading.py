@@ -21,9 +21,15 @@ _WAY_OUT = (
 
 
 class LoadsDense(PreTrainedModel):
-    """Base of all models; `dense_formats` are the dense architectures that a family can start from."""
+    """Base of all models.
+
+    Attributes:
+        dense_formats: the dense architectures that a family can start from; its model without a head says so.
+        model_class: that model's class, for a model with a head.
+    """
 
     dense_formats: ClassVar[tuple[DenseFormat, ...]] = ()
+    model_class: ClassVar[type[PreTrainedModel] | None] = None
 
     @classmethod
     def from_pretrained(
@@ -103,7 +109,7 @@ class LoadsDense(PreTrainedModel):
             )
         if checkpoint_files and len(loaded[0].missing_keys) >= len(wanted):
             found = sorted(loaded[0].unexpected_keys)
-            dense_names = "".join(f" nor of a {dense.name}" for dense in cls.dense_formats)
+            dense_names = "".join(f" nor of a {dense.name}" for dense in cls._formats())
             raise CheckpointError(
                 f"{checkpoint_files[0]} and its shards hold {len(found)} tensors such as {found[:1]}, none of which "
                 f"{type(model).__name__} has; its weights are neither those of this family{dense_names}"
@@ -125,7 +131,11 @@ class LoadsDense(PreTrainedModel):
     @classmethod
     def _dense_format_of(cls, names: Iterable[str]) -> DenseFormat | None:
         names = list(names)
-        return next((dense for dense in cls.dense_formats if dense.recognises(names)), None)
+        return next((dense for dense in cls._formats() if dense.recognises(names)), None)
+
+    @classmethod
+    def _formats(cls) -> tuple[DenseFormat, ...]:
+        return cast(type[LoadsDense], cls.model_class or cls).dense_formats
 
 
 def _pickled_weights(folder: str | os.PathLike | None) -> str | None:

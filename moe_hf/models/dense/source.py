@@ -1,6 +1,7 @@
 """What is read of a dense checkpoint: unread slices of its tensors, and everything that is wrong with them at once."""
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense.lazy_tensors import Copied, LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import Computed, Copied, LazyTensor, Sliced
 
 _CONVERT = "if you trust it, load it with AutoModelForCausalLM and save_pretrained it, which writes safetensors"
 # What may be left behind: the heads of transformers' other tasks, and tables of rotations.
@@ -24,13 +25,17 @@ class DenseFormat(ABC):
 
     Attributes:
         name: what a reader calls it, as it stands behind "a".
+        model_types: how its `config.json` may name it.
         head_is_tied: whether its head is its embedding's matrix where its `config.json` does not say.
         fixed_fields: fields of the configuration that change what the dense weights compute, but not their shapes.
+        has_ffn: whether it has FFNs; where not, those of the model to build are fresh, and their output is zero.
     """
 
     name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
     head_is_tied: ClassVar[bool] = True
     fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon",)
+    has_ffn: ClassVar[bool] = True
 
     @abstractmethod
     def recognises(self, names: Iterable[str]) -> bool:
@@ -84,6 +89,23 @@ class DenseSource:
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
         return f"{self._prefix}{name}" in self._dense or name in self._dense
+
+    def stored_name(self, *names: str) -> str:
+        """The first of several names under which a tensor is stored; the first of all where there is none."""
+        return next((name for name in names if self.has(name)), names[0])
+
+    def count_layers(self, layers: str) -> int:
+        """How many layers there are in the list of that name.
+
+        >>> DenseSource({"model.layers.0.a": None, "model.layers.1.a": None}, "dense model").count_layers("layers")
+        2
+        """
+        pattern = re.compile(rf"(?:^|\.){re.escape(layers)}\.(\d+)\.")
+        return len({match[1] for name in self._dense if (match := pattern.search(name))})
+
+    def flat(self, name: str, shape: tuple[int, ...]) -> LazyTensor:
+        """The stored tensor of that shape, such as (1, 1, D), as a vector."""
+        return Computed(self.sliced(name, shape), (math.prod(shape),), torch.flatten)
 
     def sliced(
         self,

@@ -42,17 +42,18 @@ def ffn_from_dense(
         name: StackedExperts(value, config.num_experts, ExpertPart(layer, name, _UNIT_DIMS[name]), recipe)
         for name, value in dense.items()
     }
-    for kind in ("weight", "bias"):
-        if f"gate_proj.{kind}" in stacks:
-            halves = [stacks.pop(f"{half}_proj.{kind}") for half in ("gate", "up")]
-            stacks[f"gate_up_proj.{kind}"] = Joined(halves, dim=1)
     return _sparse(stacks, config, layer, prefix)
 
 
 def fresh_ffn(
     config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
 ) -> dict[str, LazyTensor]:
-    """The layer's FFN where the dense model has none: its output starts at zero, so that the function is kept."""
+    """The layer's norm and FFN where the dense model has none; empty where the model to build has none either.
+
+    Its output starts at zero, so that the function is kept.
+    """
+    if (config.mlp_layer_types or [])[layer] == "none":
+        return {}
     sparse = layer in config.sparse_layers
     width, inner = config.hidden_size, config.expert_width if sparse else config.ffn_width
     shapes: dict[str, tuple[int, ...]] = {"up_proj.weight": (inner, width), "down_proj.weight": (width, inner)}
@@ -66,16 +67,24 @@ def fresh_ffn(
         made[name] = Drawn(
             (config.num_experts, *shape) if sparse else shape, std, seed_of(config.expert_init_seed, layer, name)
         )
-    if not sparse:
-        return {f"{prefix}{name}": value for name, value in made.items()}
-    for kind in ("weight", "bias"):
-        if f"gate_proj.{kind}" in made:
-            made[f"gate_up_proj.{kind}"] = Joined([made.pop(f"{half}_proj.{kind}") for half in ("gate", "up")], dim=1)
-    return _sparse(made, config, layer, prefix)
+    named = _sparse(made, config, layer, prefix) if sparse else {f"{prefix}{name}": x for name, x in made.items()}
+    return {"post_attention_layernorm.weight": _Ones(width), **named}
+
+
+class _Ones(LazyTensor):
+    def __init__(self, size: int) -> None:
+        super().__init__((size,), "F32")
+
+    def read(self) -> torch.Tensor:
+        return torch.ones(self.shape)
 
 
 def _sparse(stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int, prefix: str) -> dict[str, LazyTensor]:
     width, seed = config.hidden_size, config.expert_init_seed
+    for kind in ("weight", "bias"):
+        if f"gate_proj.{kind}" in stacks:
+            halves = [stacks.pop(f"{half}_proj.{kind}") for half in ("gate", "up")]
+            stacks[f"gate_up_proj.{kind}"] = Joined(halves, dim=1)
     state = {
         f"{prefix}experts.{name.replace('.weight', '').replace('.bias', '_bias')}": value
         for name, value in stacks.items()

@@ -121,9 +121,9 @@ def test_saved_again_it_is_a_model_of_this_family(folder, ids, tmp_path) -> None
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        ({"rwkv_version": 7}, "need rwkv_version=4"),
+        ({"rwkv_version": 7}, "rwkv_version=4 describes, but rwkv_version=7"),
         ({"mixer": "attention,rwkv,rwkv"}, "time mixing in every layer"),
-        ({"mlp_gated": True}, "without gates and biases"),
+        ({"mlp_gated": True}, "mlp_gated=False describes"),
         ({"moe_intermediate_size": 24}, "moe_intermediate_size=24"),
         ({"num_hidden_layers": 4}, "lacks"),
         ({"num_hidden_layers": 2}, "3 layers"),

@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from moe_hf import CheckpointError, GPT2WithMoE
 from moe_hf.models.auto import family_of
+from moe_hf.models.dense.source import open_slices
 
 
 @pytest.mark.parametrize("source", ["dense", "ours"])
@@ -64,3 +67,24 @@ def test_an_odd_index_that_the_configuration_names(tiny_model, tmp_path, name: s
     (tmp_path / "model" / "other.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=text):
         GPT2WithMoE.from_pretrained(tmp_path / "model")
+
+
+def test_only_whole_safetensors_files_are_opened(tmp_path) -> None:
+    save_file({"a": torch.zeros(100)}, tmp_path / "good.safetensors")
+    assert list(open_slices([str(tmp_path / "good.safetensors")])) == ["a"]
+    data = (tmp_path / "good.safetensors").read_bytes()
+    for name, content in (("cut", data[:-8]), ("header", data[:5]), ("empty", b""), ("text", b"hello, world" * 9)):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}.safetensors can't be read as safetensors"):
+            open_slices([str(tmp_path / f"{name}.safetensors")])
+    with pytest.raises(CheckpointError, match=r"can't be read as safetensors"):
+        open_slices([str(tmp_path / "absent.safetensors")])
+    with pytest.raises(CheckpointError, match=r"model.bin is not a safetensors file; pickled checkpoints can run code"):
+        open_slices([str(tmp_path / "model.bin")])
+
+
+def test_slices_outlive_the_call_that_opened_them(dense_folder) -> None:
+    name = "transformer.wte.weight"
+    value = open_slices([str(dense_folder / "model.safetensors")])[name][:]
+    with safe_open(dense_folder / "model.safetensors", framework="pt") as file:
+        assert value.equal(file.get_tensor(name))
