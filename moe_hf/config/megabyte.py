@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.rules import require
 from moe_hf.config.strict import strict_config
 
 _PLAN = MoEDecoderConfig.base_model_tp_plan or {}
@@ -55,6 +56,10 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
     model_type = "megabyte_moe"
     # transformers declares both as plain attributes of the class.
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {"local_config": MoEDecoderConfig}
+    derived_fields: ClassVar[dict[str, str]] = {
+        **MoEDecoderConfig.derived_fields,
+        "local_lookback": "default_lookback",
+    }
     base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
         f"{decoder}.{name}": style for decoder in ("global_decoder", "local_decoder") for name, style in _PLAN.items()
     }
@@ -74,11 +79,9 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             )
         for name in ("patch_size", "hidden_size"):
             # The local decoder's shape is made of them before they are validated.
-            self._require(1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
-        if self.local_lookback is None:
-            self.local_lookback = self.patch_size // 2
+            require(self, 1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
         allowed = f"None or an integer in [0, patch_size={self.patch_size}]"
-        self._require(0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
+        require(self, 0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
         given, self.local_config = self.local_config, None
         backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
@@ -97,8 +100,6 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         if isinstance(local, dict) and "local_config" not in kwargs:
             overridden = {cls.attribute_map.get(key, key) for key in kwargs} - {*_OWN, *_SHAPE}
             alike = {key for key in overridden if key in local and local[key] == config_dict.get(key)}
-            if "router_type" in alike and local.get("router_aux_loss_coef") == config_dict.get("router_aux_loss_coef"):
-                alike.add("router_aux_loss_coef")
             config_dict = {**config_dict, "local_config": {k: v for k, v in local.items() if k not in alike}}
         return super().from_dict(config_dict, **kwargs)
 
@@ -129,6 +130,10 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         """`local_lookback`, never None."""
         return self.local_lookback or 0
 
+    def default_lookback(self) -> int:
+        """`local_lookback` where it is None."""
+        return self.patch_size // 2
+
     @property
     def router_of_sparse_layer(self) -> list[str]:
         """The router's name for each sparse layer, the global decoder's first."""
@@ -146,8 +151,9 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             ConfigError: they do not.
         """
         size, local = self.patch_size, self.local_decoder_config
-        self._require(self.hidden_size % size == 0, "hidden_size", f"a multiple of patch_size={size}")
-        self._require(
+        require(self, self.hidden_size % size == 0, "hidden_size", f"a multiple of patch_size={size}")
+        require(
+            self,
             not {"hash"} & set(self.router_of_sparse_layer),
             "router_type",
             "one that looks at hidden states, not at ids: a patch has no id",
@@ -168,7 +174,8 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
 
     def _decoder_fields(self) -> dict[str, Any]:
         hosts = {field.name for field in fields(PreTrainedConfig)}
-        return {field.name: getattr(self, field.name) for field in fields(MoEDecoderConfig) if field.name not in hosts}
+        # As they are stored: what was left out is left to each decoder.
+        return {field.name: self.stored(field.name) for field in fields(MoEDecoderConfig) if field.name not in hosts}
 
     def _local_fields(self, given: dict[str, Any]) -> dict[str, Any]:
         width = given.get("hidden_size", max(1, self.hidden_size // 2))

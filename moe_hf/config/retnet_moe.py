@@ -77,11 +77,9 @@ class RetNetWithMoEConfig(MoEDecoderConfig):
     layer_norm_epsilon: float = 1e-6
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in the FFN's width: 4 / 3 x D, up to the next multiple of 256."""
-        if self.intermediate_size is None:
-            self.intermediate_size = _ffn_width(self.hidden_size)
-        super().__post_init__(**kwargs)
+    def default_ffn_width(self) -> int:
+        """4 / 3 x D, up to the next multiple of 256."""
+        return _ffn_width(self.hidden_size)
 
     @classmethod
     def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:

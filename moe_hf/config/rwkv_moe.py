@@ -64,6 +64,10 @@ class RWKVWithMoEConfig(MoEDecoderConfig):
 
     model_type = "rwkv_moe"
     dense_model_types: ClassVar[tuple[str, ...]] = ("rwkv", "rwkv7", "rwkv7_fla")
+    derived_fields: ClassVar[dict[str, str]] = {
+        **MoEDecoderConfig.derived_fields,
+        "mlp_token_shift": "default_token_shift",
+    }
     # Time mixing stays whole: its states and vectors belong to all channels.
     base_model_tp_plan: ClassVar[dict[str, Any] | None] = {
         "layers.*.mlp.inner.up_proj": "colwise",
@@ -83,18 +87,9 @@ class RWKVWithMoEConfig(MoEDecoderConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 0
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in what follows from other fields; runs before validation."""
-        if self.mlp_token_shift is None:
-            self.mlp_token_shift = f"rwkv{self.rwkv_version}"
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in MoEDecoderConfig; another `rwkv_version` brings its own token shift."""
-        if "rwkv_version" in kwargs and "mlp_token_shift" not in kwargs:
-            config_dict = {key: value for key, value in config_dict.items() if key != "mlp_token_shift"}
-        return super().from_dict(config_dict, **kwargs)
+    def default_token_shift(self) -> str:
+        """`mlp_token_shift` where it is None."""
+        return f"rwkv{self.rwkv_version}"
 
     @classmethod
     def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.base.errors import CheckpointError
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
 
 # As flash-linear-attention writes it for fla-hub/retnet-1.3B-100B, what does not matter here left out.
@@ -110,36 +109,6 @@ def test_what_a_dense_config_leaves_out_has_flash_linear_attention_s_default(tmp
 def test_what_cannot_be_carried_over_is_refused(tmp_path, name: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=name):
         read(tmp_path, {**DENSE, name: value})
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"retention_rotation": "quarter"}, "one of half, interleaved, none"),
-        ({"retention_norm": "group"}, "one of rms, layer"),
-        ({"retention_form": "serial"}, "one of chunkwise, parallel, recurrent"),
-        ({"retention_num_heads": 0}, "integer >= 1"),
-        ({"retention_rope_theta": 0}, "a number > 0"),
-        ({"retention_num_heads": 5}, "retention_expand_k=1.0 .* multiple of 10 with 5 heads"),
-        ({"retention_expand_k": 0.33}, "retention_expand_k=0.33 "),
-        ({"retention_expand_v": -1}, "retention_expand_v=-1 "),
-        ({"hidden_size": 6, "retention_expand_k": 1.5, "num_attention_heads": 3}, "multiple of 6"),
-    ],
-)
-def test_wrong_values_are_named(fields: dict[str, Any], text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        RetNetWithMoEConfig(**fields)
-
-
-def test_odd_heads_need_no_pairs_where_nothing_is_turned() -> None:
-    fields = {"hidden_size": 6, "retention_expand_k": 1.5, "num_attention_heads": 3, "retention_rotation": "none"}
-    assert RetNetWithMoEConfig(**fields).retention_key_width == 9
-
-
-def test_other_families_widths_are_no_concern_of_retention() -> None:
-    assert GPT2WithMoEConfig(hidden_size=33, num_attention_heads=3).retention_num_heads is None
-    with pytest.raises(ConfigError, match="retention_expand_k"):
-        GPT2WithMoEConfig(hidden_size=33, num_attention_heads=3, mixer="retention,attention")
 
 
 def test_round_trip(tmp_path) -> None:

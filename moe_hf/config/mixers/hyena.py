@@ -4,8 +4,20 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.config.rules import Rule, check, integer, optional
 from moe_hf.config.strict import strict_config
+
+_RULES = (
+    Rule("hyena_order", lambda value: 2 <= value <= 1000, "an integer in [2, 1000]"),
+    Rule("hyena_short_conv", lambda value: 1 <= value < 2**31, "an integer in [1, 2**31); 1 looks at no other token"),
+    Rule("hyena_filter_width", lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)"),
+    Rule("hyena_filter_layers", lambda value: 0 <= value <= 1000, "an integer in [0, 1000]"),
+    Rule("hyena_filter_embedding", lambda value: 3 <= value < 2**31 and value % 2 == 1, "an odd integer >= 3"),
+    Rule("hyena_filter_frequency", lambda value: 0 < value <= 1e4, "a number in (0, 10000]"),
+    Rule("hyena_filter_shift", lambda value: 0 <= value <= 1e4, "a number in [0, 10000]"),
+    optional(integer("hyena_filter_time_base", least=1)),
+    Rule("hyena_dropout", lambda value: 0 <= value < 1, "a number in [0, 1)"),
+)
 
 
 @strict_config
@@ -52,28 +64,4 @@ class HyenaFields(PreTrainedConfig):
         Raises:
             ConfigError: one is out of range.
         """
-        for condition, name, allowed in (
-            (2 <= self.hyena_order <= 1000, "hyena_order", "an integer in [2, 1000]"),
-            (
-                1 <= self.hyena_short_conv < 2**31,
-                "hyena_short_conv",
-                "an integer in [1, 2**31); 1 looks at no other token",
-            ),
-            (1 <= self.hyena_filter_width < 2**31, "hyena_filter_width", "an integer in [1, 2**31)"),
-            (0 <= self.hyena_filter_layers <= 1000, "hyena_filter_layers", "an integer in [0, 1000]"),
-            (
-                3 <= self.hyena_filter_embedding < 2**31 and self.hyena_filter_embedding % 2 == 1,
-                "hyena_filter_embedding",
-                "an odd integer >= 3",
-            ),
-            (0 < self.hyena_filter_frequency <= 1e4, "hyena_filter_frequency", "a number in (0, 10000]"),
-            (0 <= self.hyena_filter_shift <= 1e4, "hyena_filter_shift", "a number in [0, 10000]"),
-            (
-                self.hyena_filter_time_base is None or 1 <= self.hyena_filter_time_base < 2**31,
-                "hyena_filter_time_base",
-                "None or an integer >= 1 and < 2**31",
-            ),
-            (0 <= self.hyena_dropout < 1, "hyena_dropout", "a number in [0, 1)"),
-        ):
-            if not condition:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")
+        check(self, _RULES)

@@ -5,10 +5,34 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.config.rules import Rule, check, integer, optional, require
 from moe_hf.config.strict import strict_config
 
 MAMBA_VERSIONS = (1, 2)
+
+
+def _is_interval(limit: list[float] | None) -> bool:
+    return limit is None or (len(limit) == 2 and 0 <= limit[0] <= limit[1] and limit[0] < 1e3)
+
+
+_RULES = (
+    Rule("mamba_version", lambda value: value in MAMBA_VERSIONS, "1 or 2"),
+    # The width that it gives is checked afterwards, or its conversion would fail first.
+    Rule("mamba_expand", lambda value: 0 < value <= 1e6, "a number in (0, 1e+06]"),
+    optional(integer("mamba_state_size mamba_time_step_rank", least=1)),
+    integer("mamba_conv_kernel mamba_head_dim mamba_num_groups", least=1),
+    Rule(
+        "mamba_time_step_min mamba_time_step_max mamba_time_step_floor mamba_time_step_scale",
+        lambda value: 0 < value <= 1e3,
+        "a number in (0, 1000]",
+    ),
+    Rule(
+        "mamba_time_step_limit",
+        _is_interval,
+        "None or [least, greatest] with 0 <= least <= greatest and least < 1000",
+    ),
+    optional(Rule("mamba_bcdt_norm_eps", lambda value: 0 < value <= 1, "a number in (0, 1]")),
+)
 
 
 @strict_config
@@ -82,39 +106,14 @@ class MambaFields(PreTrainedConfig):
         Raises:
             ConfigError: one is not allowed.
         """
-        self._check_mamba(self.mamba_version in MAMBA_VERSIONS, "mamba_version", "1 or 2")
-        # The width that it gives is checked, or its conversion would fail first.
-        self._check_mamba(0 < self.mamba_expand <= 1e6, "mamba_expand", "a number in (0, 1e+06]")
-        self._check_mamba(
-            self.mamba_inner_width >= 1, "mamba_expand", f"at least 1 / hidden_size = 1 / {self._mamba_width}"
-        )
-        for name in "mamba_state_size mamba_time_step_rank".split():
-            size = getattr(self, name)
-            self._check_mamba(size is None or 1 <= size < 2**31, name, "None or an integer in [1, 2**31)")
-        for name in "mamba_conv_kernel mamba_head_dim mamba_num_groups".split():
-            self._check_mamba(1 <= getattr(self, name) < 2**31, name, "an integer in [1, 2**31)")
-        for name in "mamba_time_step_min mamba_time_step_max mamba_time_step_floor mamba_time_step_scale".split():
-            self._check_mamba(0 < getattr(self, name) <= 1e3, name, "a number in (0, 1000]")
+        check(self, _RULES)
+        inner = self.mamba_inner_width
+        require(self, inner >= 1, "mamba_expand", f"at least 1 / hidden_size = 1 / {self._mamba_width}")
         largest = self.mamba_time_step_max
-        self._check_mamba(self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
-        limit = self.mamba_time_step_limit
-        ordered = limit is None or (len(limit) == 2 and 0 <= limit[0] <= limit[1] and limit[0] < 1e3)
-        self._check_mamba(
-            ordered, "mamba_time_step_limit", "None or [least, greatest] with 0 <= least <= greatest and least < 1000"
-        )
-        eps = self.mamba_bcdt_norm_eps
-        self._check_mamba(eps is None or 0 < eps <= 1, "mamba_bcdt_norm_eps", "None or a number in (0, 1]")
+        require(self, self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
         config: Any = self
         if self.mamba_version == 2 and "mamba" in config.mixer_of_layer:
-            inner = self.mamba_inner_width
-            self._check_mamba(
-                inner % self.mamba_head_dim == 0,
-                "mamba_head_dim",
-                f"a divisor of {inner} channels, mamba_expand times the width",
-            )
+            divides = inner % self.mamba_head_dim == 0
+            require(self, divides, "mamba_head_dim", f"a divisor of {inner} channels, mamba_expand times the width")
             heads = self.mamba_num_heads
-            self._check_mamba(heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")
-
-    def _check_mamba(self, condition: bool, name: str, allowed: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")
+            require(self, heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")

@@ -4,12 +4,21 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.config.rules import at_most, check, integer, one_of, optional, require
 from moe_hf.config.strict import strict_config
 
 RETENTION_ROTATIONS = ("half", "interleaved", "none")
 RETENTION_NORMS = ("rms", "layer")
 RETENTION_FORMS = ("chunkwise", "parallel", "recurrent")
+
+_RULES = (
+    one_of("retention_rotation", RETENTION_ROTATIONS),
+    one_of("retention_norm", RETENTION_NORMS),
+    one_of("retention_form", RETENTION_FORMS),
+    optional(integer("retention_num_heads", least=1)),
+    at_most("retention_rope_theta", 1e12),
+    at_most("retention_expand_k retention_expand_v", 1e6),
+)
 
 
 @strict_config
@@ -66,33 +75,17 @@ class RetentionFields(PreTrainedConfig):
         Raises:
             ConfigError: a word is unknown, or a width does not divide among the heads.
         """
-        for name, allowed in {
-            "retention_rotation": RETENTION_ROTATIONS,
-            "retention_norm": RETENTION_NORMS,
-            "retention_form": RETENTION_FORMS,
-        }.items():
-            _require(self, getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
-        heads = self.retention_num_heads
-        _require(self, heads is None or 1 <= heads < 2**31, "retention_num_heads", "None or an integer >= 1")
-        theta = self.retention_rope_theta
-        _require(self, 0 < theta <= 1e12, "retention_rope_theta", "a number > 0 and <= 1e+12")
-        for name in ("retention_expand_k", "retention_expand_v"):
-            _require(self, 0 < getattr(self, name) <= 1e6, name, "a number > 0 and <= 1e+06")
+        check(self, _RULES)
         if "retention" not in self.mixer_of_layer:
             return
         # A rotation turns pairs of channels.
         multiples = {"expand_k": (1 if self.retention_rotation == "none" else 2) * self.retention_heads}
         for name, multiple in {**multiples, "expand_v": self.retention_heads}.items():
             width = self.hidden_size * getattr(self, f"retention_{name}")
-            _require(
+            require(
                 self,
                 width >= multiple and width % multiple == 0,
                 f"retention_{name}",
                 f"such that {width:g}, the width that it gives with hidden_size={self.hidden_size}, is a multiple of "
                 f"{multiple} with {self.retention_heads} heads",
             )
-
-
-def _require(config: Any, condition: bool, name: str, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed; it must be {allowed}")

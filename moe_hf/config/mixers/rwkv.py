@@ -4,11 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.config.rules import Rule, check, integer, optional
 from moe_hf.config.strict import strict_config
 
 RANK_FACTORS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
 """How the ranks grow with the square root of the width, as in the models of the paper."""
+
+_RULES = (
+    Rule("rwkv_version", lambda value: value in (4, 7), "7 or 4"),
+    optional(integer(" ".join(["rwkv_inner_width", *(f"rwkv_{what}_rank" for what in RANK_FACTORS)]), least=1)),
+)
 
 
 @strict_config
@@ -47,9 +52,4 @@ class RWKVFields(PreTrainedConfig):
         Raises:
             ConfigError: one is not allowed.
         """
-        if self.rwkv_version not in (4, 7):
-            raise ConfigError(f"rwkv_version={self.rwkv_version!r} is not allowed; it must be 7 or 4")
-        for name in ("rwkv_inner_width", *(f"rwkv_{what}_rank" for what in RANK_FACTORS)):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < 2**31:
-                raise ConfigError(f"{name}={value!r} is not allowed; it must be None or an integer in [1, 2**31)")
+        check(self, _RULES)

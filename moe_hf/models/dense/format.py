@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from moe_hf.config.decoder import POSITION_EMBEDDING_TYPES, MoEDecoderConfig
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.validation import POSITION_EMBEDDING_TYPES
 from moe_hf.models.dense.kept_logits import warn_if_logits_change
 from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced
 from moe_hf.models.dense.source import DenseFormat, DenseSource

@@ -233,8 +233,6 @@ class TestWhatIsMade:
         assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (16, 16, 24)
         assert config.layer_types == ["history"] * 3
         assert (config.hidden_act, config.hyena_filter_shift) == ("gelu_pytorch_tanh", 0.05)
-        trimmed = HyenaWithMoEConfig.dict_from_dense({"model_type": "hyenadna", "d_model": 128})
-        assert (trimmed["intermediate_size"], trimmed["num_attention_heads"]) == (512, 2)
 
 
 class TestWrongInput:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.config.decoder import ROUTER_TYPES
+from moe_hf.config.validation import ROUTER_TYPES
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router, SwitchRouter
 

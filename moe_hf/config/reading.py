@@ -1,0 +1,114 @@
+"""How a configuration is read from files, overridden on loading, and written: what `config.json` may say."""
+
+import difflib
+import os
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedConfig
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.registry import did_you_mean
+from moe_hf.config.rules import require
+
+# Beyond it no machine could hold the model.
+MOST_LAYERS = 10_000
+
+
+class ReadConfig(PreTrainedConfig):
+    """A configuration that reads its own family's `config.json`, and those of the dense models it can start from.
+
+    Attributes:
+        dense_model_types: the `model_type` of those dense models.
+    """
+
+    dense_model_types: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a `config.json`'s content; keyword arguments override its fields.
+
+        transformers assigns the overrides after construction, when the validation has already seen the old values;
+        here they go in first.
+        """
+        names = {*cls.__dataclass_fields__, *cls.attribute_map}
+        # transformers itself treats these two, since dtype may be "auto".
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
+        overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
+        config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
+        # It follows from the other fields, and files of earlier versions have other words for it.
+        config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        if "max_position_embeddings" in overrides and config_dict.get("hyena_filter_time_base") is None:
+            # Files of earlier versions do not say what their filters were trained with.
+            default = cls.__dataclass_fields__["max_position_embeddings"].default
+            config_dict["hyena_filter_time_base"] = config_dict.get("max_position_embeddings", default)
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of `config.json` and the unused keyword arguments; a dense model's is translated.
+
+        Raises:
+            CheckpointError: there is no such file, or it describes another kind of model.
+        """
+        try:
+            found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"the config.json of {pretrained_model_name_or_path} is no JSON object ({error}); download it again"
+            ) from error
+        if not found:
+            # transformers takes the defaults, the shape of some other model.
+            raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")
+        model_type = found.get("model_type", cls.model_type)
+        if model_type in cls.dense_model_types:
+            return cls.dict_from_dense(found), unused
+        if model_type != cls.model_type:
+            dense = f" and dense {', '.join(map(repr, cls.dense_model_types))} checkpoints"
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} holds a model of type {model_type!r}; this family reads "
+                f"{cls.model_type!r}{dense if cls.dense_model_types else ''}"
+            )
+        return found, unused
+
+    @classmethod
+    def dict_from_dense(cls, dense: dict[str, Any]) -> dict[str, Any]:
+        """This family's `config.json` for the content of a dense model's, one of `dense_model_types`.
+
+        Raises:
+            CheckpointError: the dense model uses a feature that would change its logits here.
+        """
+        raise NotImplementedError(f"{cls.__name__} reads no dense checkpoints")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, but for `layer_types`, which follows from the other fields.
+
+        transformers reads a `config.json` also by its base class, which refuses words that it does not know there.
+        """
+        return {key: value for key, value in super().to_dict().items() if key != "layer_types"}
+
+    def _refuse_what_transformers_cannot_read(self, kwargs: dict[str, Any]) -> None:
+        # Before anything is derived: lists of layers, labels, the type of the weights.
+        most = MOST_LAYERS
+        require(self, 1 <= self.num_hidden_layers <= most, "num_hidden_layers", f"an integer >= 1 and <= {most}")
+        for name in ("id2label", "label2id"):
+            require(self, isinstance(getattr(self, name, None), dict | None), name, "None or a dictionary")
+        dtype = kwargs.get("torch_dtype", self.dtype)
+        word = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        if dtype not in (None, "auto") and not isinstance(word, torch.dtype):
+            raise ConfigError(f"dtype={dtype!r} is not allowed; it must be None or a type such as float32 or bfloat16")
+        labels = kwargs.get("num_labels")
+        if labels is not None and (isinstance(labels, bool) or not isinstance(labels, int) or labels < 0):
+            raise ConfigError(f"num_labels={labels!r} is not allowed; it must be an integer >= 0")
+
+    def _refuse_misspelt_fields(self, unknown: dict[str, Any]) -> None:
+        # Unknown keys are legal in a config.json of the Hub, so only near misses of a real field are refused.
+        names = [*self.__dataclass_fields__, *self.attribute_map]
+        for key in unknown:
+            legal = key == "model_type" or key.startswith("_")
+            if not legal and difflib.get_close_matches(key, names, n=1, cutoff=0.9):
+                raise ConfigError(
+                    f"{type(self).__name__}: unknown field {key!r}{did_you_mean(key, names)}; remove it or correct it"
+                )

@@ -1,0 +1,105 @@
+"""A field that is left out stays None in the object and its file, and reads as what follows from the others."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_hf import MegaByteWithMoEConfig, RetNetWithMoEConfig, RWKVWithMoEConfig
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+
+MakeConfig = Callable[..., GPT2WithMoEConfig]
+
+
+def test_widths_are_derived(tiny_config: MakeConfig) -> None:
+    config = tiny_config(intermediate_size=None)
+    assert (config.intermediate_size, config.moe_intermediate_size) == (128, 128)
+    config = tiny_config(intermediate_size=40)
+    assert (config.intermediate_size, config.moe_intermediate_size) == (40, 40)
+    config = tiny_config(intermediate_size=40, moe_intermediate_size=24)
+    assert (config.intermediate_size, config.moe_intermediate_size) == (40, 24)
+
+
+def test_a_usual_list_of_ffns_follows_the_number_of_layers_and_their_placement(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
+    tiny_config().save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2).mlp_layer_types == ["sparse", "dense"]
+    moved = GPT2WithMoEConfig.from_pretrained(tmp_path, mlp_placement="interleaved")
+    assert moved.mlp_layer_types == ["none", "sparse"] * 2
+    tiny_config(mlp_layer_types=["dense", "sparse", "sparse", "dense"]).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="2 entries"):
+        GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+
+
+def test_overriding_what_a_list_was_derived_from_derives_it_again(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    tiny_config().save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, mixer_short_conv=2).layer_types == ["attention_with_state"] * 4
+    deeper = GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2, mlp_layer_types=["sparse"] * 2)
+    assert deeper.layer_types == ["full_attention"] * 2
+
+
+def test_the_balance_loss_of_a_router_that_balances_itself_is_small(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    assert tiny_config().router_aux_loss_coef == 0.01
+    config = tiny_config(router_type="sigmoid_bias")
+    assert config.router_aux_loss_coef == 1e-4
+    config.save_pretrained(tmp_path)
+    # A weight that was derived follows the router; one that was chosen stays.
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="top_k").router_aux_loss_coef == 0.01
+    tiny_config(router_aux_loss_coef=0.3).save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="sigmoid_bias").router_aux_loss_coef == 0.3
+
+
+def test_what_was_left_out_stays_none_in_the_file(tmp_path: Path) -> None:
+    config = GPT2WithMoEConfig()
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in GPT2WithMoEConfig.derived_fields:
+        assert saved[name] is None
+        assert config.stored(name) is None
+        assert getattr(config, name) is not None
+    assert config.n_inner == config.intermediate_size == 3072
+
+
+def test_what_was_given_stays_even_where_it_is_the_default(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    given = {"intermediate_size": 128, "moe_intermediate_size": 128, "router_aux_loss_coef": 0.01}
+    tiny_config(**given, mlp_layer_types=["sparse", "dense"] * 2).save_pretrained(tmp_path)
+    loaded = GPT2WithMoEConfig.from_pretrained(tmp_path, hidden_size=64, router_type="sigmoid_bias")
+    assert {name: getattr(loaded, name) for name in given} == given
+    with pytest.raises(ConfigError, match="mlp_layer_types"):
+        GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
+
+
+def test_an_older_file_which_holds_derived_values_gives_the_same_configuration(tmp_path: Path) -> None:
+    config = GPT2WithMoEConfig(num_hidden_layers=3, router_type="sigmoid_bias")
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    older = {**saved, **{name: getattr(config, name) for name in config.derived_fields}}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    loaded = GPT2WithMoEConfig.from_pretrained(tmp_path)
+    assert all(getattr(loaded, name) == getattr(config, name) for name in saved if name != "transformers_version")
+    assert loaded.layer_types == config.layer_types
+
+
+def test_a_copy_derives_for_itself(tiny_config: MakeConfig) -> None:
+    config = tiny_config(intermediate_size=None)
+    twin = copy.deepcopy(config)
+    twin.hidden_size = 64
+    assert (config.intermediate_size, twin.intermediate_size) == (128, 256)
+
+
+def test_making_a_twin_dense_is_a_choice_that_is_saved(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config = tiny_config()
+    config.make_dense()
+    config.save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path).mlp_layer_types == ["dense"] * 4
+
+
+def test_families_derive_what_is_their_own() -> None:
+    assert RetNetWithMoEConfig(hidden_size=768).intermediate_size == 1024
+    assert RWKVWithMoEConfig().stored("mlp_token_shift") is None
+    assert RWKVWithMoEConfig(rwkv_version=4).mlp_token_shift == "rwkv4"
+    assert MegaByteWithMoEConfig(hidden_size=64, num_attention_heads=4, patch_size=8).local_lookback == 4
