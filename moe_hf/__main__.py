@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from moe_hf.base.errors import exit_code
+from moe_hf.base.exit_code import exit_code
 from moe_hf.base.registry import did_you_mean
 from moe_hf.version import __version__
 

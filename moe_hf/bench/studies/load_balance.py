@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_hf.base.errors import CheckpointError, ConfigError, exit_code
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.studies.load_balance_report import (
     domain_table,

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from moe_hf.base.errors import BackendUnavailableError, exit_code
+from moe_hf.base.errors import BackendUnavailableError
+from moe_hf.base.exit_code import exit_code
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
 logger = logging.getLogger(__name__)

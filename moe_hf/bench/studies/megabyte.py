@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moe_hf.base.errors import exit_code
+from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.studies.language_data import fresh_conversations, training_blocks
 from moe_hf.bench.studies.timed_training import Recipe, seconds_per_step, side_by_side, train

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from moe_hf.base.errors import CheckpointError, exit_code
+from moe_hf.base.errors import CheckpointError
+from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.studies.language_data import (
     HeldOut,

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_hf.base.errors import ConfigError, exit_code
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.studies.recall.arms import ARMS
 from moe_hf.bench.studies.recall.learning import Recipe
 from moe_hf.bench.studies.recall.report import missed_gates, summarise, write_report
