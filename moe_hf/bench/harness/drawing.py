@@ -68,7 +68,7 @@ _LOOKS = {
     "RWKV-4": Look("#56B4E9", "v"),
     "RWKV-7": Look("#009E73", "^"),
     "dense": Look("#0072B2", "o"),
-    "dense, longer": Look("#56B4E9", "s", "--"),
+    "dense, as many CPU seconds as the MoE": Look("#56B4E9", "s", "--"),
     "MoE": Look("#D55E00", "^"),
     "kept": Look("#0072B2", "s", ""),
     "dropped": Look("#D55E00", "s", ""),

@@ -141,7 +141,8 @@ def to_json(report: Report) -> dict[str, Any]:
     data = plain(report)
     for group, of in zip(report.groups, data["groups"], strict=True):
         of["arms"] = [_arm_to_json(arm) for arm in group.arms]
-    return {**data, **data.pop("further")}
+    further = data.pop("further")
+    return {**data, **further}
 
 
 def from_json(data: Mapping[str, Any], size: Callable[..., CaseSize], further: Sequence[str] = ()) -> Report:

@@ -7,12 +7,12 @@ Both fill their tables on the page `load_balance.md` in the output folder.
 Shapes: B batch, S positions, E experts, K experts per token, L sparse layers, C conversations.
 """
 
-import argparse
 import json
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.report import write_json
+from moe_hf.bench.harness.tables import fill_page
 from moe_hf.bench.studies.load_balance_report import (
     domain_table,
     draw_pictures,
-    fill_page,
     floor_table,
     layer_table,
     runs_table,
 )
+from moe_hf.bench.studies.script import parsed, run_study
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS
 from moe_hf.models.heads import MoEForCausalLM
@@ -37,6 +38,7 @@ from moe_hf.ops.routing.load_statistics import load_statistics
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.skills import SKILLS
 
+MODULE = "moe_hf.bench.studies.load_balance"
 logger = logging.getLogger(__name__)
 
 PAGE = "load_balance.md"
@@ -304,43 +306,41 @@ def _last(records: Sequence[dict[str, Any]], name: str) -> float | None:
     return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class Arguments:
+    """What is measured, and where the numbers go."""
+
+    output_dir: Path = field(metadata={"help": "folder to write data/ and images/ into"})
+    model: Path | None = field(default=None, metadata={"help": "folder of a trained model whose experts are counted"})
+    runs: list[Path] | None = field(
+        default=None, metadata={"help": "folders of training runs whose routers are compared"}
+    )
+    questions_per_skill: int = field(default=40, metadata={"help": "held-out questions of each skill"})
+    batch_size: int = field(default=32, metadata={"help": "conversations of one forward"})
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Measure a model, compare runs, or both; writes `data/`, `images/` and the page's tables under `--output_dir`.
 
     Raises:
         ConfigError: neither `--model` nor `--runs` was given.
     """
-    parser = argparse.ArgumentParser(prog="python -m moe_hf.bench.studies.load_balance", description=__doc__)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write data/ and images/ into")
-    parser.add_argument("--model", type=Path, help="folder of a trained model whose experts are counted")
-    parser.add_argument("--runs", type=Path, nargs="+", help="folders of training runs whose routers are compared")
-    parser.add_argument("--questions_per_skill", type=int, default=40, help="held-out questions of each skill")
-    parser.add_argument("--batch_size", type=int, default=32, help="conversations of one forward")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    (given,) = parsed([Arguments], words, MODULE, __doc__)
     if given.model is None and given.runs is None:
-        raise ConfigError(
-            f"nothing to measure: --model is {given.model} and --runs {given.runs}; give --model FOLDER, --runs FOLDER "
-            "..., or both"
-        )
-    page = given.output_dir / PAGE
+        raise ConfigError("nothing to measure; give --model FOLDER, --runs FOLDER ..., or both")
+    page, data = given.output_dir / PAGE, given.output_dir / "data"
     if given.model is not None:
         result = measure_model(given.model, given.questions_per_skill, given.batch_size)
-        _write_json(given.output_dir / "data" / "load_balance.json", result)
+        write_json(result, data / "load_balance.json")
         draw_pictures(result, given.output_dir / "images")
         tables = {"layers": layer_table(result), "domains": domain_table(result), "floor": floor_table(result)}
         for name, table in tables.items():
             fill_page(page, name, table)
     if given.runs is not None:
         runs = compare_runs(given.runs)
-        _write_json(given.output_dir / "data" / "load_balance_runs.json", runs)
+        write_json(runs, data / "load_balance_runs.json")
         fill_page(page, "runs", runs_table(runs))
 
 
-def _write_json(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.load_balance"))
+    run_study(main, MODULE)

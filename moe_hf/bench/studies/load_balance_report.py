@@ -3,108 +3,103 @@
 Shapes: L sparse layers, E experts.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
 
-_INK, _QUIET, _GRID = "#222222", "#8a8a8a", "#dddddd"
-# Okabe and Ito's palette, told apart by colour-blind readers; the marker says the same once more.
-_LOOKS = (("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"))
+from moe_hf.bench.harness.drawing import INK, QUIET, load_axes, load_bar, load_norm, look_number, picture
+from moe_hf.bench.harness.tables import markdown_table
+
 _LABELLED_EXPERTS = 16
 _DRAWS = ("independent", "different")
 
 
 def layer_table(result: Mapping[str, Any]) -> str:
     """Every statistic of each sparse layer, over all text, as a Markdown table."""
-    lines = [
-        "| layer | router | relative std | its floor | chi-square p | largest / mean | entropy | dead | dropped |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    columns = "layer|router|relative std|its floor|chi-square p|largest / mean|entropy|dead|dropped".split("|")
+    rows = [
+        [
+            str(layer["layer"]),
+            layer["router"],
+            f"{layer['relative_std']:.3f}",
+            f"{layer['sampling_floor']:.3f}",
+            _probability(layer["p_value"]),
+            f"{layer['max_over_mean']:.2f}",
+            f"{layer['entropy']:.3f}",
+            f"{layer['dead_experts']} of {len(layer['load'])}",
+            "" if layer["dropped"] is None else f"{layer['dropped']:.1%}",
+        ]
+        for layer in result["layers"]
     ]
-    for layer in result["layers"]:
-        dropped = "" if layer["dropped"] is None else f"{layer['dropped']:.1%}"
-        lines.append(
-            f"| {layer['layer']} | {layer['router']} | {layer['relative_std']:.3f} | {layer['sampling_floor']:.3f} | "
-            f"{_probability(layer['p_value'])} | {layer['max_over_mean']:.2f} | {layer['entropy']:.3f} | "
-            f"{layer['dead_experts']} of {len(layer['load'])} | {dropped} |"
-        )
     model = result["model"]
-    lines += [
-        "",
+    words = (
         f"Model `{model['folder']}`: `{model['router_type']}`, {model['num_experts_per_tok']} of "
         f"{model['num_experts']} experts; {result['conversations']:,} held-out conversations, "
-        f"{result['tokens']:,} tokens.",
-    ]
-    return "\n".join(lines)
+        f"{result['tokens']:,} tokens."
+    )
+    return f"{markdown_table(columns, rows)}\n\n{words}"
 
 
 def domain_table(result: Mapping[str, Any]) -> str:
     """Each sort of skill, then the skills that differ most from all text, as a Markdown table."""
-    numbers = [layer["layer"] for layer in result["layers"]]
-    lines = [
-        "| domain | tokens | "
-        + " | ".join(f"layer {n}: std (floor) | busiest | distance (by chance)" for n in numbers)
-        + " |",
-        "| --- | --- |" + " --- | --- | --- |" * len(numbers),
-    ]
+    columns = ["domain", "tokens"]
+    for layer in result["layers"]:
+        columns += [f"layer {layer['layer']}: std (floor)", "busiest", "distance (by chance)"]
     sorts = [domain for domain in result["domains"] if domain["kind"] == "sort"]
     skills = [domain for domain in result["domains"] if domain["kind"] == "skill"]
     skills.sort(key=lambda domain: -max(layer["distance"] for layer in domain["layers"]))
+    rows = []
     for domain in [*sorts, *skills[:5]]:
         name = f"**{domain['name']}**" if domain["kind"] == "sort" else domain["name"]
         cells = [name, f"{domain['tokens']:,}"]
         for layer in domain["layers"]:
             busiest = max(range(len(layer["load"])), key=layer["load"].__getitem__)
-            cells.append(f"{layer['relative_std']:.2f} ({layer['sampling_floor']:.2f})")
             cells += [
+                f"{layer['relative_std']:.2f} ({layer['sampling_floor']:.2f})",
                 f"{busiest} ({layer['load'][busiest]:.0%})",
                 f"{layer['distance']:.2f} ({layer['chance_distance']:.2f})",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)
 
 
 def floor_table(result: Mapping[str, Any]) -> str:
     """The sampling floor's formula beside its simulation, as a Markdown table."""
-    lines = [
-        "| tokens | k | E | slots drawn one by one: formula | simulated | k different experts: formula | simulated |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ["tokens", "k", "E", "slots drawn one by one: formula", "simulated"]
+    columns += ["k different experts: formula", "simulated"]
+    rows = []
     for check in result["floor_check"]:
         numbers = [f"{check[name][value]:.4f}" for name in _DRAWS for value in ("formula", "simulated")]
-        lines.append(f"| {check['tokens']:,} | {check['k']} | {check['num_experts']} | " + " | ".join(numbers) + " |")
-    return "\n".join(lines)
+        rows.append([f"{check['tokens']:,}", str(check["k"]), str(check["num_experts"]), *numbers])
+    return markdown_table(columns, rows)
 
 
-def runs_table(rows: Sequence[dict[str, Any]]) -> str:
+def runs_table(runs: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = [
-        "| run | router | balance loss | largest load / mean, per layer | dead experts | dropped | router entropy | "
-        "held-out answers | held-out loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        capacity = row["capacity_factor"]
-        router = row["router"] + (f", capacity {capacity:g}" if capacity else "")
-        cells = [
-            f"{row['run']} ({row['step']:,} steps)",
-            f"{router}, {row['num_experts_per_tok']} of {row['num_experts']}",
-            row["balance_loss"] or "none",
-            _listed(row["load_max"], "{:.2f}"),
-            str(sum(row["dead_experts"])),
-            _listed(row["dropped"], "{:.1%}") if row["dropped"] else "",
-            _listed(row["entropy"], "{:.2f}"),
-            "" if row["heldout_score"] is None else f"{row['heldout_score']:.1%}",
-            "" if row["heldout_loss"] is None else f"{row['heldout_loss']:.3f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    columns = ["run", "router", "balance loss", "largest load / mean, per layer", "dead experts", "dropped"]
+    columns += ["router entropy", "held-out answers", "held-out loss"]
+    rows = []
+    for run in runs:
+        capacity = run["capacity_factor"]
+        router = run["router"] + (f", capacity {capacity:g}" if capacity else "")
+        rows.append(
+            [
+                f"{run['run']} ({run['step']:,} steps)",
+                f"{router}, {run['num_experts_per_tok']} of {run['num_experts']}",
+                run["balance_loss"] or "none",
+                _listed(run["load_max"], "{:.2f}"),
+                str(sum(run["dead_experts"])),
+                _listed(run["dropped"], "{:.1%}") if run["dropped"] else "",
+                _listed(run["entropy"], "{:.2f}"),
+                "" if run["heldout_score"] is None else f"{run['heldout_score']:.1%}",
+                "" if run["heldout_loss"] is None else f"{run['heldout_loss']:.3f}",
+            ]
+        )
+    return markdown_table(columns, rows)
 
 
 def _listed(values: Sequence[float], form: str) -> str:
@@ -115,85 +110,67 @@ def _probability(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 else "< 0.01" if value >= 1e-4 else "< 0.0001"
 
 
-def fill_page(page: Path, name: str, text: str) -> bool:
-    """Put `text` between the page's marks `<!-- measured: NAME -->` and `<!-- end of NAME -->`.
-
-    Returns:
-        Whether the page exists and has the marks; otherwise nothing is written.
-    """
-    if not page.is_file():
-        return False
-    begin, end = f"<!-- measured: {name} -->", f"<!-- end of {name} -->"
-    old = page.read_text(encoding="utf-8")
-    new, count = re.subn(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{text}\n\n{end}", old, flags=re.DOTALL
-    )
-    page.write_text(new, encoding="utf-8")
-    return count > 0
-
-
 def draw_pictures(result: Mapping[str, Any], folder: Path) -> None:
     """Write `load_balance_layers.png`, `load_balance_domains.png` and `load_balance_std.png`.
 
     A field of the first two shows a load over its fair share: 1 is fair, 0 an expert that gets nothing. The third
     shows how the relative std changes with the number of tokens counted, beside its sampling floor.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _draw_layers(result).savefig(folder / "load_balance_layers.png", dpi=110)
-    _draw_domains(result).savefig(folder / "load_balance_domains.png", dpi=110)
-    _draw_growth(result).savefig(folder / "load_balance_std.png", dpi=110)
+    _draw_layers(result, folder / "load_balance_layers.png")
+    _draw_domains(result, folder / "load_balance_domains.png")
+    _draw_growth(result, folder / "load_balance_std.png")
 
 
-def _draw_layers(result: Mapping[str, Any]) -> Figure:
+def _draw_layers(result: Mapping[str, Any], file: Path) -> None:
     load_LE = _fair_shares([layer["load"] for layer in result["layers"]])
-    figure = Figure(figsize=(max(6.0, 0.6 * load_LE.shape[1] + 2.5), 1.6 + 0.5 * len(load_LE)), layout="constrained")
-    axes = figure.add_subplot()
-    norm = _norm(load_LE)
-    names = [f"layer {layer['layer']} ({layer['router']})" for layer in result["layers"]]
-    _heat_map(axes, load_LE, names, norm)
-    axes.set_title(f"Load of each expert over {result['tokens']:,} held-out tokens", loc="left", fontsize=11)
-    _colour_bar(figure, [axes], norm)
-    return figure
+    norm = load_norm([load_LE])
+    size = (max(5.0, 0.6 * load_LE.shape[1] + 1.5), 0.7 + 0.5 * len(load_LE))
+    with picture(file, panel=size) as (figure, panels):
+        axes = panels[0, 0]
+        _heat_map(axes, load_LE, _layer_names(result), norm)
+        if load_LE.shape[1] <= _LABELLED_EXPERTS:
+            for (row, column), load in numpy.ndenumerate(load_LE):
+                color = "white" if abs(norm(load) - 0.5) > 0.35 else INK
+                axes.text(column, row, f"{load:.2f}", ha="center", va="center", fontsize=8, color=color)
+        axes.set_title(f"Load of each expert over {result['tokens']:,} held-out tokens")
+        load_bar(figure, [axes], norm)
 
 
-def _draw_domains(result: Mapping[str, Any]) -> Figure:
+def _draw_domains(result: Mapping[str, Any], file: Path) -> None:
     domains = result["domains"]
     loads = [_fair_shares([domain["layers"][i]["load"] for domain in domains]) for i in range(len(result["layers"]))]
-    # Twice over the fair share and more is one colour, or else one skill would bleach all others.
-    norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=max(2.0, min(4.0, max(float(load.max()) for load in loads))))
-    width = 2.5 + len(loads) * max(3.0, 0.42 * loads[0].shape[1])
-    figure = Figure(figsize=(width, 1.6 + 0.24 * len(domains)), layout="constrained")
-    panels = figure.subplots(1, len(loads), squeeze=False, sharey=True)[0]
+    # Beyond four fair shares all is one colour, or else one skill would bleach all others.
+    norm = load_norm(loads, most=4.0)
+    size = (max(3.0, 0.42 * loads[0].shape[1]), 0.7 + 0.24 * len(domains))
+    title = "Load of each expert by domain: sorts of skill in capitals, then their skills"
     names = [domain["name"].upper() if domain["kind"] == "sort" else domain["name"] for domain in domains]
-    for axes, layer, load in zip(panels, result["layers"], loads, strict=True):
-        _heat_map(axes, load, names, norm, labelled=False)
-        axes.set_title(f"layer {layer['layer']} ({layer['router']})", loc="left", fontsize=10)
-    figure.suptitle("Load of each expert by domain: sorts of skill in capitals, then their skills", fontsize=11)
-    _colour_bar(figure, list(panels), norm)
-    return figure
+    with picture(file, 1, len(loads), size, title, sharey=True) as (figure, panels):
+        for axes, name, load in zip(panels[0], _layer_names(result), loads, strict=True):
+            _heat_map(axes, load, names, norm)
+            axes.set_title(name)
+        load_bar(figure, list(panels[0]), norm)
 
 
-def _draw_growth(result: Mapping[str, Any]) -> Figure:
+def _draw_growth(result: Mapping[str, Any], file: Path) -> None:
     growth = result["growth"]
     std_PL, floor_PL = numpy.array(growth["relative_std"]), numpy.array(growth["sampling_floor"])
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    for index, layer in enumerate(result["layers"]):
-        color, marker = _LOOKS[index % len(_LOOKS)]
-        label = f"layer {layer['layer']} ({layer['router']}), ends at {std_PL[-1, index]:.3f}"
-        axes.plot(growth["tokens"], std_PL[:, index], color=color, marker=marker, markersize=5, label=label)
-    label = f"sampling floor of uniform random routing, ends at {floor_PL[-1, 0]:.3f}"
-    axes.plot(growth["tokens"], floor_PL[:, 0], color=_QUIET, linestyle="--", label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("tokens counted, conversation by conversation in random order")
-    axes.set_ylabel("relative std of the loads")
-    axes.set_title("How uneven the loads are, and how uneven chance alone would be", loc="left", fontsize=11)
-    axes.grid(color=_GRID, linewidth=0.8, which="both")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, labelcolor=_INK)
-    return figure
+    with picture(file, panel=(6.5, 3.5)) as (_, panels):
+        axes = panels[0, 0]
+        for index, name in enumerate(_layer_names(result)):
+            look = look_number(index)
+            label = f"{name}, ends at {std_PL[-1, index]:.3f}"
+            axes.plot(growth["tokens"], std_PL[:, index], color=look.color, marker=look.marker, label=label)
+        label = f"sampling floor of uniform random routing, ends at {floor_PL[-1, 0]:.3f}"
+        axes.plot(growth["tokens"], floor_PL[:, 0], color=QUIET, linestyle="--", label=label)
+        axes.set(xscale="log", xlabel="tokens counted, conversation by conversation in random order")
+        axes.set(yscale="log", ylabel="relative std of the loads")
+        axes.set_title("How uneven the loads are, and how uneven chance alone would be")
+        axes.grid(which="both")
+        axes.legend()
+
+
+def _layer_names(result: Mapping[str, Any]) -> list[str]:
+    return [f"layer {layer['layer']} ({layer['router']})" for layer in result["layers"]]
 
 
 def _fair_shares(loads: Sequence[Sequence[float]]) -> numpy.ndarray:
@@ -201,30 +178,9 @@ def _fair_shares(loads: Sequence[Sequence[float]]) -> numpy.ndarray:
     return array * array.shape[1]
 
 
-def _norm(load_LE: numpy.ndarray) -> TwoSlopeNorm:
-    return TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=max(2.0, float(load_LE.max())))
-
-
-def _heat_map(axes: Axes, load: numpy.ndarray, names: Sequence[str], norm: TwoSlopeNorm, labelled: bool = True) -> None:
-    axes.imshow(load, cmap="RdBu_r", norm=norm, aspect="auto")
-    axes.set_yticks(range(len(names)), list(names), fontsize=8)
-    step = max(1, load.shape[1] // _LABELLED_EXPERTS)
-    axes.set_xticks(range(0, load.shape[1], step))
-    axes.set_xlabel("expert", fontsize=9)
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    if labelled and load.shape[1] <= _LABELLED_EXPERTS:
-        for row in range(load.shape[0]):
-            for column in range(load.shape[1]):
-                value = float(load[row, column])
-                color = "white" if abs(norm(value) - 0.5) > 0.35 else _INK
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
-
-
-def _colour_bar(figure: Figure, axes: Sequence[Axes], norm: TwoSlopeNorm) -> None:
-    mappable = ScalarMappable(norm=norm, cmap="RdBu_r")
-    bar = figure.colorbar(
-        mappable, ax=list(axes), label="load / fair share", ticks=[0, 0.5, 1, norm.vmax], format="{x:.1f}"
-    )
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=2)
+def _heat_map(axes: Axes, load: numpy.ndarray, names: Sequence[str], norm: TwoSlopeNorm) -> None:
+    load_axes(axes)
+    axes.imshow(load, norm=norm, aspect="auto")
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_xticks(range(0, load.shape[1], max(1, load.shape[1] // _LABELLED_EXPERTS)))
+    axes.set_xlabel("expert")

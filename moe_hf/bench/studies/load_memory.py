@@ -4,29 +4,31 @@ Run it with `python -m moe_hf.bench.studies.load_memory --output FILE`. The load
 highest resident memory Linux keeps.
 """
 
-import argparse
-import json
 import logging
 import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import BackendUnavailableError
-from moe_hf.base.exit_code import exit_code
+from moe_hf.bench.harness.report import write_json
+from moe_hf.bench.studies.script import parsed, run_study
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
+MODULE = "moe_hf.bench.studies.load_memory"
 logger = logging.getLogger(__name__)
 
 _STATUS = Path("/proc/self/status")
 
 
-class LoadSizes(NamedTuple):
+@dataclass(frozen=True)
+class LoadSizes:
     """The dense model, GPT-2 small's shape by default, and the experts to make of it."""
 
     hidden_size: int = 768
@@ -99,21 +101,20 @@ def _resident_bytes(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class Arguments:
+    """Where the numbers go."""
+
+    output: Path = field(metadata={"help": "the JSON file to write"})
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, and write one JSON file."""
-    parser = argparse.ArgumentParser(prog="python -m moe_hf.bench.studies.load_memory", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
-    for name, default in LoadSizes()._asdict().items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    given = vars(parser.parse_args(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    output: Path = given.pop("output")
-    sizes = LoadSizes(**given)
-    result = {"sizes": sizes._asdict(), **measure_load(sizes)}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    arguments, sizes = parsed((Arguments, LoadSizes), words, MODULE, __doc__)
+    result = {"sizes": asdict(sizes), **measure_load(sizes)}
+    write_json(result, arguments.output)
     logger.info("%s", result)
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.load_memory"))
+    run_study(main, MODULE)

@@ -6,30 +6,30 @@ Both are decoders of this package with attention and experts, trained on the byt
 Shapes: N blocks, B blocks of one step, S bytes of one block.
 """
 
-import argparse
-import json
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.report import write_json
+from moe_hf.bench.harness.tables import markdown_table
 from moe_hf.bench.studies.language_data import fresh_conversations, training_blocks
-from moe_hf.bench.studies.timed_training import Recipe, seconds_per_step, side_by_side, train
+from moe_hf.bench.studies.script import parsed, run_study
+from moe_hf.bench.studies.timed_training import Recipe, cpu_seconds, seconds_per_step, side_by_side, train
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 from moe_hf.models.megabyte.model import MegaByteWithMoE
 from moe_hf.text.tokenizers import byte_tokenizer
 
+MODULE = "moe_hf.bench.studies.megabyte"
 logger = logging.getLogger(__name__)
 
 FLAT, MEGABYTE = "flat", "MegaByte"
@@ -97,20 +97,18 @@ def compare_speed(settings: Settings) -> dict[str, dict[str, float]]:
     """
     models = {name: make() for name, make in byte_models(settings).items()}
     batch_BS = torch.randint(5, 261, (settings.batch_size, settings.context_length))
-    spent = seconds_per_step(list(models.values()), batch_BS, settings.speed_turns)
-    seconds = {"training": dict(zip(models, spent, strict=True))}
-    seconds["scoring"] = _in_turns(
-        {name: lambda model=model: model(batch_BS, use_cache=False) for name, model in models.items()}, settings
-    )
     new = min(_GENERATED, settings.context_length // 2)
     prompt = batch_BS[:1, :-new]
     generated = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 1}
-    prefill = _in_turns(
-        {name: lambda model=model: model(prompt, use_cache=True) for name, model in models.items()}, settings
-    )
-    whole = _in_turns(
-        {name: lambda model=model: model.generate(prompt, **generated) for name, model in models.items()}, settings
-    )
+    seconds = {"training": seconds_per_step(models, batch_BS, settings.speed_turns)}
+
+    def of(call: Callable[[Any], Any]) -> dict[str, float]:
+        with torch.no_grad():
+            return cpu_seconds({name: partial(call, model) for name, model in models.items()}, settings.speed_turns)
+
+    seconds["scoring"] = of(lambda model: model(batch_BS, use_cache=False))
+    prefill = of(lambda model: model(prompt, use_cache=True))
+    whole = of(lambda model: model.generate(prompt, **generated))
     # At least a clock tick, should noise make the prompt alone look slower than prompt and answer.
     seconds["generation"] = {name: max(whole[name] - prefill[name], 1e-6) for name in models}
     count = {"training": batch_BS.numel(), "scoring": batch_BS.numel(), "generation": new}
@@ -176,17 +174,15 @@ def compare(settings: Settings) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> str:
     """The result of `compare` as a table in Markdown."""
-    rows = ["| | flat | MegaByte | MegaByte / flat |", "| --- | --- | --- | --- |"]
+    rows = []
     for kind, of_arm in result["speed"].items():
         flat, megabyte = (of_arm[f"{name} bytes/s"] for name in (FLAT, MEGABYTE))
-        rows.append(f"| {kind}, bytes per CPU second | {flat:,.0f} | {megabyte:,.0f} | {of_arm['ratio']:.2f}x |")
-    best, seconds = result["quality"]["bits_per_byte"], result["settings"]["cpu_seconds"]
-    difference = result["quality"]["difference"]
-    label = f"bits per byte after {seconds:g} CPU seconds"
-    rows.append(f"| {label} | {best[FLAT]:.3f} | {best[MEGABYTE]:.3f} | {difference:+.3f} |")
-    millions = {name: count / 1e6 for name, count in result["parameters"].items()}
-    rows.append(f"| parameters | {millions[FLAT]:.2f}M | {millions[MEGABYTE]:.2f}M | |")
-    return "\n".join(rows)
+        rows.append([f"{kind}, bytes per CPU second", f"{flat:,.0f}", f"{megabyte:,.0f}", f"{of_arm['ratio']:.2f}x"])
+    best, difference = result["quality"]["bits_per_byte"], result["quality"]["difference"]
+    label = f"bits per byte after {result['settings']['cpu_seconds']:g} CPU seconds"
+    rows.append([label, f"{best[FLAT]:.3f}", f"{best[MEGABYTE]:.3f}", f"{difference:+.3f}"])
+    rows.append(["parameters", *[f"{result['parameters'][name] / 1e6:.2f}M" for name in (FLAT, MEGABYTE)], ""])
+    return markdown_table(["", FLAT, MEGABYTE, f"{MEGABYTE} / {FLAT}"], rows)
 
 
 def _fields(settings: Settings, width: int) -> dict[str, Any]:
@@ -218,20 +214,6 @@ def _widths(width: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def _in_turns(calls: dict[str, Callable[[], Any]], settings: Settings) -> dict[str, float]:
-    """Median CPU seconds of each call."""
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(settings.speed_turns + 1):
-        for name, call in calls.items():
-            begun = time.process_time()
-            call()
-            # The first turn allocates and is not counted.
-            if turn > 0:
-                spent[name].append(time.process_time() - begun)
-    return {name: median(seconds) for name, seconds in spent.items()}
-
-
 def _best(curves: list[dict[str, Any]], arm: str) -> float:
     """The mean over seeds of the last bits per byte, at the learning rate where it is least."""
     of_rate: dict[float, list[float]] = {}
@@ -241,23 +223,20 @@ def _best(curves: list[dict[str, Any]], arm: str) -> float:
     return min(sum(values) / len(values) for values in of_rate.values())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class Arguments:
+    """Where the numbers go."""
+
+    output: Path = field(metadata={"help": "JSON file to write; the table stands beside it (.md)"})
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Run the experiment; write `--output` (JSON) and the table beside it (`.md`)."""
-    parser = argparse.ArgumentParser(prog="python -m moe_hf.bench.studies.megabyte", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    for name, default in asdict(Settings()).items():
-        if isinstance(default, list):
-            parser.add_argument(f"--{name}", type=float, nargs="+", default=default)
-        else:
-            parser.add_argument(f"--{name}", type=type(default), default=default)
-    given = vars(parser.parse_args(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    output: Path = given.pop("output")
-    result = compare(Settings(**given))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    output.with_suffix(".md").write_text(report(result) + "\n")
+    arguments, settings = parsed((Arguments, Settings), words, MODULE, __doc__)
+    result = compare(settings)
+    write_json(result, arguments.output)
+    arguments.output.with_suffix(".md").write_text(report(result) + "\n")
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.megabyte"))
+    run_study(main, MODULE)

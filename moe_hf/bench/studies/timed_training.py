@@ -4,8 +4,10 @@ Shapes: N blocks, B blocks of one step, S positions of one block.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -90,18 +92,25 @@ def side_by_side(runs: Mapping[str, Iterator[Point]]) -> dict[str, list[Point]]:
     return points
 
 
-def seconds_per_step(models: Sequence[PreTrainedModel], batch_BS: torch.Tensor, num_steps: int) -> list[float]:
-    """Median CPU seconds of one training step of each model, measured in turns; the models are changed by it."""
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True) for model in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    # The first turn allocates the optimizer's state and is not counted.
-    for turn in range(num_steps + 1):
-        for model, optimizer, spent in zip(models, optimizers, seconds, strict=True):
+def cpu_seconds(calls: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+    """Median CPU seconds of each call over all threads, measured in turns; the first turn allocates and counts not."""
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
             begun = time.process_time()
-            train_step(model, optimizer, batch_BS)
+            call()
             if turn > 0:
-                spent.append(time.process_time() - begun)
-    return [float(torch.tensor(spent).median()) for spent in seconds]
+                spent[name].append(time.process_time() - begun)
+    return {name: median(seconds) for name, seconds in spent.items()}
+
+
+def seconds_per_step(models: Mapping[str, PreTrainedModel], batch_BS: torch.Tensor, turns: int) -> dict[str, float]:
+    """Median CPU seconds of one training step of each model, measured in turns; the models are changed by it."""
+    steps = {}
+    for name, model in models.items():
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        steps[name] = partial(train_step, model, optimizer, batch_BS)
+    return cpu_seconds(steps, turns)
 
 
 def _schedule(step: int, num_steps: int, warmup_steps: int) -> float:

@@ -4,7 +4,6 @@ Komatsuzaki et al. 2023, Sparse Upcycling, on the embedded corpus: one dense GPT
 order for the dense model and for the Mixture of Experts made of it. Run: `python -m moe_hf.bench.studies.upcycling`.
 """
 
-import argparse
 import json
 import logging
 import tempfile
@@ -17,8 +16,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.report import write_json
+from moe_hf.bench.harness.results import plain
 from moe_hf.bench.studies.language_data import (
     HeldOut,
     corpus_tokenizer,
@@ -26,10 +26,12 @@ from moe_hf.bench.studies.language_data import (
     heldout_answers,
     training_blocks,
 )
+from moe_hf.bench.studies.script import parsed, run_study
 from moe_hf.bench.studies.timed_training import Point, Recipe, seconds_per_step, side_by_side, train
 from moe_hf.bench.studies.upcycling_report import plot_upcycling, summarise
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
+MODULE = "moe_hf.bench.studies.upcycling"
 logger = logging.getLogger(__name__)
 
 DENSE, DENSE_LONGER, MOE = "dense", "dense, as many CPU seconds as the MoE", "MoE"
@@ -139,12 +141,12 @@ def run_experiment(settings: Settings, work_dir: Path) -> dict[str, Any]:
         "settings": asdict(settings),
         "machine": describe_machine(),
         "parameters": _parameter_counts(stages[0], settings),
-        "pretraining": [[point._asdict() for point in stage.pretraining] for stage in stages],
-        "step_0": [difference._asdict() for difference in differences],
+        "pretraining": plain([stage.pretraining for stage in stages]),
+        "step_0": plain(differences),
         "cpu_seconds_per_step": per_step,
-        "tuning": {arm: {str(rate): points[-1]._asdict() for rate, points in of.items()} for arm, of in tuned.items()},
+        "tuning": {arm: {str(rate): plain(points[-1]) for rate, points in of.items()} for arm, of in tuned.items()},
         "learning_rates": rates,
-        "curves": {arm: [[point._asdict() for point in points] for points in of] for arm, of in curves.items()},
+        "curves": plain(curves),
         "extra_arms": _extra_arms(stages[0], settings, rates[MOE], heldout) if settings.extra_arms else {},
     }
 
@@ -247,8 +249,7 @@ def _step_costs(stage: Stage, settings: Settings) -> dict[str, float]:
     if settings.extra_arms:
         models["MoE, top-1"] = _moe(stage, settings, 0, num_experts_per_tok=1)
     batch = stage.blocks_NS[: settings.batch_size]
-    costs = seconds_per_step(list(models.values()), batch, num_steps=min(30, settings.steps))
-    return dict(zip(models, costs, strict=True))
+    return seconds_per_step(models, batch, turns=min(30, settings.steps))
 
 
 def _tune(stage: Stage, settings: Settings, heldout: Mapping[str, HeldOut]) -> dict[str, dict[float, list[Point]]]:
@@ -271,13 +272,7 @@ def _extra_arms(
     points = side_by_side(
         {name: _continue(model, stage, settings, learning_rate, heldout) for name, model in models.items()}
     )
-    return {
-        name: {
-            "step_0": differences[name]._asdict(),
-            "curve": [point._asdict() for point in points[name]],
-        }
-        for name in models
-    }
+    return {name: plain({"step_0": differences[name], "curve": points[name]}) for name in models}
 
 
 def _parameter_counts(stage: Stage, settings: Settings) -> dict[str, int]:
@@ -285,31 +280,26 @@ def _parameter_counts(stage: Stage, settings: Settings) -> dict[str, int]:
     return {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@dataclass
+class Arguments:
+    """Where the numbers go."""
+
+    output_dir: Path = field(metadata={"help": "folder to write data/ and images/ into"})
+    report_only: bool = field(default=False, metadata={"help": "sum up and draw the data that is already there"})
+
+
+def main(words: Sequence[str] | None = None) -> None:
     """Run the experiment and write `data/upcycling.json` and `images/upcycling.png` under `--output_dir`."""
-    parser = argparse.ArgumentParser(prog="python -m moe_hf.bench.studies.upcycling", description=__doc__)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write data/ and images/ into")
-    parser.add_argument("--report_only", action="store_true", help="sum up and draw the data that is already there")
-    for name, default in asdict(Settings()).items():
-        if isinstance(default, bool):
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
-        elif isinstance(default, list):
-            parser.add_argument(f"--{name}", type=float, nargs="+", default=default)
-        else:
-            parser.add_argument(f"--{name}", type=type(default), default=default)
-    given = vars(parser.parse_args(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    output_dir: Path = given.pop("output_dir")
-    data_file, image_file = output_dir / "data" / "upcycling.json", output_dir / "images" / "upcycling.png"
-    if given.pop("report_only"):
+    arguments, settings = parsed((Arguments, Settings), words, MODULE, __doc__)
+    data_file = arguments.output_dir / "data" / "upcycling.json"
+    if arguments.report_only:
         result = json.loads(data_file.read_text())
     else:
         with tempfile.TemporaryDirectory() as work_dir:
-            result = run_experiment(Settings(**given), Path(work_dir))
-    data_file.parent.mkdir(parents=True, exist_ok=True)
-    data_file.write_text(json.dumps({**result, "summary": summarise(result)}, indent=1) + "\n")
-    plot_upcycling(result, image_file)
+            result = run_experiment(settings, Path(work_dir))
+    write_json({**result, "summary": summarise(result)}, data_file)
+    plot_upcycling(result, arguments.output_dir / "images" / "upcycling.png")
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.upcycling"))
+    run_study(main, MODULE)

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-_INK, _QUIET, _TRAIN, _HELD_OUT = "#222222", "#8a8a8a", "#3b6fb6", "#d1495b"
+from moe_hf.bench.harness.drawing import load_axes, load_bar, load_norm, look_of, one_two_five, picture
+
 _MOST_ROWS = 8
 
 
@@ -27,25 +24,27 @@ def draw_loss(events: Sequence[dict[str, Any]], title: str, file: Path) -> bool:
         file: PNG to write.
     """
     alike = any("cross_entropy" in event for event in events)
-    steps, losses = _series(events, "cross_entropy" if alike else "loss")
-    held_steps, held_losses = _series(events, "eval_loss")
-    if max(len(steps), len(held_steps)) < 2:
+    lines = {
+        "training": _series(events, "cross_entropy" if alike else "loss"),
+        "held out": _series(events, "eval_loss"),
+    }
+    if max(len(steps) for steps, _ in lines.values()) < 2:
         return False
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    if steps:
-        axes.plot(steps, losses, color=_TRAIN, linewidth=1.6, label=f"training, last {losses[-1]:.3f}")
-    if held_steps:
-        label = f"held out, last {held_losses[-1]:.3f}"
-        axes.plot(held_steps, held_losses, color=_HELD_OUT, marker="o", markersize=5, label=label)
-    lowest = min([*losses, *held_losses])
-    if lowest > 0 and max([*losses, *held_losses]) / lowest > 5:
-        axes.set_yscale("log", subs=[])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-    _dress(axes, title, "step", "cross-entropy (nats per label)" if alike else "loss (nats per label)")
-    axes.legend(frameon=False, labelcolor=_INK)
-    _save(figure, file)
+    with picture(file, panel=(6.5, 3.3)) as (_, panels):
+        axes = panels[0, 0]
+        for name, (steps, losses) in lines.items():
+            look = look_of(name)
+            if steps:
+                label = f"{name}, last {losses[-1]:.3f}"
+                axes.plot(steps, losses, color=look.color, marker=look.marker, label=label)
+        losses = [loss for _, of_line in lines.values() for loss in of_line]
+        if min(losses) > 0 and max(losses) / min(losses) > 5:
+            axes.set_yscale("log", subs=[])
+            one_two_five(axes.yaxis)
+        axes.set(title=title, xlabel="step", ylabel=f"{'cross-entropy' if alike else 'loss'} (nats per label)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=False, axis="x")
+        axes.legend()
     return True
 
 
@@ -65,33 +64,22 @@ def draw_expert_utilization(events: Sequence[dict[str, Any]], layers: Sequence[i
         return False
     columns = math.ceil(len(loads) / _MOST_ROWS)
     rows = math.ceil(len(loads) / columns)
-    figure = Figure(figsize=(max(7.5, 5.0 * columns), 1.0 + 1.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    highest = max(2.0, max(float(load.max()) for _, load in loads.values()))
-    norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=highest)
-    image = None
-    for index, (layer, (steps, load_SE)) in enumerate(loads.items()):
-        axes = grid[index % rows][index // rows]
-        image = axes.pcolormesh(_edges(steps), numpy.arange(load_SE.shape[1] + 1), load_SE.T, cmap="RdBu_r", norm=norm)
-        axes.set_ylabel(f"layer {layer}\nexpert", fontsize=9, color=_INK)
-        ticks = range(0, load_SE.shape[1], max(1, load_SE.shape[1] // 4))
-        axes.set_yticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
-        axes.tick_params(colors=_QUIET, labelsize=8, length=2)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for side in axes.spines.values():
-            side.set_visible(False)
-    for index in range(len(loads), rows * columns):
-        grid[index % rows][index // rows].set_visible(False)
-    for column in range(columns):
-        last = min(rows, len(loads) - column * rows) - 1
-        grid[last][column].set_xlabel("step", fontsize=9, color=_INK)
-        grid[last][column].tick_params(labelbottom=True)
-    assert image is not None
-    bar = figure.colorbar(image, ax=grid, label="load / fair share", ticks=_load_ticks(highest), format="{x:.1f}")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=_QUIET, labelsize=8, length=2)
-    figure.suptitle(title, fontsize=11, color=_INK)
-    _save(figure, file)
+    norm = load_norm(load for _, load in loads.values())
+    with picture(file, rows, columns, (max(6.5 / columns, 4.5), 1.3), title, sharex=True) as (figure, panels):
+        # Column by column, so that neighbouring layers stand above each other.
+        for axes in panels.T.flatten()[len(loads) :]:
+            axes.set_visible(False)
+        for index, (axes, (layer, (steps, load_SE))) in enumerate(zip(panels.T.flatten(), loads.items(), strict=False)):
+            load_axes(axes)
+            axes.pcolormesh(_edges(steps), numpy.arange(load_SE.shape[1] + 1), load_SE.T, norm=norm)
+            axes.set_ylabel(f"layer {layer}\nexpert")
+            ticks = range(0, load_SE.shape[1], max(1, load_SE.shape[1] // 4))
+            axes.set_yticks([tick + 0.5 for tick in ticks], [str(tick) for tick in ticks])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if index % rows == rows - 1 or index == len(loads) - 1:
+                axes.set_xlabel("step")
+                axes.tick_params(labelbottom=True)
+        load_bar(figure, list(panels.flatten()), norm)
     return True
 
 
@@ -115,26 +103,3 @@ def _edges(steps: list[int]) -> numpy.ndarray:
     """Borders of the windows that end at the steps; the first window is taken to be as long as the second."""
     length = steps[1] - steps[0] if len(steps) > 1 else 1
     return numpy.array([max(0, steps[0] - length), *steps])
-
-
-def _load_ticks(highest: float) -> list[float]:
-    return [0.0, 0.5, 1.0, *([(1 + highest) / 2] if highest > 2.5 else []), highest]
-
-
-def _dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=11, color=_INK, loc="left")
-    axes.set_xlabel(x_label, color=_INK)
-    axes.set_ylabel(y_label, color=_INK)
-    axes.tick_params(colors=_QUIET)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_QUIET)
-
-
-def _save(figure: Figure, file: Path) -> None:
-    # The canvas by hand: pyplot would pick a window system and keep every figure alive.
-    FigureCanvasAgg(figure)
-    figure.savefig(file, dpi=130)

@@ -31,6 +31,7 @@ def test_json_gives_the_same_report_back():
     data = json.loads(json.dumps(to_json(before)))
     assert from_json(data, Size, ["used"]) == before
     assert data["used"] == [1, 2]
+    assert "further" not in data
     assert data["groups"][0]["arms"][2]["median"] == pytest.approx(2e-3)
 
 

@@ -3,27 +3,11 @@ import json
 import pytest
 
 from moe_hf.bench.harness.arms import Options
-from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
-from moe_hf.bench.speed.profiling import Operator, Profile, default_profiles, kind_of
+from moe_hf.bench.speed.profile_report import write_profile_reports
+from moe_hf.bench.speed.profiling import default_profiles, kind_of
 from moe_hf.bench.speed.sizes import Size
 
 SIZE = Size(tokens=16, hidden_size=8, expert_width=16, num_experts=4)
-
-
-def a_profile(arm, *operators):
-    return Profile("moe_layer", "training", arm, SIZE, 2, [Operator(*one) for one in operators], "table")
-
-
-def test_shares_add_up_and_hot_spots_are_numbers_of_the_profile():
-    own = a_profile("auto", ("aten::mm", "gemm", 4, 6.0), ("aten::gelu", "activation", 2, 3.0), ("x", "glue", 2, 1.0))
-    other = a_profile("grouped_mm", ("aten::mm", "gemm", 4, 8.0), ("aten::index", "index", 8, 8.0))
-    assert own.milliseconds == 5.0
-    assert own.shares["gemm"] == pytest.approx(0.6)
-    assert sum(own.shares.values()) == pytest.approx(1)
-    lines = hot_spots([own, other])
-    assert lines[0].startswith("auto, 5.00 ms per step: 60% is matrix multiplication (`aten::mm` 60%); 30% is the act")
-    assert "`aten::gelu` with 30.0%. If all such work cost nothing, the step would be 1.67 times faster." in lines[2]
-    assert lines[3].startswith("auto takes 3.00 ms less than grouped_mm: gather, scatter and sorting -4.00 ms")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.bench.studies import load_balance
 from moe_hf.bench.studies.language_data import corpus_tokenizer
 from moe_hf.bench.studies.load_balance import HeldOutConversation, check_floor, count_slots, heldout_conversations
-from moe_hf.bench.studies.load_balance_report import fill_page
 from moe_hf.text.skills import SKILLS
 
 PER_SKILL, VOCABULARY, CONTEXT = 2, 320, 160
@@ -219,19 +218,6 @@ def test_the_page_s_tables_are_filled_and_the_rest_is_kept(output_dir: Path, res
         "0.50, 0.75",
     ]
     assert "| " + " | ".join([*cells, "87.5%", "0.500"]) + " |" in page
-
-
-def test_filling_twice_changes_nothing_and_no_page_is_made(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    assert not fill_page(page, "runs", "text")
-    assert not page.exists()
-    page.write_text("a\n<!-- measured: runs -->\n<!-- end of runs -->\nb\n")
-    assert fill_page(page, "runs", r"| \1 |")
-    once = page.read_text()
-    assert once == "a\n<!-- measured: runs -->\n\n| \\1 |\n\n<!-- end of runs -->\nb\n"
-    assert fill_page(page, "runs", r"| \1 |")
-    assert page.read_text() == once
-    assert not fill_page(page, "layers", "text")
 
 
 def test_a_run_without_balance_loss_or_score_leaves_its_cells_empty(tmp_path: Path) -> None:

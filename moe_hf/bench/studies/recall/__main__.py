@@ -1,22 +1,34 @@
 """`python -m moe_hf.bench.studies.recall --output_dir docs`: runs the sweep and writes its tables and picture."""
 
-import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.base.exit_code import exit_code
 from moe_hf.bench.studies.recall.arms import ARMS
 from moe_hf.bench.studies.recall.learning import Recipe
 from moe_hf.bench.studies.recall.report import missed_gates, summarise, write_report
 from moe_hf.bench.studies.recall.sweep import Results, sweep
 from moe_hf.bench.studies.recall.tasks import TASKS
+from moe_hf.bench.studies.script import parsed, run_study
 
+MODULE = "moe_hf.bench.studies.recall"
 logger = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@dataclass
+class Arguments:
+    """What is run, and where the numbers go."""
+
+    output_dir: Path = field(metadata={"help": "folder to write data/ and images/ into"})
+    mixers: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"of {', '.join(ARMS)}"})
+    tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": f"of {', '.join(TASKS)}"})
+    steps: int = field(default=Recipe().steps, metadata={"help": "of a reported run, at most"})
+    sweep_steps: int = field(default=Recipe().sweep_steps, metadata={"help": "of a sweep's run, at most"})
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Make what runs are missing, then write the table and the picture of all there are.
 
     Returns:
@@ -26,18 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ConfigError: a mixer or a task that there is not.
         CheckpointError: the results in the output folder are of another recipe.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m moe_hf.bench.studies.recall",
-        description="Let a small model of each mixer learn recall, copying and induction, its learning rate swept. A "
-        "run that is broken off goes on where it was.",
+    description = (
+        "Let a small model of each mixer learn recall, copying and induction, its learning rate swept. A run that is "
+        "broken off goes on where it was."
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write data/ and images/ into")
-    parser.add_argument("--mixers", nargs="+", default=list(ARMS), metavar="NAME", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="NAME", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--steps", type=int, default=Recipe().steps, help="of a reported run, at most")
-    parser.add_argument("--sweep_steps", type=int, default=Recipe().sweep_steps, help="of a sweep's run, at most")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    (given,) = parsed([Arguments], words, MODULE, description)
     for chosen, allowed in ((given.mixers, ARMS), (given.tasks, TASKS)):
         for name in chosen:
             if name not in allowed:
@@ -56,4 +61,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_code(main, "python -m moe_hf.bench.studies.recall"))
+    run_study(main, MODULE)

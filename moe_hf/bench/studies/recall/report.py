@@ -5,21 +5,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from moe_hf.bench.studies.load_balance_report import fill_page
+from moe_hf.base.files import whole_file
+from moe_hf.bench.harness.drawing import QUIET, look_number, picture
+from moe_hf.bench.harness.tables import fill_page, markdown_table
 from moe_hf.bench.studies.recall.arms import ARMS
 from moe_hf.bench.studies.recall.learning import Recipe
 from moe_hf.bench.studies.recall.sweep import SWEPT, Key, best_rate
 from moe_hf.bench.studies.recall.tasks import TASKS
 
 PAGE, MARK = "mixers.md", "recall"
-
-# Okabe and Ito's palette, told apart by colour-blind readers; the line says the same once more.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_LINES = ("-", "--", ":")
-_QUIET, _GRID = "#8a8a8a", "#dddddd"
 
 
 class Row(NamedTuple):
@@ -59,9 +53,9 @@ def table(rows: Sequence[Row]) -> str:
     task = TASKS[SWEPT]
     others = [name for name in TASKS if name != SWEPT]
     heads = [f"**{name} (trained)**" if name == task.trained else name for name in task.variants]
-    header = ["mixer", "parameters", "rate", *heads, "gate", "steps", "CPU s", *others]
-    lines = [_line(header), _line(["---"] * len(header))]
+    columns = ["mixer", "parameters", "rate", *heads, "gate", "steps", "CPU s", *others]
     by_place = {(row.task, row.arm): row for row in rows}
+    lines = []
     for row in rows:
         if row.task != SWEPT:
             continue
@@ -69,13 +63,11 @@ def table(rows: Sequence[Row]) -> str:
         cells += [_spread(row.accuracies(name)) for name in task.variants]
         cells += [_gate(row), _range([run["steps"] for run in row.runs])]
         cells.append(f"{fmean(run['cpu_seconds'] for run in row.runs):.0f}")
-        for name in others:
-            other = by_place.get((name, row.arm))
-            cells.append(
-                _spread(other.accuracies(TASKS[name].trained)) + " missed" * _is_missed(other) if other else ""
-            )
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        for other in [by_place.get((name, row.arm)) for name in others]:
+            trained = [] if other is None else other.accuracies(TASKS[other.task].trained)
+            cells.append(_spread(trained) + " missed" * _is_missed(other) if other else "")
+        lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def missed_gates(rows: Sequence[Row]) -> list[str]:
@@ -90,52 +82,36 @@ def missed_gates(rows: Sequence[Row]) -> list[str]:
 def write_report(rows: Sequence[Row], folder: Path) -> None:
     """Write `data/recall.md` and `images/recall.png`, and fill the place between the marks of `mixers.md`."""
     text = table(rows)
-    for name in ("data", "images"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "data" / "recall.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "data" / "recall.md") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
     fill_page(folder / PAGE, MARK, text)
-    if any(row.task == SWEPT for row in rows):
-        _picture(rows).savefig(folder / "images" / "recall.png", dpi=110)
-
-
-def _picture(rows: Sequence[Row]) -> Figure:
-    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
     chosen = [row for row in rows if row.task == SWEPT]
+    if chosen:
+        _draw(chosen, folder / "images" / "recall.png")
+
+
+def _draw(rows: Sequence[Row], file: Path) -> None:
     task = TASKS[SWEPT]
     pairs = [int(name.split()[0]) for name in task.variants]
-    for index, row in enumerate(chosen):
-        color, line = _COLORS[index % len(_COLORS)], _LINES[index // len(_COLORS)]
-        means = [fmean(row.accuracies(name)) for name in task.variants]
-        left.plot(pairs, means, color=color, linestyle=line, marker="o", markersize=4, label=row.arm)
-        # The run in the middle: neither the luckiest seed nor the unluckiest.
-        run = sorted(row.runs, key=lambda run: run["cpu_seconds"])[len(row.runs) // 2]
-        _, seconds, accuracy = zip(*run["curve"], strict=True)
-        right.plot(seconds, accuracy, color=color, linestyle=line, label=row.arm)
-    left.set_xticks(pairs, [f"{name.split()[0]}\n{'(trained)' * (name == task.trained)}" for name in task.variants])
-    left.set_xlabel("pairs to remember")
-    left.set_title("Recall, mean over the seeds", loc="left", fontsize=11)
-    right.set_xscale("log")
-    right.set_xlabel("CPU seconds of training")
-    right.set_title("The seed in the middle, while it learns", loc="left", fontsize=11)
-    for axes in (left, right):
-        _dress(axes, task.chance)
-    right.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _dress(axes: Axes, chance: float) -> None:
-    axes.axhline(chance, color=_QUIET, linewidth=0.8)
-    axes.text(axes.get_xlim()[0], chance, " chance", color=_QUIET, fontsize=8, va="bottom")
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("share of right answers")
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    with picture(file, 1, 2, sharey=True) as (_, panels):
+        left, right = panels[0]
+        for index, row in enumerate(rows):
+            look = look_number(index)
+            means = [fmean(row.accuracies(name)) for name in task.variants]
+            left.plot(pairs, means, color=look.color, linestyle=look.line, marker="o", markersize=4)
+            # The run in the middle: neither the luckiest seed nor the unluckiest.
+            run = sorted(row.runs, key=lambda run: run["cpu_seconds"])[len(row.runs) // 2]
+            _, seconds, accuracy = zip(*run["curve"], strict=True)
+            right.plot(seconds, accuracy, color=look.color, linestyle=look.line, label=row.arm)
+        left.set_xticks(pairs, [f"{name.split()[0]}\n{'(trained)' * (name == task.trained)}" for name in task.variants])
+        left.set(title="Recall, mean over the seeds", xlabel="pairs to remember", ylabel="share of right answers")
+        right.set(title="The seed in the middle, while it learns", xlabel="CPU seconds of training", xscale="log")
+        for axes in (left, right):
+            axes.axhline(task.chance, color=QUIET, linewidth=0.8)
+            axes.text(axes.get_xlim()[0], task.chance, " chance", color=QUIET, fontsize=8, va="bottom")
+            axes.set_ylim(0, 1.02)
+        right.legend(fontsize=8, loc="center right")
 
 
 def _reached(row: Row) -> float:

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.bench.harness.machine import describe_machine
+from moe_hf.bench.harness.report import write_json
 from moe_hf.bench.studies.recall.arms import make_model
 from moe_hf.bench.studies.recall.learning import Recipe, learn
 from moe_hf.bench.studies.recall.tasks import TASKS
@@ -69,9 +70,7 @@ class Results:
         with self._lock:
             runs = [*self.runs().values(), {**key._asdict(), **found}]
             content = {"recipe": self._recipe, "machine": describe_machine(), "runs": runs}
-            scratch = self._file.with_name(self._file.name + ".new")
-            scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            scratch.replace(self._file)
+            write_json(content, self._file)
 
 
 def best_rate(runs: Iterable[dict[str, Any]], solved: float) -> float:
