@@ -5,11 +5,11 @@ Shapes: B batch, S positions, D width, W taps, P = W - 1 earlier inputs.
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 from moe_hf.ops.sequence.short_conv import short_conv, sum_of_lags
 
 
@@ -31,27 +31,19 @@ class ShortConv(nn.Module, DrawsOwnWeights):
         """Away from 0: with keys that see the token before from the start, copying is learnt several times sooner."""
         init.uniform_(self.weight, -0.5, 0.5)
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        starts_BS: torch.Tensor | None,
-        mask_BS: torch.Tensor | None,
-        cache: Cache | None,
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN) -> torch.Tensor:
         """The blended sequence, same shape.
 
         Args:
             x_BSD: the sequence.
-            starts_BS: True where a new document begins; None where none does.
-            mask_BS: nonzero at real tokens of this call; None means that all are.
-            cache: holds the last W - 1 inputs of the layer between calls.
+            inputs: of the layer; its cache holds the last W - 1 tokens between calls.
 
         Raises:
             ConfigError: the cache was made without the model's configuration and holds keys and values alone.
         """
-        states = states_of(cache, self.layer_idx)
+        states = states_of(inputs.cache, self.layer_idx)
         past = None if states is None else states.read("short_conv")
-        blend_BSD, last = short_conv(x_BSD, self.weight, initial_state=past, mask_BS=mask_BS, starts_BS=starts_BS)
+        blend_BSD, last = short_conv(x_BSD, self.weight, initial_state=past, **inputs.layout)
         if states is not None:
             states.write("short_conv", last)
         return x_BSD + blend_BSD

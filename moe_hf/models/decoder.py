@@ -5,46 +5,38 @@ Shapes: B batch, S positions of this call, D width.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeModelOutputWithPast
-from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention.backends import resolve_attn_implementation
-from moe_hf.layers.attention.packed_rows import (
-    document_bounds,
-    document_starts,
-    hides_nothing,
-    is_plain,
-    none_if_all,
-    positions_from,
-    require_no_restart,
-)
 from moe_hf.layers.attention.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.caches.host import CACHE_NAMES, as_option, named, one_cache
 from moe_hf.layers.caches.routed import RoutedCache
-from moe_hf.layers.caches.states import advance, hindrance_of, padding_seen, require_rows, unless_exporting
+from moe_hf.layers.caches.states import advance, unless_exporting
 from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
 from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
 from moe_hf.layers.recorded import Recorded
 from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense.loading import LoadsDense
+from moe_hf.models.inputs import Given, layer_inputs
 from moe_hf.models.keywords import refuse_unknown
 from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds
 
@@ -65,34 +57,19 @@ class DecoderLayer(Recorded, GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.resid_dropout)
 
     def forward(
-        self,
-        x_BSD: torch.Tensor,
-        token_ids: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        document_starts: torch.Tensor | None = None,
-        shared_values: dict[str, torch.Tensor] | None = None,
-        **kwargs: Any,
+        self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The residual stream after this layer, same shape; the arguments are those of `FFN` and `Mixer`.
+        """The residual stream after this layer, same shape.
 
         A layer whose mixer gives a `first_value` for the later layers returns it as well. It is returned, not left
         somewhere: what wraps a layer (offloading, sharding, recomputing) sees a layer's arguments and its result alone.
         """
-        shared = {
-            "padding_mask": padding_mask,
-            "past_key_values": past_key_values,
-            "document_starts": document_starts,
-        }
         first_value = None
         if self.mixer is not None:
-            values = {} if shared_values is None else shared_values
-            mixed_BSD, _, first_value = self.mixer(
-                self.input_layernorm(x_BSD), **shared, shared_values=values, **kwargs
-            )
+            mixed_BSD, _, first_value = self.mixer(self.input_layernorm(x_BSD), inputs)
             x_BSD = x_BSD + self.dropout(mixed_BSD)
         if self.mlp is not None:
-            x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), token_ids, **shared))
+            x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), inputs))
         return x_BSD if first_value is None else (x_BSD, first_value)
 
 
@@ -209,14 +186,6 @@ class MoEPreTrainedModel(KnowsParameterKinds, Recorded, LoadsDense):
                     init.normal_(child.weight, mean=0.0, std=residual_std)
 
 
-class Masks(NamedTuple):
-    """What the layers need to know about absent tokens and documents, in the forms they need it."""
-
-    attention: Any
-    padding_BS: torch.Tensor | None
-    starts_BS: torch.Tensor | None
-
-
 class MoEDecoderModel(MoEPreTrainedModel):
     """Token ids to hidden states; which mixer and which FFN a layer gets is looked up, never asked about."""
 
@@ -272,52 +241,35 @@ class MoEDecoderModel(MoEPreTrainedModel):
             )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        self._refuse_what_no_layer_could_do(attention_mask, past_key_values, inputs_embeds.shape[1])
-        require_rows(past_key_values, inputs_embeds.shape[0])
-        position_ids = positions_from(kwargs, position_ids, tuple(inputs_embeds.shape[:2]))
-        hindrance = hindrance_of(past_key_values, self._attends)
-        if position_ids is not None and hindrance is None and hides_nothing(attention_mask):
-            # With a mask, transformers would not look for documents.
-            attention_mask = None
-        packed = position_ids is not None and attention_mask is None and hindrance is None
-        if position_ids is not None and not packed and is_plain(attention_mask):
-            require_no_restart(position_ids, attention_mask, hindrance or "an attention_mask that hides something")
-        if position_ids is None:
-            position_ids = self._positions(inputs_embeds, attention_mask, past_key_values)
-        # Transformers looks for packed sequences only while there is no cache.
-        masks = self._masks(inputs_embeds, attention_mask, position_ids, None if packed else past_key_values, packed)
-        if packed and is_flash_attention_requested(self.config):
-            if position_ids.shape[0] == inputs_embeds.shape[0] > 1:
-                kwargs = {**document_bounds(position_ids), **kwargs}
+        if past_key_values is not None and self._recomputes:
+            raise ConfigError(
+                f"a cache ({type(past_key_values).__name__}) together with activation checkpointing is not allowed while "
+                "training: layers would not write into it; turn one of the two off"
+            )
+        given = Given(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+        inputs = layer_inputs(given, self.config, self._attends)
         if use_cache and past_key_values is None and not self._recomputes:
-            past_key_values = self.new_cache()
-
+            inputs = inputs._replace(cache=self.new_cache())
         # Before any layer writes: a refused call must leave the cache as it was.
         for layer in self.layers:
             mixer = cast(Mixer | None, layer.mixer)
             if mixer is not None:
-                mixer.require_room(inputs_embeds.shape[1], past_key_values, masks.padding_BS, masks.starts_BS)
-        x_BSD, rotation = self._with_positions(inputs_embeds, position_ids)
+                mixer.require_room(inputs_embeds.shape[1], inputs)
+        x_BSD, rotation = self._with_positions(inputs_embeds, inputs.position_ids)
         x_BSD = self.dropout(x_BSD if self.embed_norm is None else self.embed_norm(x_BSD))
-        shared_values: dict[str, torch.Tensor] = {}
-        first_value = None
+        x_BSD = self._through_layers(x_BSD, inputs._replace(token_ids=input_ids, rotation=rotation, shared_values={}))
+        advance(inputs.cache, inputs_embeds.shape[1], inputs.padding_mask)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(inputs.cache))
+
+    def _through_layers(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         for layer in self.layers:
-            given = layer(
-                x_BSD,
-                token_ids=input_ids,
-                attention_mask=masks.attention,
-                padding_mask=masks.padding_BS,
-                document_starts=masks.starts_BS,
-                position_ids=position_ids,
-                rotation=rotation,
-                past_key_values=past_key_values,
-                shared_values=shared_values,
-                first_value=first_value,
-                **kwargs,
-            )
-            x_BSD, first_value = given if isinstance(given, tuple) else (given, first_value)
-        advance(past_key_values, inputs_embeds.shape[1], masks.padding_BS)
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(past_key_values))
+            given = layer(x_BSD, inputs)
+            if isinstance(given, tuple):
+                x_BSD, first_value = given
+                inputs = inputs._replace(first_value=first_value)
+            else:
+                x_BSD = given
+        return x_BSD
 
     def new_cache(self) -> DynamicCache:
         """An empty cache with all the states that this model keeps between calls."""
@@ -328,66 +280,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
     def _recomputes(self) -> bool:
         return self.training and any(layer.gradient_checkpointing for layer in self.layers)
 
-    def _refuse_what_no_layer_could_do(self, attention_mask: Any, cache: Cache | None, length: int) -> None:
-        keeps_states = set(self.config.layer_types or []) != {"full_attention"}
-        if cache is not None and self._recomputes:
-            raise ConfigError(
-                f"a cache ({type(cache).__name__}) together with activation checkpointing is not allowed while "
-                "training: layers would not write into it; turn one of the two off"
-            )
-        if attention_mask is None or not keeps_states:
-            return
-        if isinstance(attention_mask, dict) or attention_mask.ndim != 2:
-            given = "dict" if isinstance(attention_mask, dict) else f"shape {tuple(attention_mask.shape)}"
-            raise ConfigError(
-                f"attention_mask of {given} is not allowed; where layers keep a state it must be (batch, positions), "
-                "nonzero at real tokens"
-            )
-        columns, seen = attention_mask.shape[1], 0 if cache is None else cache.get_seq_length()
-        # Not `in`: a compiler that knows lengths by symbols finds none of them in a tuple.
-        if isinstance(seen, int) and columns != length and columns != seen + length:
-            raise ConfigError(
-                f"attention_mask of shape {tuple(attention_mask.shape)} is not allowed; it must have {seen + length} "
-                f"columns, for {seen} tokens in the cache and {length} new ones"
-            )
-
-    def _masks(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
-        position_ids: torch.Tensor,
-        past_key_values: Cache | None,
-        packed: bool,
-    ) -> Masks:
-        if isinstance(attention_mask, dict):
-            # generate prepares masks itself for caches that can be compiled.
-            return Masks(attention_mask["full_attention"], None, None)
-        causal = None
-        if self._attends:
-            causal = create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                **named(past_key_values),
-            )
-        padding = None
-        if attention_mask is not None and attention_mask.ndim == 2:
-            padding = none_if_all(attention_mask[:, -inputs_embeds.shape[1] :])
-        return Masks(causal, padding, document_starts(position_ids, inputs_embeds.shape[0]) if packed else None)
-
-    def _positions(self, inputs_embeds: torch.Tensor, attention_mask: Any, cache: Cache | None) -> torch.Tensor:
-        """(B or 1, S): the number of real tokens before each, where the mask tells."""
-        length, seen = inputs_embeds.shape[1], 0 if cache is None else cache.get_seq_length()
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            looked_at = isinstance(seen, int) or not torch.compiler.is_compiling()
-            if looked_at and attention_mask.shape[1] == seen + length and none_if_all(attention_mask) is not None:
-                return (attention_mask.ne(0).long().cumsum(dim=1)[:, -length:] - 1).clamp(min=0)
-        padding_B = padding_seen(cache)
-        before = seen if padding_B is None else seen - padding_B[:, None]
-        return torch.arange(length, device=inputs_embeds.device)[None] + before
-
-    def _with_positions(self, x_BSD: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, Rotation | None]:
+    def _with_positions(self, x_BSD: torch.Tensor, position_ids: Any) -> tuple[torch.Tensor, Rotation | None]:
         if self.rotary is not None:
             return x_BSD, self.rotary(position_ids, x_BSD.dtype)
         if self.embed_positions is None:

@@ -189,7 +189,7 @@ def test_left_padding_changes_nothing_though_projections_have_biases(ours, ids, 
 
 
 def test_a_long_input_is_read_in_segments_without_a_difference(kind: str, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("moe_hf.layers.mixers.mamba_base.SEGMENT_LENGTH", 8)
+    monkeypatch.setattr("moe_hf.layers.mixers.mamba.MambaMixer.segment_length", 8)
     model = MambaWithMoE.from_pretrained(folder, **EXPERTS).eval()
     ids = torch.randint(3, 53, (2, 21), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)

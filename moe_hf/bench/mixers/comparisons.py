@@ -22,7 +22,7 @@ from moe_hf.bench.mixers.layers import (
     with_other_form,
 )
 from moe_hf.bench.mixers.peers import unbinding_scan
-from moe_hf.layers.mixers import mamba, rwkv7
+from moe_hf.layers.mixers import mamba1, rwkv7
 from moe_hf.ops.sequence.delta_rule import reference_delta_rule
 
 UNBOUND = "unbound tokens"
@@ -67,7 +67,7 @@ def _against_transformers(quick: bool) -> Iterator[Case]:
         TRAINING,
         _NARROW,
         _goal("Mamba-1 forward+backward vs a scan of unbound tokens", 2.5, UNBOUND, OWN),
-        {UNBOUND: (mamba, "selective_scan", unbinding_scan)},
+        {UNBOUND: (mamba1, "selective_scan", unbinding_scan)},
     )
     yield _host_case("Mamba-2", FORWARD, _WIDE, _SHORT, 1.8, "Mamba-2 forward vs transformers")
     yield _host_case("Mamba-2", TRAINING, _WIDE, _SHORT, 1.7, "Mamba-2 forward+backward vs transformers")

@@ -22,6 +22,7 @@ from moe_hf.bench.harness.arms import DECODE, TRAINING, Arm, Check, Group, Optio
 from moe_hf.bench.harness.cases import Case, Goal
 from moe_hf.layers.caches.host import MAMBA_CACHE_NAME
 from moe_hf.layers.caches.states import advance
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.models.auto import FAMILIES
 
@@ -135,16 +136,8 @@ class Layer:
         """The mixed tokens (B, S, D); they come after those that the cache has seen."""
         seen = int(cache.get_seq_length()) if cache is not None else 0
         length = x_BSD.shape[1]
-        out_BSD = self.mixer(
-            x_BSD,
-            attention_mask=None,
-            padding_mask=None,
-            document_starts=None,
-            position_ids=torch.arange(seen, seen + length)[None],
-            rotation=None,
-            past_key_values=cache,
-            shared_values={},
-        ).out_BSD
+        inputs = LayerInputs(position_ids=torch.arange(seen, seen + length)[None], cache=cache)
+        out_BSD = self.mixer(x_BSD, inputs).out_BSD
         advance(cache, length)
         return out_BSD
 

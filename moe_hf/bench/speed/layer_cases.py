@@ -24,6 +24,7 @@ from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.models.decoder import DecoderLayer
 
 DENSE = "dense, equal FLOPs"
@@ -177,17 +178,9 @@ def _block(config: GPT2WithMoEConfig) -> nn.Module:
 
 
 def _call_ffn(ffn: Any, x_BSD: torch.Tensor, token_ids_BS: torch.Tensor) -> torch.Tensor:
-    return ffn(x_BSD, token_ids_BS)
+    return ffn(x_BSD, LayerInputs(token_ids=token_ids_BS))
 
 
 def _call_block(block: Any, x_BSD: torch.Tensor, token_ids_BS: torch.Tensor) -> torch.Tensor:
     position_ids = torch.arange(x_BSD.shape[1], device=x_BSD.device)[None]
-    return block(
-        x_BSD,
-        token_ids=token_ids_BS,
-        attention_mask=None,
-        padding_mask=None,
-        position_ids=position_ids,
-        rotation=None,
-        past_key_values=None,
-    )
+    return block(x_BSD, LayerInputs(token_ids=token_ids_BS, position_ids=position_ids))

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache
+
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 
 
 class FFN(nn.Module, ABC):
@@ -18,20 +19,10 @@ class FFN(nn.Module, ABC):
     output_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
 
     @abstractmethod
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        token_ids: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN) -> torch.Tensor:
         """The transformed tokens, same shape.
 
         Args:
             x_BSD: the normalised residual stream.
-            token_ids: (B, S) vocabulary ids for routers that look at them; None when only embeddings were given.
-            padding_mask: (B, S), nonzero at real tokens; None where all are.
-            past_key_values: state of earlier calls, for experts that count what a sequence brought them.
-            document_starts: (B, S), True where a new document begins, for FFNs that look at the token before.
+            inputs: what else there is to know about the tokens.
         """

@@ -10,6 +10,7 @@ from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.routed import require_routed_cache
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 from moe_hf.layers.recorded import Recorded
 from moe_hf.ops.routing.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
 from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
@@ -47,8 +48,7 @@ class CapacityLimit(Recorded):
         weight_TK: torch.Tensor,
         expert_TK: torch.Tensor,
         batch_size: int,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        inputs: LayerInputs = PLAIN,
     ) -> Admitted:
         """What the experts take.
 
@@ -56,10 +56,10 @@ class CapacityLimit(Recorded):
             weight_TK: routing weights.
             expert_TK: chosen experts.
             batch_size: B.
-            padding_mask: (B, S), nonzero at real tokens; padding takes nobody's place and keeps its own slots.
-            past_key_values: with a limit outside training, a `RoutedCache` that counts over calls.
+            inputs: of the layer; padding takes nobody's place and keeps its own slots, and the cache, a `RoutedCache`,
+                counts over calls for a limit outside training.
         """
-        factor = self.factor if self.training else self.eval_factor
+        factor, padding_mask = self.factor if self.training else self.eval_factor, inputs.padding_mask
         if factor is None:
             return Admitted(weight_TK, expert_TK, weight_TK.new_zeros(()))
         expert_BSK = expert_TK.view(batch_size, -1, expert_TK.shape[-1])
@@ -71,7 +71,7 @@ class CapacityLimit(Recorded):
         if self.training and self.drop_policy == "weight":
             kept_BSK = admit_by_weight(expert_BSK, weight_TK.view_as(expert_BSK), self.num_experts, capacity_B1)
         else:
-            kept_BSK = self._admit_in_order(expert_BSK, capacity_B1, past_key_values)
+            kept_BSK = self._admit_in_order(expert_BSK, capacity_B1, inputs.cache)
         dropped_BSK = ~kept_BSK & (expert_BSK < self.num_experts)
         filled = (expert_BSK < self.num_experts).sum().clamp(min=1)
         dropped_TK = dropped_BSK.view_as(expert_TK)
@@ -92,11 +92,11 @@ class CapacityLimit(Recorded):
         return capacity_of_rows((padding_mask != 0).sum(dim=1), *share)[:, None]
 
     def _admit_in_order(
-        self, expert_BSK: torch.Tensor, capacity: int | torch.Tensor, past_key_values: Cache | None
+        self, expert_BSK: torch.Tensor, capacity: int | torch.Tensor, given: Cache | None
     ) -> torch.Tensor:
-        if self.training or past_key_values is None:
+        if self.training or given is None:
             return admit_by_position(expert_BSK, self.num_experts, capacity).kept_BSK
-        cache = require_routed_cache(past_key_values)
+        cache = require_routed_cache(given)
         offered_BE = cache.offered.get(self.layer_idx)
         kept_BSK, cache.offered[self.layer_idx] = admit_by_position(expert_BSK, self.num_experts, capacity, offered_BE)
         return kept_BSK

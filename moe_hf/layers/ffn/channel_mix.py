@@ -5,13 +5,13 @@ Shapes: B batch, S positions of this call, D width.
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 from moe_hf.ops.sequence.short_conv import token_shift
 
 
@@ -34,29 +34,17 @@ class ChannelMix(FFN, DrawsOwnWeights):
         self.time_mix_receptance = nn.Parameter(torch.empty(width)) if gated else None
         self.receptance = nn.Linear(width, width, bias=False) if gated else None
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        token_ids: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN) -> torch.Tensor:
         """The transformed tokens, same shape."""
-        states = states_of(past_key_values, self.layer_idx)
-        shifted_BSD, last = token_shift(
-            x_BSD,
-            initial_state=None if states is None else states.read("channel_mix_last"),
-            mask_BS=padding_mask,
-            starts_BS=document_starts,
-        )
+        states = states_of(inputs.cache, self.layer_idx)
+        before = None if states is None else states.read("channel_mix_last")
+        shifted_BSD, last = token_shift(x_BSD, initial_state=before, **inputs.layout)
         if states is not None:
             # A view would keep all the inputs alive.
             states.write("channel_mix_last", last.clone())
-        others = (token_ids, padding_mask, past_key_values, document_starts)
         if self.receptance is None or self.time_mix_receptance is None:
-            return self.inner(torch.lerp(x_BSD, shifted_BSD, self.time_mix_key), *others)
-        out_BSD = self.inner(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key), *others)
+            return self.inner(torch.lerp(x_BSD, shifted_BSD, self.time_mix_key), inputs)
+        out_BSD = self.inner(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key), inputs)
         return self.receptance(torch.lerp(shifted_BSD, x_BSD, self.time_mix_receptance)).sigmoid() * out_BSD
 
     def draw_weights(self, std: float, residual_std: float) -> None:

@@ -2,11 +2,11 @@
 
 import torch
 from torch import nn
-from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.experts.activations import activation
 from moe_hf.layers.ffn.base import FFN
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 
 
 class DenseFFN(FFN):
@@ -20,14 +20,7 @@ class DenseFFN(FFN):
         self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
         self.act_fn = activation(config.hidden_act)
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        token_ids: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN) -> torch.Tensor:
         """The transformed tokens, same shape; nothing else is looked at."""
         if self.gate_proj is None:
             return self.down_proj(self.act_fn(self.up_proj(x_BSD)))

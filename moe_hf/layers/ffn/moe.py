@@ -5,7 +5,6 @@ Shapes: B batch, S positions, T = B * S tokens, D width, K experts per token.
 
 import torch
 from torch import nn
-from transformers import Cache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.experts.stack import Experts
@@ -13,6 +12,7 @@ from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.routers import ROUTERS
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 
 
 class SparseFFN(FFN):
@@ -30,19 +30,12 @@ class SparseFFN(FFN):
         gated = shared and config.shared_expert_gate
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False) if gated else None
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        token_ids: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        document_starts: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN) -> torch.Tensor:
         """The transformed tokens, same shape."""
         x_TD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        _, weight_TK, expert_TK = self.gate(x_TD, token_ids, padding_mask)
+        _, weight_TK, expert_TK = self.gate(x_TD, inputs.token_ids, inputs.padding_mask)
         if self.capacity is not None:
-            weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, x_BSD.shape[0], padding_mask, past_key_values)
+            weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, x_BSD.shape[0], inputs)
         out_BSD = self.experts(x_TD, expert_TK, weight_TK).view_as(x_BSD)
         if self.shared_expert is not None:
             shared_BSD = self.shared_expert(x_BSD)

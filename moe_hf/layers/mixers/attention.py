@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.attention.positions import Rotation, rotate
+from moe_hf.layers.attention.positions import rotate
 from moe_hf.layers.caches.host import with_paged
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.layers.short_conv import ShortConv
 
@@ -61,44 +61,31 @@ class CausalAttention(Mixer):
         """Scores and weighted values: two per key and channel."""
         return 2 * context * self.config.hidden_size
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        *,
-        attention_mask: torch.Tensor | None,
-        padding_mask: torch.Tensor | None,
-        document_starts: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        rotation: Rotation | None,
-        past_key_values: Cache | None,
-        shared_values: dict[str, torch.Tensor],
-        first_value: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> MixerOutput:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> MixerOutput:
         """As `Mixer.forward`; the weights are None unless the eager function ran."""
         batch, length, _ = x_BSD.shape
         # -1 heads: under tensor parallelism each rank's projections hold some of them only.
         heads = (batch, length, -1, self.head_dim)
         projected = (self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj(x_BSD))
         if self.short_conv is not None:
-            joined = self.short_conv(torch.cat(projected, dim=-1), document_starts, padding_mask, past_key_values)
-            projected = joined.chunk(3, dim=-1)
+            projected = self.short_conv(torch.cat(projected, dim=-1), inputs).chunk(3, dim=-1)
         query_BHSC, key_BHNC, value_BHNC = (part.reshape(heads).transpose(1, 2) for part in projected)
-        if rotation is not None:
-            query_BHSC, key_BHNC = rotate(query_BHSC, rotation), rotate(key_BHNC, rotation)
-        if past_key_values is not None:
-            key_BHNC, value_BHNC = past_key_values.update(key_BHNC, value_BHNC, self.layer_idx)
-        key_BHNC, value_BHNC = with_paged(key_BHNC, value_BHNC, self.layer_idx, kwargs)
+        if inputs.rotation is not None:
+            query_BHSC, key_BHNC = rotate(query_BHSC, inputs.rotation), rotate(key_BHNC, inputs.rotation)
+        if inputs.cache is not None:
+            key_BHNC, value_BHNC = inputs.cache.update(key_BHNC, value_BHNC, self.layer_idx)
+        options = dict(inputs.attention_options)
+        key_BHNC, value_BHNC = with_paged(key_BHNC, value_BHNC, self.layer_idx, options)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out_BSHC, weight_BHSN = attend(
             self,
             query_BHSC,
             key_BHNC,
             value_BHNC,
-            attention_mask,
+            inputs.attention_mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            position_ids=position_ids,
-            **kwargs,
+            position_ids=inputs.position_ids,
+            **options,
         )
         return MixerOutput(self.o_proj(out_BSHC.reshape(batch, length, -1).contiguous()), weight_BHSN)

@@ -5,19 +5,18 @@ Shapes: B batch, S positions of this call, D width, N order, C = (N + 1) D chann
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.attention.positions import Rotation
 from moe_hf.layers.caches.history import History, LongFilter
 from moe_hf.layers.caches.history_cache import history_of
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import Mixer, MixerOutput
 from moe_hf.ops.sequence.long_conv import long_conv
 from moe_hf.ops.sequence.short_conv import short_conv
@@ -77,81 +76,53 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         """Of three transforms over twice the context, 1.25 N log2 N each, a token's share."""
         return int((self.order - 1) * self.config.hidden_size * 7.5 * math.log2(2 * context))
 
-    def require_room(
-        self,
-        num_tokens: int,
-        past_key_values: Cache | None,
-        padding_mask: torch.Tensor | None,
-        document_starts: torch.Tensor | None,
-    ) -> None:
+    def require_room(self, num_tokens: int, inputs: LayerInputs) -> None:
         """As `Mixer.require_room`; without a cache there is nothing to spoil, and the convolution itself refuses."""
-        history = history_of(past_key_values, self.layer_idx)
+        history = history_of(inputs.cache, self.layer_idx)
         if history is not None:
-            history.require_room(num_tokens, self.filter.max_length, padding_mask, document_starts)
+            history.require_room(num_tokens, self.filter.max_length, **inputs.layout)
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        *,
-        attention_mask: torch.Tensor | None,
-        padding_mask: torch.Tensor | None,
-        document_starts: torch.Tensor | None,
-        position_ids: torch.Tensor,
-        rotation: Rotation | None,
-        past_key_values: Cache | None,
-        shared_values: dict[str, torch.Tensor],
-        first_value: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> MixerOutput:
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> MixerOutput:
         """As `Mixer.forward`.
 
         Raises:
             ConfigError: a document is longer than the filter, or the cache has no place for the history.
         """
         # A call that is refused must leave the history as it was.
-        self.require_room(x_BSD.shape[1], past_key_values, padding_mask, document_starts)
-        history = history_of(past_key_values, self.layer_idx)
-        mask_BS, starts_BS = _none_if_all(padding_mask, shared_values), document_starts
-        *gates, parts = self._project(x_BSD, mask_BS, starts_BS, history)
+        self.require_room(x_BSD.shape[1], inputs)
+        history = history_of(inputs.cache, self.layer_idx)
+        inputs = _without_idle_mask(inputs)
+        *gates, parts = self._project(x_BSD, inputs, history)
         # With a history lags are asked for where they are needed, which is once per epoch of tokens.
         filter_LC, skip_C = self.filter(None if history is not None else min(x_BSD.shape[1], self.filter.max_length))
         filters = [] if history is None else self._filters(skip_C)
         for i, gate in enumerate(reversed(gates[1:])):
             v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
             if history is not None:
-                v_BSD = history.convolve(v_BSD, filters[i], mask_BS, starts_BS)
+                v_BSD = history.convolve(v_BSD, filters[i], **inputs.layout)
             elif filter_LC is not None:
                 part = self._channels_of(i)
-                v_BSD = long_conv(v_BSD, filter_LC[:, part], skip_C[part], mask_BS=mask_BS, starts_BS=starts_BS)
+                v_BSD = long_conv(v_BSD, filter_LC[:, part], skip_C[part], **inputs.layout)
             parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(SEGMENT, dim=1)
         return MixerOutput(_joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]))
 
     def _project(
-        self,
-        x_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-        history: History | None,
+        self, x_BSD: torch.Tensor, inputs: LayerInputs, history: History | None
     ) -> list[tuple[torch.Tensor, ...]]:
         """x_N, ..., x_1 and v behind the short convolution, each in segments of the positions."""
         taps = self.short_conv_weight.shape[1]
         state = None if history is None else history.recent_inputs(taps - 1)
-        segments = []
+        segments, start = [], 0
         # A compiler would make one graph per number of segments.
-        whole = torch.compiler.is_compiling()
-        for start in (0,) if whole else range(0, x_BSD.shape[1], SEGMENT):
-            here = slice(None) if whole else slice(start, start + SEGMENT)
-            layout = {
-                "mask_BS": None if mask_BS is None else mask_BS[:, here],
-                "starts_BS": None if starts_BS is None else starts_BS[:, here],
-            }
-            u_BSC = self.in_proj(x_BSD[:, here])
+        for part_BSD, part in inputs.segments(x_BSD, None if torch.compiler.is_compiling() else SEGMENT):
+            u_BSC = self.in_proj(part_BSD)
             z_BSC, state = short_conv(
-                u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **layout
+                u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **part.layout
             )
             if history is not None:
-                history.keep_inputs(u_BSC, taps - 1, start=start, **layout)
+                history.keep_inputs(u_BSC, taps - 1, start=start, **part.layout)
             segments.append(z_BSC.chunk(self.order + 1, dim=-1))
+            start += part_BSD.shape[1]
         return list(zip(*segments, strict=True))
 
     def _channels_of(self, number: int) -> slice:
@@ -186,10 +157,10 @@ def _joined(segments: list[torch.Tensor]) -> torch.Tensor:
     return segments[0] if len(segments) == 1 else torch.cat(segments, dim=1)
 
 
-def _none_if_all(mask_BS: torch.Tensor | None, shared_values: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """The mask, or None where it hides nothing; its values are waited for once per call of the model."""
+def _without_idle_mask(inputs: LayerInputs) -> LayerInputs:
+    """The inputs without a mask that hides nothing; its values are waited for once per call of the model."""
+    mask_BS = inputs.padding_mask
     if mask_BS is None or torch.compiler.is_compiling():
-        return mask_BS
-    if "hyena_mask_hides" not in shared_values:
-        shared_values["hyena_mask_hides"] = (mask_BS == 0).any().cpu()
-    return mask_BS if bool(shared_values["hyena_mask_hides"]) else None
+        return inputs
+    hides = inputs.shared("hyena_mask_hides", lambda: (mask_BS == 0).any().cpu())
+    return inputs if bool(hides) else inputs._replace(padding_mask=None)

@@ -1,8 +1,11 @@
-"""The mixer of Mamba (Gu and Dao 2023): a short convolution, then a selective scan, then a gate.
+"""What both versions of Mamba share: projections, a short convolution, states and fresh weights.
 
-Shapes: B batch, S positions of this call (a single step does without), D width of the residual stream, I inner width,
-N state size, R rank of the step sizes.
+Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, C channels that are convolved,
+W taps, P = W - 1 earlier inputs, N state size.
 """
+
+import math
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -10,90 +13,59 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.base import Mixer
-from moe_hf.layers.mixers.mamba2 import Mamba2
-from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
-from moe_hf.ops.experts.expert_parts import without_autocast
-from moe_hf.ops.sequence.backends import pick_kernel
-from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SELECTIVE_SCAN
-from moe_hf.ops.sequence.selective_scan import scan_dtype, selective_scan, selective_scan_step
+from moe_hf.layers.init import DrawsOwnWeights
+from moe_hf.layers.inputs import LayerInputs
+from moe_hf.layers.mixers.recurrent import RecurrentMixer
+from moe_hf.layers.short_conv import DepthwiseConv1d
+from moe_hf.ops.sequence.short_conv import convolved_with
 
 
-def make_mamba(config: MoEDecoderConfig, layer_idx: int) -> Mixer:
-    """The mixer of the version that `mamba_version` names."""
-    return Mamba1(config, layer_idx) if config.mamba_version == 1 else Mamba2(config, layer_idx)
+class MambaState(NamedTuple):
+    """What a mixer knows of the tokens before: the last inputs of the convolution, (B, P, C), and the scan's state."""
+
+    conv: torch.Tensor | None = None
+    scan: torch.Tensor | None = None
 
 
-class Mamba1(MambaBase):
-    """Algorithm 2 and figure 3 of the paper, with the parameters of transformers' MambaMixer."""
+class MambaMixer(RecurrentMixer, DrawsOwnWeights):
+    """A state space mixer with the parameter names that transformers gives to Mamba's."""
 
-    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
-        inner = config.mamba_inner_width
-        super().__init__(config, layer_idx, num_projected=2 * inner, num_convolved=inner)
-        self.rank, self.state_size = config.mamba_rank, config.mamba_states
-        self.norm_eps = config.mamba_bcdt_norm_eps
-        self.x_proj = nn.Linear(inner, self.rank + 2 * self.state_size, bias=False)
-        self.dt_proj = nn.Linear(self.rank, inner, bias=True)
-        self.A_log = nn.Parameter(torch.empty(inner, self.state_size))
-        self.D = nn.Parameter(torch.empty(inner))
+    output_projections: ClassVar[tuple[str, ...]] = ("out_proj",)
+    state_type: ClassVar[type[Any]] = MambaState
 
-    def multiply_adds(self, context: int) -> int:
-        """The state's input, its decay and its readout; the context does not matter."""
-        return 3 * self.inner_width * self.state_size
+    def __init__(self, config: MoEDecoderConfig, layer_idx: int, num_projected: int, num_convolved: int) -> None:
+        super().__init__(config, layer_idx)
+        self.inner_width = config.mamba_inner_width
+        self.in_proj = nn.Linear(config.hidden_size, num_projected, bias=config.mamba_use_bias)
+        self.conv1d = DepthwiseConv1d(num_convolved, config.mamba_conv_kernel, bias=config.mamba_use_conv_bias)
+        self.out_proj = nn.Linear(self.inner_width, config.hidden_size, bias=config.mamba_use_bias)
 
-    def mix(self, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, MambaState]:
-        """The mixed tokens (B, S, D), and the state after the last real one."""
-        u_BSI, gate_BSI = self.in_proj(tokens.x_BSD).chunk(2, dim=-1)
-        u_BSI, conv = self.convolve(u_BSI, tokens, before)
-        is_step = self.is_step(tokens, before)
-        if is_step:
-            u_BSI, gate_BSI = u_BSI.squeeze(1), gate_BSI.squeeze(1)
-        sizes = [self.rank, self.state_size, self.state_size]
-        step_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
-        if self.norm_eps is not None:
-            step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
-        dtype = scan_dtype(u_BSI)
-        if torch.is_autocast_enabled(u_BSI.device.type):
-            step_BSR = step_BSR.to(_weight_dtype(self.dt_proj))
-        with without_autocast(u_BSI):
-            # Autocast would round the steps, the softplus of a large bias and a small rest, by percents.
-            delta_BSI = F.softplus(self.dt_proj(step_BSR).to(dtype))
-        a_IN = -torch.exp(self.A_log.to(dtype))
-        scan = self._scan_step if is_step else self._scan
-        y_BSI, state = scan(tokens, before, (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN))
-        out_BSD = self.out_proj(torch.addcmul(y_BSI, u_BSI, self.D.to(y_BSI.dtype)) * F.silu(gate_BSI))
-        return (out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
-
-    def _scan(
-        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SELECTIVE_SCAN,), tokens.x_BSD.device)
-        return (selective_scan if kernel is None else kernel.run)(
-            *inputs,
-            initial_state=before.scan,
-            mask_BS=tokens.mask_BS,
-            starts_BS=tokens.starts_BS,
-            output_final_state=tokens.keeps_state,
-        )
-
-    def _scan_step(
-        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
+    def convolve(
+        self, x_BSC: torch.Tensor, inputs: LayerInputs, before: MambaState
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        mask_B = None if tokens.mask_BS is None else tokens.mask_BS[:, 0]
-        u_BI, delta_BI, a_IN, b_BN, c_BN = inputs
-        return selective_scan_step(u_BI, delta_BI, a_IN, b_BN, c_BN, initial_state=before.scan, mask_B=mask_B)
+        """The convolved and activated channels, and the inputs that the next call needs."""
+        x_BSC, state_BPC = convolved_with(
+            self._convolve, x_BSC, self.config.mamba_conv_kernel, initial_state=before.conv, **inputs.layout
+        )
+        # The state may be a view, which would keep all the inputs alive.
+        return F.silu(x_BSC), state_BPC if x_BSC.shape[1] == 1 else state_BPC.clone()
+
+    def _convolve(self, window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
+        # What stands in for the module, such as an adapter around it, may know of no ages.
+        ages = () if age_BS is None else (age_BS,)
+        return self.conv1d(window.transpose(1, 2), *ages).transpose(1, 2)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
-        """Rates 1 to N in each channel (S4D-real), log-uniform step sizes, and the taps and outputs of MambaBase."""
-        super().draw_weights(std, residual_std)
-        rates_N = torch.arange(1, self.state_size + 1, dtype=torch.float32, device=self.A_log.device)
-        init.copy_(self.A_log, rates_N.log().expand_as(self.A_log))
-        init.ones_(self.D)
-        reach = self.rank**-0.5 * self.config.mamba_time_step_scale
-        init.uniform_(self.dt_proj.weight, -reach, reach)
-        self.draw_step_biases(self.dt_proj.bias)
+        """Taps as nn.Conv1d draws them; small draws for what is added to the residual stream."""
+        init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
+        if self.conv1d.bias is not None:
+            init.zeros_(self.conv1d.bias)
+        init.normal_(self.out_proj.weight, mean=0.0, std=residual_std)
 
-
-def _weight_dtype(module: nn.Module) -> torch.dtype:
-    # Whatever is not floating is quantised, and then another parameter says what is computed in.
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    def draw_step_biases(self, bias: nn.Parameter) -> None:
+        """Biases for which softplus gives log-uniform step sizes (Gu and Dao 2023, section 3.6)."""
+        config = self.config
+        low, high = math.log(config.mamba_time_step_min), math.log(config.mamba_time_step_max)
+        uniform = torch.rand(bias.shape, device=bias.device, dtype=torch.float32)
+        steps = torch.exp(uniform * (high - low) + low).clamp(min=config.mamba_time_step_floor)
+        init.copy_(bias, steps + torch.log(-torch.expm1(-steps)))

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.mamba_base import MambaBase, MambaState, Tokens
-from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.layers.inputs import LayerInputs
+from moe_hf.layers.mixers.base import MixerOutput
+from moe_hf.layers.mixers.mamba import MambaMixer, MambaState
 from moe_hf.ops.sequence.fla_ssd import FLA_SSD
 from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SSD
 from moe_hf.ops.sequence.selective_scan import scan_dtype
@@ -34,7 +35,7 @@ class GatedRMSNorm(nn.Module):
         return self.weight * normed.to(gate_BSI.dtype)
 
 
-class Mamba2(MambaBase):
+class Mamba2(MambaMixer):
     """Figure 6 of the paper (sequential projections), with the parameters of transformers' Mamba2Mixer."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
@@ -52,12 +53,14 @@ class Mamba2(MambaBase):
         """The state's input, its decay and its readout; the context does not matter."""
         return 3 * self.inner_width * self.state_size
 
-    def mix(self, tokens: Tokens, before: MambaState) -> tuple[torch.Tensor, MambaState]:
-        """The mixed tokens (B, S, D), and the state after the last real one."""
+    def mix(
+        self, x_BSD: torch.Tensor, inputs: LayerInputs, before: MambaState, keeps_state: bool
+    ) -> tuple[MixerOutput, MambaState]:
+        """As in RecurrentMixer."""
         inner, shared = self.inner_width, self.num_groups * self.state_size
-        gate_BSI, xbc, step_BSH = self.in_proj(tokens.x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
-        xbc, conv = self.convolve(xbc, tokens, before)
-        is_step = self.is_step(tokens, before)
+        gate_BSI, xbc, step_BSH = self.in_proj(x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
+        xbc, conv = self.convolve(xbc, inputs, before)
+        is_step = before.scan is not None and self.is_step(x_BSD, inputs)
         if is_step:
             gate_BSI, xbc, step_BSH = gate_BSI.squeeze(1), xbc.squeeze(1), step_BSH.squeeze(1)
         u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)
@@ -68,34 +71,19 @@ class Mamba2(MambaBase):
         if self.step_limit is not None:
             delta_BSH = delta_BSH.clamp(*self.step_limit)
         a_H = -torch.exp(self.A_log.to(dtype))
-        scan = self._scan_step if is_step else self._scan
-        y_BSHV, state = scan(tokens, before, (u_BSHV, delta_BSH, a_H, key_BSGK, query_BSGK))
+        parts = (u_BSHV, delta_BSH, a_H, key_BSGK, query_BSGK)
+        if is_step:
+            y_BSHV, state = ssd_step(*parts, initial_state=before.scan, mask_B=inputs.mask_of_step)
+        else:
+            y_BSHV, state = self.recur(
+                ssd, (MAMBA_SSM_SSD, FLA_SSD), parts, inputs, before.scan, output_final_state=keeps_state
+            )
         y_BSHV = torch.addcmul(y_BSHV, u_BSHV.to(dtype), self.D[:, None].to(dtype))
         out_BSD = self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI))
-        return (out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
-
-    def _scan(
-        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        kernel = pick_kernel(self.config.mixer_backend, (MAMBA_SSM_SSD, FLA_SSD), tokens.x_BSD.device)
-        return (ssd if kernel is None else kernel.run)(
-            *inputs,
-            initial_state=before.scan,
-            mask_BS=tokens.mask_BS,
-            starts_BS=tokens.starts_BS,
-            output_final_state=tokens.keeps_state,
-        )
-
-    def _scan_step(
-        self, tokens: Tokens, before: MambaState, inputs: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert before.scan is not None
-        mask_B = None if tokens.mask_BS is None else tokens.mask_BS[:, 0]
-        u_BHV, delta_BH, a_H, key_BGK, query_BGK = inputs
-        return ssd_step(u_BHV, delta_BH, a_H, key_BGK, query_BGK, initial_state=before.scan, mask_B=mask_B)
+        return MixerOutput(out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
-        """Rates 1 to H, log-uniform step sizes, and the taps and outputs of MambaBase."""
+        """Rates 1 to H, log-uniform step sizes, and the taps and outputs of MambaMixer."""
         super().draw_weights(std, residual_std)
         rates_H = torch.arange(1, self.num_heads + 1, dtype=torch.float32, device=self.A_log.device)
         init.copy_(self.A_log, rates_H.log())

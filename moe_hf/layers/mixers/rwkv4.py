@@ -10,7 +10,9 @@ from torch import nn
 from transformers import initialization as init
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
+from moe_hf.layers.inputs import LayerInputs
+from moe_hf.layers.mixers.base import MixerOutput
+from moe_hf.layers.mixers.rwkv import RWKVMixer, RWKVState, channel_ramp, depth_of
 from moe_hf.ops.sequence.wkv import wkv, wkv_step
 
 
@@ -38,35 +40,24 @@ class RWKV4(RWKVMixer):
         """Numerator and denominator, each with the present token's bonus and with its plain key."""
         return 4 * len(self.time_decay)
 
-    def mix(self, tokens: Tokens, before: RWKVState) -> Mixed:
-        """The tokens, mixed."""
-        x_BSD, mask_BS = tokens.x_BSD, tokens.mask_BS
-        shifted_BSD, last = tokens.shifted(before)
+    def mix(
+        self, x_BSD: torch.Tensor, inputs: LayerInputs, before: RWKVState, keeps_state: bool
+    ) -> tuple[MixerOutput, RWKVState]:
+        """As in RecurrentMixer."""
+        shifted_BSD, last = self.shifted(x_BSD, inputs, before)
         key_BSI = self.k_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key))
         value_BSI = self.v_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_value))
         receptance_BSI = self.r_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_receptance)).sigmoid()
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
         decay_I, bonus_I = self.time_decay.to(dtype).exp(), self.time_first.to(dtype)
-        if before.memory is not None and tokens.is_step(before):
-            out_BI, memory = wkv_step(
-                decay_I,
-                bonus_I,
-                key_BSI[:, 0],
-                value_BSI[:, 0],
-                initial_state=before.memory,
-                mask_B=None if mask_BS is None else mask_BS[:, 0],
-            )
-            return Mixed(self.o_proj(receptance_BSI * out_BI[:, None]), RWKVState(last, memory))
-        out_BSI, final = wkv(
-            decay_I,
-            bonus_I,
-            key_BSI,
-            value_BSI,
-            initial_state=before.memory,
-            mask_BS=mask_BS,
-            starts_BS=tokens.starts_BS,
-        )
-        return Mixed(self.o_proj(receptance_BSI * out_BSI), RWKVState(last, final))
+        if before.memory is not None and self.is_step(x_BSD, inputs):
+            parts = (decay_I, bonus_I, key_BSI[:, 0], value_BSI[:, 0])
+            out_BI, memory = wkv_step(*parts, initial_state=before.memory, mask_B=inputs.mask_of_step)
+            out_BSI = out_BI[:, None]
+        else:
+            parts = (decay_I, bonus_I, key_BSI, value_BSI)
+            out_BSI, memory = self.recur(wkv, (), parts, inputs, before.memory)
+        return MixerOutput(self.o_proj(receptance_BSI * out_BSI)), RWKVState(last, memory)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Rates of fading from slow to fast over the channels, mixes that grow with depth (section 3.5)."""

@@ -12,8 +12,9 @@ from transformers import initialization as init
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.rwkv_base import Mixed, RWKVMixer, RWKVState, Tokens, channel_ramp, depth_of
-from moe_hf.ops.sequence.backends import pick_kernel
+from moe_hf.layers.inputs import LayerInputs
+from moe_hf.layers.mixers.base import MixerOutput
+from moe_hf.layers.mixers.rwkv import RWKVMixer, RWKVState, channel_ramp, depth_of
 from moe_hf.ops.sequence.delta_rule import delta_rule, delta_rule_step
 from moe_hf.ops.sequence.fla_delta_rule import FLA_DELTA_RULE
 
@@ -82,16 +83,17 @@ class RWKV7(RWKVMixer):
         """Looking up, correcting, writing, fading and reading: each meets every entry of the states."""
         return 5 * self.config.hidden_size * self.config.head_dim
 
-    def mix(self, tokens: Tokens, before: RWKVState) -> Mixed:
-        """The tokens, mixed; with their values where this is the first layer."""
-        x_BSD = tokens.x_BSD
-        shifted_BSD, last = tokens.shifted(before)
+    def mix(
+        self, x_BSD: torch.Tensor, inputs: LayerInputs, before: RWKVState, keeps_state: bool
+    ) -> tuple[MixerOutput, RWKVState]:
+        """As in RecurrentMixer; the first layer gives its values as well."""
+        shifted_BSD, last = self.shifted(x_BSD, inputs, before)
         delta_BSD = shifted_BSD - x_BSD
         xr, xw, xk, xv, xa, xg = (torch.addcmul(x_BSD, delta_BSD, getattr(self, f"x_{name}")) for name in _MIXES)
         receptance, key, value = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         given_value = value
         if self.v_lora is not None:
-            value = torch.lerp(value, self._first_value(tokens), self.v_lora(xv).sigmoid())
+            value = torch.lerp(value, self._first_value(inputs), self.v_lora(xv).sigmoid())
         rate = self.a_lora(xa).sigmoid()
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
         log_decay = self.w_lora(xw).to(dtype).sigmoid() * _FASTEST_LOG_DECAY
@@ -99,32 +101,30 @@ class RWKV7(RWKVMixer):
         unit = F.normalize(self._heads(key * self.k_k).to(dtype), dim=-1).to(key.dtype)
         key = torch.addcmul(key, key * (rate - 1), self.k_a)
         heads = [self._heads(part) for part in (receptance, log_decay, key, value)]
-        out, memory = self._recurrence(tokens, before, *heads, -unit, unit * self._heads(rate))
+        out, memory = self._recurrence(inputs, before.memory, *heads, -unit, unit * self._heads(rate))
         out = self.g_norm(out)
         # What the present token says, beside what the state holds of it.
         share = self._heads(receptance * key * self.r_k).sum(-1, keepdim=True)
         out = torch.addcmul(self._heads(out), share, heads[3]).flatten(-2) * self.g_lora(xg)
-        return Mixed(self.o_proj(out), RWKVState(last, memory), given_value if self.is_first else None)
+        mixed = MixerOutput(self.o_proj(out), first_value=given_value if self.is_first else None)
+        return mixed, RWKVState(last, memory)
 
-    def _first_value(self, tokens: Tokens) -> torch.Tensor:
-        if tokens.first_value_BSD is None:
+    def _first_value(self, inputs: LayerInputs) -> torch.Tensor:
+        if inputs.first_value is None:
             raise ConfigError(
                 f"layer {self.layer_idx} of RWKV-7 got no first_value; it must be what the first RWKV layer returned "
                 "beside its output: hand it on as the skeleton does"
             )
-        return tokens.first_value_BSD
+        return inputs.first_value
 
     def _recurrence(
-        self, tokens: Tokens, before: RWKVState, *parts: torch.Tensor
+        self, inputs: LayerInputs, before: torch.Tensor | None, *parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        mask_BS = tokens.mask_BS
-        if before.memory is not None and tokens.is_step(before):
-            mask_B = None if mask_BS is None else mask_BS[:, 0]
-            out, memory = delta_rule_step(*(part[:, 0] for part in parts), initial_state=before.memory, mask_B=mask_B)
+        if before is not None and self.is_step(parts[0], inputs):
+            now = (part[:, 0] for part in parts)
+            out, memory = delta_rule_step(*now, initial_state=before, mask_B=inputs.mask_of_step)
             return out[:, None], memory
-        kernel = pick_kernel(self.config.mixer_backend, (FLA_DELTA_RULE,), tokens.x_BSD.device)
-        recur = delta_rule if kernel is None else kernel.run
-        return recur(*parts, initial_state=before.memory, mask_BS=mask_BS, starts_BS=tokens.starts_BS)
+        return self.recur(delta_rule, (FLA_DELTA_RULE,), parts, inputs, before)
 
     def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return x_BSD.unflatten(-1, (self.config.num_attention_heads, -1))

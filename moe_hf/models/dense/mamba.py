@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.mixers.mamba import make_mamba
+from moe_hf.layers.mixers import MIXERS
 from moe_hf.models.dense.format import DecoderFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor
 from moe_hf.models.dense.source import DenseSource
@@ -31,7 +31,7 @@ class _DenseMamba(DecoderFormat):
         state = self.norm(source, config, "input_layernorm", f"{theirs}.norm")
         # The parameters have the same names in both models.
         with torch.device("meta"):
-            shapes = {name: tuple(x.shape) for name, x in make_mamba(config, layer_idx=layer).state_dict().items()}
+            shapes = {name: tuple(x.shape) for name, x in MIXERS["mamba"](config, layer).state_dict().items()}
         return state | {f"mixer.{x}": source.sliced(f"{theirs}.mixer.{x}", shape) for x, shape in shapes.items()}
 
     def check_layers(self, source: DenseSource, config: MoEDecoderConfig) -> None:

@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.ffn.moe import SparseFFN
+from moe_hf.layers.inputs import LayerInputs
 
 BACKENDS = ["eager", "grouped_mm", "batched_mm"]
 
@@ -36,7 +37,7 @@ def test_the_heaviest_stay_under_the_weight_policy_in_training_alone(tiny_config
 def test_padding_takes_nobody_s_place(tiny_config) -> None:
     ffn = SparseFFN(tiny_config(router_capacity_factor=0.5)).train()
     weight, expert = torch.ones(3, 2), torch.tensor([[0, 1]] * 3)
-    admitted = ffn.capacity(weight, expert, 1, padding_mask=torch.tensor([[0, 1, 1]]))
+    admitted = ffn.capacity(weight, expert, 1, LayerInputs(padding_mask=torch.tensor([[0, 1, 1]])))
     assert admitted.expert_TK.tolist() == [[0, 1], [0, 1], [4, 4]]
     assert admitted.dropped == 0.5
 

@@ -10,6 +10,7 @@ from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.channel_mix import ChannelMix
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
+from moe_hf.layers.inputs import LayerInputs
 
 B, S, D, INNER = 2, 9, 16, 24
 
@@ -91,10 +92,10 @@ def test_padding_and_documents_are_not_looked_at() -> None:
     mask = torch.ones(B, S, dtype=torch.long)
     mask[:, 3:5] = 0
     kept = mask[0].bool()
-    torch.testing.assert_close(ffn(x, padding_mask=mask)[:, kept], ffn(x[:, kept]))
+    torch.testing.assert_close(ffn(x, LayerInputs(padding_mask=mask))[:, kept], ffn(x[:, kept]))
     starts = torch.zeros(B, S, dtype=torch.bool)
     starts[:, 4] = True
-    torch.testing.assert_close(ffn(x, document_starts=starts)[:, 4:], ffn(x[:, 4:]))
+    torch.testing.assert_close(ffn(x, LayerInputs(document_starts=starts))[:, 4:], ffn(x[:, 4:]))
 
 
 def test_without_a_shift_a_layer_has_the_plain_network() -> None:

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
+from moe_hf.layers.inputs import PLAIN, LayerInputs
 from moe_hf.layers.mixers import hyena
 from moe_hf.layers.mixers.hyena import HyenaOperator
 from moe_hf.ops.sequence.long_conv import reference_long_conv
@@ -34,16 +35,7 @@ def make(order: int = 2, **overrides) -> HyenaOperator:
 
 
 def run(operator: HyenaOperator, x: torch.Tensor, mask=None, starts=None) -> torch.Tensor:
-    out, weights, _ = operator(
-        x,
-        attention_mask=None,
-        padding_mask=mask,
-        document_starts=starts,
-        position_ids=torch.arange(x.shape[1])[None],
-        rotation=None,
-        past_key_values=None,
-        shared_values={},
-    )
+    out, weights, _ = operator(x, LayerInputs(padding_mask=mask, document_starts=starts, shared_values={}))
     assert weights is None
     return out
 
@@ -99,14 +91,14 @@ class TestOperator:
     def test_room_is_asked_for_without_touching_the_cache(self) -> None:
         operator = make()
         cache = DynamicCache(config=operator.config)
-        asked = {"past_key_values": cache, "padding_mask": None, "document_starts": None}
-        operator.require_room(40, **asked)
+        asked = LayerInputs(cache=cache)
+        operator.require_room(40, asked)
         with pytest.raises(ConfigError, match="41 tokens is longer than the filter, which has 40"):
-            operator.require_room(41, **asked)
-        operator.require_room(41, **{**asked, "document_starts": torch.arange(41)[None] == 20})
-        operator.require_room(41, **{**asked, "padding_mask": (torch.arange(41)[None] > 0).long()})
+            operator.require_room(41, asked)
+        operator.require_room(41, asked._replace(document_starts=torch.arange(41)[None] == 20))
+        operator.require_room(41, asked._replace(padding_mask=(torch.arange(41)[None] > 0).long()))
         assert cache.layers[0].recent_inputs(2) is None
-        operator.require_room(41, **{**asked, "past_key_values": None})
+        operator.require_room(41, PLAIN)
 
     def test_work_per_token_grows_with_the_logarithm(self) -> None:
         operator = make(3)

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from moe_hf import BackendUnavailableError, MambaWithMoE, MambaWithMoEConfig
 from moe_hf.layers.caches.states import states_of
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
 
 B, S, D = 2, 13, 24
@@ -26,10 +27,7 @@ def make_mixer(version: int, **fields: Any) -> tuple[MambaWithMoEConfig, Any]:
 
 
 def mix(mixer: Any, x_BSD: torch.Tensor, cache: DynamicCache | None = None, **given: Any) -> torch.Tensor:
-    rest: dict[str, Any] = {"attention_mask": None, "padding_mask": None, "document_starts": None, "rotation": None}
-    rest |= given
-    positions = torch.arange(x_BSD.shape[1])[None]
-    return mixer(x_BSD, past_key_values=cache, position_ids=positions, shared_values={}, **rest)[0]
+    return mixer(x_BSD, LayerInputs(cache=cache, **given))[0]
 
 
 @pytest.fixture(params=[1, 2])

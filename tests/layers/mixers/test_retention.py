@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from moe_hf import BackendUnavailableError, RetNetWithMoEConfig
-from moe_hf.layers.mixers import retention
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.retention import Retention
 
 B, S, D, H = 2, 13, 24, 3
@@ -29,10 +29,8 @@ def draw(length: int = S, seed: int = 1) -> torch.Tensor:
 
 
 def run(layer: Retention, x_BSD: torch.Tensor, positions: torch.Tensor | None = None, **given) -> torch.Tensor:
-    arguments = {"attention_mask": None, "padding_mask": None, "document_starts": None, "rotation": None}
-    arguments |= {"past_key_values": None, "shared_values": {}, **given}
     positions = torch.arange(x_BSD.shape[1])[None] if positions is None else positions
-    return layer(x_BSD, position_ids=positions, **arguments)[0]
+    return layer(x_BSD, LayerInputs(position_ids=positions, **given))[0]
 
 
 def by_the_paper(layer: Retention, x_BSD: torch.Tensor, interleaved: bool, normed) -> torch.Tensor:
@@ -109,7 +107,7 @@ def test_the_rotation_is_computed_once_for_all_layers() -> None:
     layer, x, shared = make_layer(), draw(), {}
     with torch.no_grad():
         expected = run(layer, x, shared_values=shared)
-        assert all(value.dtype == torch.float32 for value in shared.values())
+        assert {value.dtype for rotation in shared.values() for value in rotation} == {torch.float32}
         torch.testing.assert_close(run(layer, x, torch.zeros(1, S), shared_values=shared), expected)
 
 
@@ -120,7 +118,7 @@ def test_long_inputs_without_gradients_are_worked_through_in_pieces(monkeypatch)
     starts[1, 17] = True
     kwargs = {"padding_mask": mask, "document_starts": starts}
     expected = run(layer, x, **kwargs).detach()
-    monkeypatch.setattr(retention, "SEGMENT_LENGTH", 16)
+    monkeypatch.setattr(Retention, "segment_length", 16)
     lengths = []
     layer.q_proj.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     with torch.no_grad():
@@ -146,7 +144,7 @@ def test_names_are_those_of_flash_linear_attention(gate: bool) -> None:
 def test_half_precision_keeps_its_type_and_the_state_in_float32() -> None:
     config = RetNetWithMoEConfig(hidden_size=D, num_attention_heads=H, num_hidden_layers=1, vocab_size=7)
     layer, cache = Retention(config, 0).bfloat16(), DynamicCache(config=config)
-    out = run(layer, draw().bfloat16(), past_key_values=cache)
+    out = run(layer, draw().bfloat16(), cache=cache)
     assert out.dtype == torch.bfloat16
     assert cache.layers[0].read("retention").dtype == torch.float32
     assert cache.layers[0].read("retention").shape == (B, H, 8, 16)

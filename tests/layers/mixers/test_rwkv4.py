@@ -8,6 +8,7 @@ from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from moe_hf import RWKVWithMoEConfig
 from moe_hf.layers.caches.states import states_of
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.rwkv4 import RWKV4
 from moe_hf.ops.sequence.wkv import empty_wkv_state
@@ -37,8 +38,7 @@ def inputs() -> torch.Tensor:
 
 
 def run(mixer: RWKV4, x: torch.Tensor, cache=None) -> torch.Tensor:
-    others = dict.fromkeys(("attention_mask", "padding_mask", "document_starts", "rotation"))
-    return mixer(x, position_ids=None, shared_values={}, past_key_values=cache, **others)[0]
+    return mixer(x, LayerInputs(cache=cache))[0]
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def test_it_is_that_of_transformers() -> None:
 @torch.no_grad()
 def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
     whole = run(mixer(), inputs())
-    monkeypatch.setattr("moe_hf.layers.mixers.rwkv_base._SEGMENT_LENGTH", 5)
+    monkeypatch.setattr(RWKV4, "segment_length", 5)
     torch.testing.assert_close(run(mixer(), inputs()), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -76,6 +76,5 @@ def test_an_emptied_cache_is_an_empty_one(static: bool) -> None:
     assert torch.equal(run(made, inputs(), cache), first)
     cache.reset()
     mask = torch.zeros(B, 3, dtype=torch.long)
-    others = dict.fromkeys(("attention_mask", "document_starts", "rotation"))
-    made(inputs()[:, :3], position_ids=None, shared_values={}, past_key_values=cache, padding_mask=mask, **others)
+    made(inputs()[:, :3], LayerInputs(cache=cache, padding_mask=mask))
     assert torch.equal(states.read("memory"), empty_wkv_state(B, INNER))

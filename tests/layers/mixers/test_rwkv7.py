@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moe_hf import ConfigError, RWKVWithMoEConfig
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.rwkv7 import RWKV7
@@ -29,8 +30,7 @@ def mixers(**overrides) -> list[RWKV7]:
 
 
 def run(mixer: RWKV7, x: torch.Tensor, value: torch.Tensor | None = None) -> MixerOutput:
-    others = dict.fromkeys(("attention_mask", "padding_mask", "document_starts", "rotation", "past_key_values"), None)
-    return mixer(x, position_ids=torch.arange(x.shape[1])[None], shared_values={}, first_value=value, **others)
+    return mixer(x, LayerInputs(first_value=value))
 
 
 def paper(mixer: RWKV7, x: torch.Tensor, first_value: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +94,7 @@ def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
         return [out, run(second, x[1], out.first_value)]
 
     expected = both()
-    monkeypatch.setattr("moe_hf.layers.mixers.rwkv_base._SEGMENT_LENGTH", 8)
+    monkeypatch.setattr(RWKV7, "segment_length", 8)
     for ours, theirs in zip(both(), expected, strict=True):
         torch.testing.assert_close(ours.out_BSD, theirs.out_BSD, rtol=1e-5, atol=1e-7)
 

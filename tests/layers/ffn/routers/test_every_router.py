@@ -7,6 +7,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.validation import ROUTER_TYPES
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router, SwitchRouter
+from moe_hf.layers.inputs import LayerInputs
 
 T, D, E = 24, 32, 4
 K = {"switch": 1}
@@ -164,6 +165,6 @@ def test_works_in_a_sparse_ffn_under_every_stock_backend(tiny_config, kind) -> N
         ffn = SparseFFN(config).train()
         for parameter in ffn.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        outputs.append(ffn(x_BSD, ids))
+        outputs.append(ffn(x_BSD, LayerInputs(token_ids=ids)))
     for other in outputs[1:]:
         torch.testing.assert_close(other, outputs[0], atol=1e-5, rtol=1e-5)
