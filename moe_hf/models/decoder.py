@@ -243,8 +243,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if past_key_values is not None and self._recomputes:
             raise ConfigError(
-                f"a cache ({type(past_key_values).__name__}) together with activation checkpointing is not allowed while "
-                "training: layers would not write into it; turn one of the two off"
+                f"a cache ({type(past_key_values).__name__}) together with activation checkpointing is not allowed "
+                "while training: layers would not write into it; turn one of the two off"
             )
         given = Given(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
         inputs = layer_inputs(given, self.config, self._attends)
