@@ -14,33 +14,12 @@ from moe_hf.version import __version__
 if TYPE_CHECKING:
     from moe_hf.public import *
 
+_FAMILIES = ("GPT2", "Hyena", "Mamba", "MegaByte", "RetNet", "RWKV")
+
 __all__ = [
-    "GPT2WithMoE",
-    "GPT2WithMoEConfig",
-    "GPT2WithMoEForSequenceClassification",
-    "GPT2WithMoEModel",
+    *(f"{name}WithMoE{part}" for name in _FAMILIES for part in ("", "Config", "ForSequenceClassification", "Model")),
     "HyenaFilter",
-    "HyenaWithMoE",
-    "HyenaWithMoEConfig",
-    "HyenaWithMoEForSequenceClassification",
-    "HyenaWithMoEModel",
-    "MambaWithMoE",
-    "MambaWithMoEConfig",
-    "MambaWithMoEForSequenceClassification",
-    "MambaWithMoEModel",
-    "MegaByteWithMoE",
-    "MegaByteWithMoEConfig",
-    "MegaByteWithMoEForSequenceClassification",
-    "MegaByteWithMoEModel",
     "MegaBytePatching",
-    "RetNetWithMoE",
-    "RetNetWithMoEConfig",
-    "RetNetWithMoEForSequenceClassification",
-    "RetNetWithMoEModel",
-    "RWKVWithMoE",
-    "RWKVWithMoEConfig",
-    "RWKVWithMoEForSequenceClassification",
-    "RWKVWithMoEModel",
     "create_moe_config",
     "get_moe_model_info",
     "MoE",

@@ -1,6 +1,6 @@
 """Makes the families known to transformers' Auto classes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import (
     AutoConfig,
@@ -13,43 +13,44 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
-from moe_hf.config.hyena_moe import HyenaWithMoEConfig
-from moe_hf.config.mamba_moe import MambaWithMoEConfig
-from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.config.retnet_moe import RetNetWithMoEConfig
-from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.models.decoder import MoEPreTrainedModel
-from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
-from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
-from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
-from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
-from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel
-from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
+from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification
+from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification
+from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification
+from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification
+from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification
 
 
 class Family(NamedTuple):
-    """The classes of one model family."""
+    """The classes of one model family; the heads know the others."""
 
-    config: type[MoEDecoderConfig]
-    model: type[MoEPreTrainedModel]
     causal_lm: type[MoEForCausalLM]
     sequence_classification: type[MoEForSequenceClassification]
 
+    @property
+    def model(self) -> type[MoEPreTrainedModel]:
+        """The model under the heads."""
+        return self.causal_lm.model_class
 
-FAMILIES: dict[str, Family] = {
-    "gpt2_moe": Family(GPT2WithMoEConfig, GPT2WithMoEModel, GPT2WithMoE, GPT2WithMoEForSequenceClassification),
-    "mamba_moe": Family(MambaWithMoEConfig, MambaWithMoEModel, MambaWithMoE, MambaWithMoEForSequenceClassification),
-    "megabyte_moe": Family(
-        MegaByteWithMoEConfig, MegaByteWithMoEModel, MegaByteWithMoE, MegaByteWithMoEForSequenceClassification
-    ),
-    "retnet_moe": Family(
-        RetNetWithMoEConfig, RetNetWithMoEModel, RetNetWithMoE, RetNetWithMoEForSequenceClassification
-    ),
-    "hyena_moe": Family(HyenaWithMoEConfig, HyenaWithMoEModel, HyenaWithMoE, HyenaWithMoEForSequenceClassification),
-    "rwkv_moe": Family(RWKVWithMoEConfig, RWKVWithMoEModel, RWKVWithMoE, RWKVWithMoEForSequenceClassification),
-}
+    @property
+    def config(self) -> type[MoEDecoderConfig]:
+        """The configuration of all of them."""
+        config: Any = self.model.config_class
+        return config
+
+
+_FAMILIES = (
+    Family(GPT2WithMoE, GPT2WithMoEForSequenceClassification),
+    Family(MambaWithMoE, MambaWithMoEForSequenceClassification),
+    Family(MegaByteWithMoE, MegaByteWithMoEForSequenceClassification),
+    Family(RetNetWithMoE, RetNetWithMoEForSequenceClassification),
+    Family(HyenaWithMoE, HyenaWithMoEForSequenceClassification),
+    Family(RWKVWithMoE, RWKVWithMoEForSequenceClassification),
+)
+FAMILIES: dict[str, Family] = {family.config.model_type: family for family in _FAMILIES}
+"""By the `model_type` of their configurations."""
 
 
 def register_families() -> None:

@@ -1,11 +1,8 @@
 """The GPT-2 family: attention, learned positions, and experts in place of some FFNs."""
 
-from typing import ClassVar
-
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
-from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 
@@ -13,21 +10,16 @@ class GPT2WithMoEModel(MoEDecoderModel):
     """GPT-2 with experts, without a head."""
 
     config: GPT2WithMoEConfig
-    config_class = GPT2WithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(GPT2WithMoEConfig)
+    dense_formats = formats_of(GPT2WithMoEConfig)
 
 
 class GPT2WithMoE(MoEForCausalLM):
     """GPT-2 with experts that predicts the next token."""
 
-    config: GPT2WithMoEConfig
-    config_class = GPT2WithMoEConfig
-    model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
+    model_class = GPT2WithMoEModel
 
 
 class GPT2WithMoEForSequenceClassification(MoEForSequenceClassification):
     """GPT-2 with experts that labels a sequence."""
 
-    config: GPT2WithMoEConfig
-    config_class = GPT2WithMoEConfig
-    model_class: ClassVar[type[MoEDecoderModel]] = GPT2WithMoEModel
+    model_class = GPT2WithMoEModel

@@ -23,6 +23,8 @@ from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
 from moe_hf.ops.routing.balance import divisor
 
+_RECORDED = ("hidden_states", "attentions")
+
 
 @dataclass
 class MoECausalLMOutput(MoeCausalLMOutputWithPast):
@@ -42,11 +44,19 @@ class MoEHeadModel(MoEPreTrainedModel):
     """Base of the heads: when the router's losses are needed, and how they join the main loss.
 
     Attributes:
+        model_class: what the head stands on; families set it.
         balance_window: counts of the current optimizer step, which whoever drives the steps resets between them
             (`moe_hf.training.balance.RouterStateCallback`); None lets each forward, over all ranks, stand by itself.
     """
 
     balance_window: BalanceWindow | None = None
+    model_class: ClassVar[type[MoEPreTrainedModel]] = MoEDecoderModel
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A head that names its model reads the same configuration."""
+        if "model_class" in cls.__dict__:
+            cls.config_class = cls.model_class.config_class
+        super().__init_subclass__(**kwargs)
 
     def _wants_router_losses(self, requested: bool | None, labels: torch.Tensor | None) -> bool:
         if requested is None and self.config.output_router_logits:
@@ -57,6 +67,11 @@ class MoEHeadModel(MoEPreTrainedModel):
         weighted = config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
         return self.training and labels is not None and weighted
+
+    def _outputs(self, record: bool, past_key_values: Any, cache: Any, **given: Any) -> Any:
+        """What the model under the head gives, with its routing where losses are made of that."""
+        routing = {f"output_router_{name}": record for name in ("logits", "experts", "dropped")}
+        return self.model(past_key_values=one_cache(cache, past_key_values), **given, **routing)
 
     def _router_losses(self, outputs: MoeModelOutputWithPast, attention_mask: torch.Tensor | None) -> RouterLosses:
         return router_losses(outputs, self.config, attention_mask, self.training, self.balance_window)
@@ -78,9 +93,8 @@ class MoEHeadModel(MoEPreTrainedModel):
 
 
 class MoEForCausalLM(MoEHeadModel, GenerationMixin):
-    """Next-token prediction; families set `model_class`."""
+    """Next-token prediction."""
 
-    model_class: ClassVar[type[MoEDecoderModel]] = MoEDecoderModel
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
 
@@ -149,16 +163,15 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         """
         targets = labels if labels is not None else kwargs.get("shift_labels")
         record = self._wants_router_losses(output_router_logits, targets)
-        outputs = self.model(
+        outputs = self._outputs(
+            record,
+            past_key_values,
+            cache,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_router_logits=record,
-            output_router_experts=record,
-            output_router_dropped=record,
             **kwargs,
         )
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -167,33 +180,42 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         losses = self._router_losses(outputs, attention_mask) if record else None
         loss = cross_entropy = None
         if targets is not None:
-            shifted = kwargs.get("shift_labels")
-            # The head may lie on another device than labels, routers and counts.
-            target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum().to(logits.device)
-            num_items = kwargs.pop("num_items_in_batch", None)
-            if isinstance(num_items, torch.Tensor):
-                num_items = num_items.to(logits.device)
-            # Without a single target, a mean would be 0 / 0, and so would every gradient.
-            num_items = divisor(target_count if num_items is None else num_items)
-            loss = self.loss_function(
-                logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items, **kwargs
-            )
-            # In eval `loss` is the same, and Trainer would gather whatever stands beside it.
-            if self.training:
-                cross_entropy = loss.detach() * num_items / divisor(target_count)
-            loss = self._add_router_losses(loss, losses, _share_of_batch(target_count, num_items))
+            loss, cross_entropy = self._losses(logits, labels, targets, losses, kwargs)
         return MoECausalLMOutput(
             loss=loss,
             aux_loss=None if losses is None else losses.balance,
             logits=logits,
-            **named(outputs.get(CACHE_NAME)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits,
-            router_experts=outputs.get("router_experts"),
-            router_dropped=outputs.get("router_dropped"),
             cross_entropy=cross_entropy,
+            **_handed_on(outputs, *_RECORDED, "router_logits", "router_experts", "router_dropped"),
         )
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        targets: torch.Tensor,
+        router: RouterLosses | None,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and while training the cross-entropy in it, as a mean over the targets of this call."""
+        shifted = options.get("shift_labels")
+        # The head may lie on another device than labels, routers and counts.
+        target_count = (targets[..., 1:] if shifted is None else shifted).ne(-100).sum().to(logits.device)
+        num_items = options.pop("num_items_in_batch", None)
+        if isinstance(num_items, torch.Tensor):
+            num_items = num_items.to(logits.device)
+        # Without a single target, a mean would be 0 / 0, and so would every gradient.
+        num_items = divisor(target_count if num_items is None else num_items)
+        loss = self.loss_function(
+            logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items, **options
+        )
+        # In eval `loss` is the same, and Trainer would gather whatever stands beside it.
+        cross_entropy = loss.detach() * num_items / divisor(target_count) if self.training else None
+        return self._add_router_losses(loss, router, _share_of_batch(target_count, num_items)), cross_entropy
+
+
+def _handed_on(outputs: MoeModelOutputWithPast, *names: str) -> dict[str, Any]:
+    return {name: outputs.get(name) for name in (CACHE_NAME, *names)}
 
 
 def _share_of_batch(target_count: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
@@ -206,9 +228,8 @@ def _share_of_batch(target_count: torch.Tensor, num_items: torch.Tensor | int) -
 
 
 class MoEForSequenceClassification(MoEHeadModel):
-    """A label for a sequence, read off its last real token; families set `model_class`."""
+    """A label for a sequence, read off its last real token."""
 
-    model_class: ClassVar[type[MoEDecoderModel]] = MoEDecoderModel
     # The loss is a mean over sequences, so Trainer must divide it by the accumulation steps; it concludes otherwise
     # from **kwargs in the signature of forward.
     accepts_loss_kwargs = False
@@ -237,22 +258,22 @@ class MoEForSequenceClassification(MoEHeadModel):
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, N) of the labels, and the loss when `labels` (B,) or (B, N) are given.
 
-        The last real token is the last nonzero entry of `attention_mask`, else the last token that is not padding.
+        The last real token is the last nonzero entry of `attention_mask`, else the last token that is not padding. The
+        other arguments are those of `MoEForCausalLM.forward`.
 
         Raises:
             ConfigError: several sequences, no mask, and no `pad_token_id` to find their ends by.
         """
         record = self._wants_router_losses(output_router_logits, labels)
-        outputs = self.model(
+        outputs = self._outputs(
+            record,
+            past_key_values,
+            cache,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_router_logits=record,
-            output_router_experts=record,
-            output_router_dropped=record,
             **kwargs,
         )
         logits_BSN = self.score(outputs.last_hidden_state)
@@ -268,13 +289,7 @@ class MoEForSequenceClassification(MoEHeadModel):
             )
             losses = self._router_losses(outputs, attention_mask) if record else None
             loss = self._add_router_losses(loss, losses, _share_of_batch(count.sum(), num_items))
-        return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits_BN,
-            **named(outputs.get(CACHE_NAME)),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits_BN, **_handed_on(outputs, *_RECORDED))
 
     def _last_token(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, logits_BSN: torch.Tensor

@@ -1,11 +1,8 @@
 """The RetNet family: retention, gated FFNs behind RMSNorm, and experts in place of some FFNs."""
 
-from typing import ClassVar
-
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
-from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 
 
@@ -13,21 +10,16 @@ class RetNetWithMoEModel(MoEDecoderModel):
     """RetNet with experts, without a head."""
 
     config: RetNetWithMoEConfig
-    config_class = RetNetWithMoEConfig
-    dense_formats: ClassVar[tuple[DenseFormat, ...]] = formats_of(RetNetWithMoEConfig)
+    dense_formats = formats_of(RetNetWithMoEConfig)
 
 
 class RetNetWithMoE(MoEForCausalLM):
     """RetNet with experts that predicts the next token."""
 
-    config: RetNetWithMoEConfig
-    config_class = RetNetWithMoEConfig
-    model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
+    model_class = RetNetWithMoEModel
 
 
 class RetNetWithMoEForSequenceClassification(MoEForSequenceClassification):
     """RetNet with experts that labels a sequence."""
 
-    config: RetNetWithMoEConfig
-    config_class = RetNetWithMoEConfig
-    model_class: ClassVar[type[MoEDecoderModel]] = RetNetWithMoEModel
+    model_class = RetNetWithMoEModel

@@ -41,7 +41,6 @@ class MegaBytePreTrainedModel(MoEPreTrainedModel):
     """What the MegaByte classes tell transformers about themselves."""
 
     config: MegaByteWithMoEConfig
-    config_class = MegaByteWithMoEConfig
     # The layout of patches depends on how many bytes are real.
     _can_compile_fullgraph = False
     # The two decoders record for themselves.
@@ -368,7 +367,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
 class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
     """MegaByte with experts that predicts the next byte."""
 
-    model_class: ClassVar[type[Any]] = MegaByteWithMoEModel
+    model_class = MegaByteWithMoEModel
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.local_decoder.embed_tokens.weight"}
 
     def __init__(self, config: MegaByteWithMoEConfig) -> None:
@@ -395,7 +394,7 @@ class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
 class MegaByteWithMoEForSequenceClassification(MegaBytePreTrainedModel, MoEForSequenceClassification):
     """MegaByte with experts that labels a sequence."""
 
-    model_class: ClassVar[type[Any]] = MegaByteWithMoEModel
+    model_class = MegaByteWithMoEModel
 
     def __init__(self, config: MegaByteWithMoEConfig) -> None:
         super().__init__(config)
