@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.layers.inputs import LayerInputs
+
 
 class LongFilter(NamedTuple):
     """The filter of one long convolution.
@@ -37,12 +39,10 @@ class Reach(NamedTuple):
 
 
 class History(ABC):
-    """The inputs of a layer's convolutions in earlier calls."""
+    """The inputs of a layer's convolutions in earlier calls; of `LayerInputs` it reads padding and documents."""
 
     @abstractmethod
-    def require_room(
-        self, num_tokens: int, max_lags: int, mask_BS: torch.Tensor | None, starts_BS: torch.Tensor | None
-    ) -> None:
+    def require_room(self, num_tokens: int, max_lags: int, inputs: LayerInputs) -> None:
         """Do nothing where so many more tokens can be taken; changes nothing either way.
 
         Raises:
@@ -54,41 +54,26 @@ class History(ABC):
         """The last `count` real inputs of the short convolution, (B, count, C), zeros before the first."""
 
     @abstractmethod
-    def keep_inputs(
-        self,
-        x_BSC: torch.Tensor,
-        count: int,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-        start: int = 0,
-    ) -> None:
+    def keep_inputs(self, x_BSC: torch.Tensor, count: int, inputs: LayerInputs, start: int = 0) -> None:
         """Remember inputs of the short convolution, of which the next ones need the last `count`.
 
         Those of one call may come in several parts, with `start` the position in the call at which a part begins.
         """
 
     @abstractmethod
-    def convolve(
-        self,
-        x_BSD: torch.Tensor,
-        long_filter: LongFilter,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def convolve(self, x_BSD: torch.Tensor, long_filter: LongFilter, inputs: LayerInputs) -> torch.Tensor:
         """`long_conv` behind all earlier inputs of the same convolution, which these then join."""
 
 
-def reach_of(
-    before_B: torch.Tensor | int, num_tokens: int, mask_BS: torch.Tensor | None, starts_BS: torch.Tensor | None
-) -> Reach:
+def reach_of(before_B: torch.Tensor | int, num_tokens: int, inputs: LayerInputs) -> Reach:
     """How long documents are after a call.
 
     Args:
         before_B: real tokens of each row's last document before the call.
         num_tokens: positions S of the call.
-        mask_BS: nonzero at real tokens; None means that all are.
-        starts_BS: True where a document begins; None means that none does.
+        inputs: of the call.
     """
+    mask_BS, starts_BS = inputs.padding_mask, inputs.document_starts
     if mask_BS is None and starts_BS is None:
         last_B = before_B + num_tokens
         return Reach(last_B if isinstance(last_B, int) else int(last_B.max()), last_B)

@@ -15,6 +15,7 @@ from moe_hf.layers.caches.growing_rows import GrowingRows
 from moe_hf.layers.caches.history import History, LongFilter, last_entries, reach_of
 from moe_hf.layers.caches.states import PADDING, StateLayer, states_of
 from moe_hf.layers.caches.static_history import StaticHistoryLayer
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.ops.sequence.future_fill import Epoch, future_fill_step
 from moe_hf.ops.sequence.long_conv import extended_history, long_conv, require_lags
 
@@ -44,32 +45,24 @@ class HistoryLayer(StateLayer, History):
         self._oldest_cut = 0
         self._inputs_needed = 0
 
-    def require_room(
-        self, num_tokens: int, max_lags: int, mask_BS: torch.Tensor | None, starts_BS: torch.Tensor | None
-    ) -> None:
+    def require_room(self, num_tokens: int, max_lags: int, inputs: LayerInputs) -> None:
         """As in History."""
         most = self._count_B if isinstance(self._count_B, int) else int(self._count_B.max())
         # What is real is asked for only near the end: elsewhere than on the CPU it would have to be waited for.
         if most + num_tokens > max_lags:
-            require_lags(reach_of(self._count_B, num_tokens, mask_BS, starts_BS).longest, max_lags)
+            require_lags(reach_of(self._count_B, num_tokens, inputs).longest, max_lags)
 
     def recent_inputs(self, count: int) -> torch.Tensor | None:
         """As in History."""
         recent = self._recent.read()
         return None if recent is None else last_entries(recent, count)
 
-    def keep_inputs(
-        self,
-        x_BSC: torch.Tensor,
-        count: int,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-        start: int = 0,
-    ) -> None:
+    def keep_inputs(self, x_BSC: torch.Tensor, count: int, inputs: LayerInputs, start: int = 0) -> None:
         """As in History; notes as well which tokens are real, for `crop`."""
+        mask_BS, starts_BS = inputs.padding_mask, inputs.document_starts
         seen, length = self.cumulative_length + start, x_BSC.shape[1]
         self._inputs_needed = count
-        last_B = reach_of(self._count_B, length, mask_BS, starts_BS).last_B
+        last_B = reach_of(self._count_B, length, inputs).last_B
         self._count_B = last_B if isinstance(last_B, int) else last_B.cpu()
         if mask_BS is not None or self._real.read() is not None:
             if self._real.read() is None and seen:
@@ -85,25 +78,19 @@ class HistoryLayer(StateLayer, History):
         else:
             recent = self._recent.read()
             padding_B = None if mask_BS is None else (mask_BS == 0).sum(1)
-            history_BPC = extended_history(x_BSC, history_BPD=recent, mask_BS=mask_BS, starts_BS=starts_BS)
+            history_BPC = extended_history(x_BSC, history_BPD=recent, **inputs.layout)
             self._recent.replace(history_BPC, padding_B)
 
-    def convolve(
-        self,
-        x_BSD: torch.Tensor,
-        long_filter: LongFilter,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def convolve(self, x_BSD: torch.Tensor, long_filter: LongFilter, inputs: LayerInputs) -> torch.Tensor:
         """As in History; few tokens without a gradient go through FutureFill."""
         index = long_filter.number
         rows = self._inputs.setdefault(index, GrowingRows())
-        plain = mask_BS is None and starts_BS is None
+        plain = inputs.padding_mask is None and inputs.document_starts is None
         if plain and x_BSD.shape[1] <= MOST_STEPS and not torch.is_grad_enabled():
             return self._step(x_BSD, long_filter, rows)
         past = rows.read()
         lags = min(len(rows) + x_BSD.shape[1], long_filter.max_lags)
-        layout = {"history_BPD": past, "mask_BS": mask_BS, "starts_BS": starts_BS}
+        layout = {"history_BPD": past, **inputs.layout}
         out_BSD = long_conv(x_BSD, long_filter.of(lags), long_filter.skip_D, **layout)
         if plain:
             rows.append(x_BSD)

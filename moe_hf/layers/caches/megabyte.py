@@ -12,13 +12,14 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.caches.rows import ChangesRows
 from moe_hf.layers.caches.states import detach_states, rows_of
 
 Routing = dict[str, list[torch.Tensor]]
 """What the global decoder's routers said about each row's current patch, by name and sparse layer: (B, E) or (B, k)."""
 
 
-class MegaByteCache(Cache):
+class MegaByteCache(ChangesRows, Cache):
     """Two caches and the place of each row in its patch, which may differ between rows.
 
     The global cache grows once per patch, by one column for all rows together: rows that did not finish a patch then
@@ -97,29 +98,16 @@ class MegaByteCache(Cache):
         self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.slices_BPL = torch.empty(0)
         self.routing = {}
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """The rows of `beam_idx`, in its order."""
+    def change_rest(self, way: str, argument: Any) -> None:
+        """The same for the caches of both decoders."""
         for cache in self._caches():
-            cache.reorder_cache(beam_idx)
-        self._change(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Only the rows of `indices`."""
-        for cache in self._caches():
-            cache.batch_select_indices(indices)
-        self._change(lambda state: state[indices.to(state.device)])
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times in a row."""
-        for cache in self._caches():
-            cache.batch_repeat_interleave(repeats)
-        self._change(lambda state: state.repeat_interleave(repeats, dim=0))
+            getattr(cache, way)(argument)
 
     def detach(self) -> None:
         """Cut the gradient between what is held and the calls that it came from (truncated backpropagation)."""
         for cache in self._caches():
             detach_states(cache)
-        self._change(torch.Tensor.detach)
+        self.change_states(torch.Tensor.detach)
 
     def crop(self, *_: Any) -> None:
         """Refuse: finished patches do not keep the states within them.
@@ -240,7 +228,8 @@ class MegaByteCache(Cache):
     def _caches(self) -> list[Cache]:
         return [self.global_cache] if self.local_cache is None else [self.global_cache, self.local_cache]
 
-    def _change(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def change_states(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """As in ChangesRows."""
         if not self.seen:
             return
         for name in ("phase_B", "patch_B", "tail_BP", "before_BR", "slices_BPL"):

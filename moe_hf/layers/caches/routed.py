@@ -3,35 +3,26 @@
 Shapes: B batch, E experts.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.caches.rows import ChangesRows
 
 
-class RoutedCache(DynamicCache):
+class RoutedCache(ChangesRows, DynamicCache):
     """DynamicCache with `offered`: per sparse layer (B, E) counts, for a capacity limit outside training."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.offered: dict[int, torch.Tensor] = {}
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """As in Cache, counts included."""
-        super().reorder_cache(beam_idx)
-        self._take(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """As in Cache, counts included."""
-        super().batch_select_indices(indices)
-        self._take(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """As in Cache, counts included."""
-        super().batch_repeat_interleave(repeats)
-        self.offered = {layer: count.repeat_interleave(repeats, dim=0) for layer, count in self.offered.items()}
+    def change_states(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """As in ChangesRows, for the counts."""
+        self.offered = {layer: change(count_BE) for layer, count_BE in self.offered.items()}
 
     def reset(self) -> None:
         """As in Cache, counts included."""
@@ -48,9 +39,6 @@ class RoutedCache(DynamicCache):
             f"a cache that counts experts' capacity cannot be cropped (to {max_length}); generate without assisted "
             "decoding, or set router_eval_capacity_factor=None"
         )
-
-    def _take(self, index: torch.Tensor) -> None:
-        self.offered = {layer: count[index.to(count.device)] for layer, count in self.offered.items()}
 
 
 def require_routed_cache(cache: Cache) -> RoutedCache:

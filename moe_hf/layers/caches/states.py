@@ -13,12 +13,13 @@ from transformers import Cache
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicLayer, StaticLayer
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.layers.caches.rows import ChangesRows
 
 # The name under which the first layer without keys counts the padding of each row, (B,).
 PADDING = "padding"
 
 
-class NamedStates:
+class NamedStates(ChangesRows):
     """States of one layer by name; a state that was never written, or was reset, is absent.
 
     Attributes:
@@ -73,23 +74,10 @@ class NamedStates:
         super().reset()  # type: ignore[misc]
         self.states = {}
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """The rows of `beam_idx`, in its order."""
+    def change_rest(self, way: str, argument: Any) -> None:
+        """The same for keys and values, where there are any."""
         if getattr(self, "keys", None) is not None:
-            super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self.change_states(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times in a row."""
-        if getattr(self, "keys", None) is not None:
-            super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self.change_states(lambda state: state.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Only the rows of `indices`."""
-        if getattr(self, "keys", None) is not None:
-            super().batch_select_indices(indices)  # type: ignore[misc]
-        self.change_states(lambda state: state[indices.to(state.device)])
+            super().change_rest(way, argument)
 
     def crop(self, *_: Any) -> None:
         """Refuse: a state cannot be cut back.

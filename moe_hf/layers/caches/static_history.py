@@ -10,6 +10,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.caches.history import History, LongFilter, last_entries, reach_of
 from moe_hf.layers.caches.states import StaticStateLayer
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.ops.sequence.long_conv import extended_history, long_conv, require_lags
 
 
@@ -26,14 +27,12 @@ class StaticHistoryLayer(StaticStateLayer, History):
         self._filters: dict[int, torch.Tensor] = {}
         self._versions: dict[int, tuple[tuple[int, int], ...] | None] = {}
 
-    def require_room(
-        self, num_tokens: int, max_lags: int, mask_BS: torch.Tensor | None, starts_BS: torch.Tensor | None
-    ) -> None:
+    def require_room(self, num_tokens: int, max_lags: int, inputs: LayerInputs) -> None:
         """As in History; for single tokens on the CPU only, since elsewhere the number would have to be waited for."""
         count_B = self.read("count_0")
         if torch.compiler.is_compiling() or (count_B is not None and count_B.device.type != "cpu" and num_tokens == 1):
             return
-        longest = reach_of(0 if count_B is None else count_B, num_tokens, mask_BS, starts_BS).longest
+        longest = reach_of(0 if count_B is None else count_B, num_tokens, inputs).longest
         if longest > self.max_cache_len:
             raise ConfigError(
                 f"a sequence of {longest} tokens does not fit into a static cache with max_cache_len="
@@ -45,25 +44,12 @@ class StaticHistoryLayer(StaticStateLayer, History):
         """As in History."""
         return self.read("recent")
 
-    def keep_inputs(
-        self,
-        x_BSC: torch.Tensor,
-        count: int,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-        start: int = 0,
-    ) -> None:
+    def keep_inputs(self, x_BSC: torch.Tensor, count: int, inputs: LayerInputs, start: int = 0) -> None:
         """As in History."""
-        layout = {"history_BPD": self.read("recent"), "mask_BS": mask_BS, "starts_BS": starts_BS}
+        layout = {"history_BPD": self.read("recent"), **inputs.layout}
         self.write("recent", last_entries(extended_history(x_BSC, **layout), count))
 
-    def convolve(
-        self,
-        x_BSD: torch.Tensor,
-        long_filter: LongFilter,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def convolve(self, x_BSD: torch.Tensor, long_filter: LongFilter, inputs: LayerInputs) -> torch.Tensor:
         """As in History; one token costs a dot product over the whole room."""
         index, (batch, length, width) = long_filter.number, x_BSD.shape
         names = f"inputs_{index}", f"count_{index}"
@@ -75,12 +61,11 @@ class StaticHistoryLayer(StaticStateLayer, History):
         filter_LD = self._filter(long_filter)
         out_BSD = None
         if length > 1:
-            history_BPD = _right_aligned(room, count_B)
-            layout = {"history_BPD": history_BPD, "mask_BS": mask_BS, "starts_BS": starts_BS}
+            layout = {"history_BPD": _right_aligned(room, count_B), **inputs.layout}
             out_BSD = long_conv(x_BSD, filter_LD, long_filter.skip_D, **layout)
-        place_BS, new_count_B = self._places(count_B, x_BSD, mask_BS, starts_BS)
-        if starts_BS is not None:
-            room.masked_fill_(starts_BS.any(1)[:, None, None], 0)
+        place_BS, new_count_B = self._places(count_B, x_BSD, inputs)
+        if inputs.document_starts is not None:
+            room.masked_fill_(inputs.document_starts.any(1)[:, None, None], 0)
         room.scatter_(1, place_BS[..., None].expand(-1, -1, width), x_BSD.detach())
         count_B.copy_(new_count_B)
         if out_BSD is None:
@@ -108,13 +93,10 @@ class StaticHistoryLayer(StaticStateLayer, History):
         return self._filters[index]
 
     def _places(
-        self,
-        count_B: torch.Tensor,
-        x_BSD: torch.Tensor,
-        mask_BS: torch.Tensor | None,
-        starts_BS: torch.Tensor | None,
+        self, count_B: torch.Tensor, x_BSD: torch.Tensor, inputs: LayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Where in the room each token goes, (B, S), and how many each row then has."""
+        mask_BS, starts_BS = inputs.padding_mask, inputs.document_starts
         kept_BS = torch.ones_like(x_BSD[..., 0], dtype=torch.bool) if mask_BS is None else mask_BS.bool()
         before_B = count_B
         if starts_BS is not None:

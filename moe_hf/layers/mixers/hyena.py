@@ -80,7 +80,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         """As `Mixer.require_room`; without a cache there is nothing to spoil, and the convolution itself refuses."""
         history = history_of(inputs.cache, self.layer_idx)
         if history is not None:
-            history.require_room(num_tokens, self.filter.max_length, **inputs.layout)
+            history.require_room(num_tokens, self.filter.max_length, inputs)
 
     def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> MixerOutput:
         """As `Mixer.forward`.
@@ -99,7 +99,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         for i, gate in enumerate(reversed(gates[1:])):
             v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
             if history is not None:
-                v_BSD = history.convolve(v_BSD, filters[i], **inputs.layout)
+                v_BSD = history.convolve(v_BSD, filters[i], inputs)
             elif filter_LC is not None:
                 part = self._channels_of(i)
                 v_BSD = long_conv(v_BSD, filter_LC[:, part], skip_C[part], **inputs.layout)
@@ -120,7 +120,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
                 u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **part.layout
             )
             if history is not None:
-                history.keep_inputs(u_BSC, taps - 1, start=start, **part.layout)
+                history.keep_inputs(u_BSC, taps - 1, part, start)
             segments.append(z_BSC.chunk(self.order + 1, dim=-1))
             start += part_BSD.shape[1]
         return list(zip(*segments, strict=True))
