@@ -7,7 +7,7 @@ number or a list with one per layer; a keyword argument of the same name in the 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,30 @@ def register_sparse_attention() -> None:
     AttentionMaskInterface.register("topk_block", spans_mask)
 
 
+class SparseOptions(NamedTuple):
+    """The keyword arguments of an attention function that both kinds of sparse attention read; None where not given.
+
+    Attributes:
+        is_causal: whether the layer is; by default what it says of itself.
+        sliding_window: of the layer; it is in the mask already, where there is one.
+        softcap, s_aux: bound and sinks of the logits, as in Gemma 2 and gpt-oss.
+        attn_topk: keys that a query keeps, a fraction of those that it sees, or one of these per layer.
+        attn_topk_blocks: blocks that a query attends to, a fraction of those that it sees, or one of these per layer.
+        attn_block_size: keys of a block, or a number per layer.
+        output_attentions: whether to return the weights, made all at once then. A layer has to hand it down: the stock
+            GPT-2 does not, so that its `attentions` are an empty tuple, as with "sdpa".
+    """
+
+    is_causal: bool | None = None
+    sliding_window: int | None = None
+    softcap: float | None = None
+    s_aux: torch.Tensor | None = None
+    attn_topk: int | float | list[int | float] | None = None
+    attn_topk_blocks: int | float | list[int | float] | None = None
+    attn_block_size: int | list[int] | None = None
+    output_attentions: bool | None = None
+
+
 def topk_sparse_forward(
     module: nn.Module,
     query_BHSC: torch.Tensor,
@@ -40,13 +64,6 @@ def topk_sparse_forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    *,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    attn_topk: int | float | list[int | float] | None = None,
-    output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Exact top-k attention (Gupta et al. 2021) in the signature of transformers' AttentionInterface.
@@ -58,13 +75,8 @@ def topk_sparse_forward(
             stand at the first keys (a static cache has room behind them), and full for a single one.
         scaling: factor of the logits.
         dropout: probability with which a weight is dropped.
-        is_causal: what None as a mask means; by default what the layer says of itself.
-        sliding_window: is in the mask already, where there is one.
-        softcap, s_aux: bound and sinks of the logits, as in Gemma 2 and gpt-oss.
-        attn_topk: keys that a query keeps, a fraction of those that it sees, or one of these per layer.
-        output_attentions: whether to return the weights, made all at once then. A layer has to hand it down: the stock
-            GPT-2 does not, so that its `attentions` are an empty tuple, as with "sdpa".
-        **kwargs: what does not concern attention; what does and cannot be honoured is refused.
+        **kwargs: those of `SparseOptions`, and what does not concern attention; what does and cannot be honoured is
+            refused.
 
     Returns:
         The output (B, S, H, C) and the weights (B, H, S, N) or None.
@@ -72,21 +84,21 @@ def topk_sparse_forward(
     Raises:
         ConfigError: an option cannot be honoured, or has a wrong value.
     """
-    _refuse("topk_sparse", kwargs)
-    top_k = _setting(module, "attn_topk", attn_topk, DEFAULT_TOPK)
-    causal = attention_mask is None and query_BHSC.shape[2] > 1 and _is_causal(module, is_causal)
+    given = _options("topk_sparse", kwargs)
+    top_k = _setting(module, "attn_topk", given.attn_topk, DEFAULT_TOPK)
+    causal = attention_mask is None and query_BHSC.shape[2] > 1 and _is_causal(module, given.is_causal)
     options = {
         "mask": attention_mask,
         "causal": causal,
         "query_start": 0,
-        "window": sliding_window if causal else None,
+        "window": given.sliding_window if causal else None,
         "scale": scaling,
-        "softcap": softcap,
-        "sink_H": s_aux,
+        "softcap": given.softcap,
+        "sink_H": given.s_aux,
         "dropout": dropout,
     }
     attend = (reference_topk_attention, topk_sparse_attention)
-    return _attend(attend, (query_BHSC, key_BGNC, value_BGNC, top_k), options, output_attentions)
+    return _attend(attend, (query_BHSC, key_BGNC, value_BGNC, top_k), options, given.output_attentions)
 
 
 def topk_block_forward(
@@ -97,14 +109,6 @@ def topk_block_forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    *,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    attn_topk_blocks: int | float | list[int | float] | None = None,
-    attn_block_size: int | list[int] | None = None,
-    output_attentions: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention to chosen blocks (Lu et al. 2025, MoBA) in the signature of transformers' AttentionInterface.
@@ -112,17 +116,10 @@ def topk_block_forward(
     A layer with a sliding window is sparse by that already: it attends to the whole of its window.
 
     Args:
-        module: the attention layer; its config may hold `attn_topk_blocks`, by default 4, and `attn_block_size`, by
-            default 128.
-        query_BHSC, key_BGNC, value_BGNC, scaling, dropout, softcap, s_aux: as in `topk_sparse_forward`.
+        module: the attention layer, which must be causal; its config may hold `attn_topk_blocks`, by default 4, and
+            `attn_block_size`, by default 128.
+        query_BHSC, key_BGNC, value_BGNC, scaling, dropout, **kwargs: as in `topk_sparse_forward`.
         attention_mask: as there, or the spans of a mask, from `spans_mask`.
-        is_causal: must be true, or None for a causal layer.
-        sliding_window: of this layer; None means none.
-        attn_topk_blocks: blocks that a query attends to, a fraction of those that it sees, or one of these per layer.
-        attn_block_size: keys of a block, or a number per layer.
-        output_attentions: whether to return the weights, made all at once then. A layer has to hand it down: the stock
-            GPT-2 does not, so that its `attentions` are an empty tuple, as with "sdpa".
-        **kwargs: what does not concern attention; what does and cannot be honoured is refused.
 
     Returns:
         The output (B, S, H, C) and the weights (B, H, S, N) or None.
@@ -130,40 +127,27 @@ def topk_block_forward(
     Raises:
         ConfigError: an option cannot be honoured, or has a wrong value.
     """
-    _refuse("topk_block", kwargs)
-    if not _is_causal(module, is_causal):
+    given = _options("topk_block", kwargs)
+    if not _is_causal(module, given.is_causal):
         raise ConfigError(
             f'attn_implementation="topk_block" is for causal self-attention, not for {type(module).__name__} with '
-            f'is_causal={is_causal}; use "topk_sparse", or "sdpa" for this model'
+            f'is_causal={given.is_causal}; use "topk_sparse", or "sdpa" for this model'
         )
-    if sliding_window is not None:
-        return topk_sparse_forward(
-            module,
-            query_BHSC,
-            key_BGNC,
-            value_BGNC,
-            attention_mask,
-            scaling,
-            dropout,
-            is_causal=True,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            s_aux=s_aux,
-            attn_topk=key_BGNC.shape[2],
-            output_attentions=output_attentions,
-        )
+    if given.sliding_window is not None:
+        whole = {**kwargs, "is_causal": True, "attn_topk": key_BGNC.shape[2]}
+        return topk_sparse_forward(module, query_BHSC, key_BGNC, value_BGNC, attention_mask, scaling, dropout, **whole)
     options = {
-        "block_size": _setting(module, "attn_block_size", attn_block_size, DEFAULT_BLOCK_SIZE),
+        "block_size": _setting(module, "attn_block_size", given.attn_block_size, DEFAULT_BLOCK_SIZE),
         "mask": attention_mask,
         "query_start": 0 if query_BHSC.shape[2] > 1 else None,
         "scale": scaling,
-        "softcap": softcap,
-        "sink_H": s_aux,
+        "softcap": given.softcap,
+        "sink_H": given.s_aux,
         "dropout": dropout,
     }
-    top_k = _setting(module, "attn_topk_blocks", attn_topk_blocks, DEFAULT_TOPK_BLOCKS)
+    top_k = _setting(module, "attn_topk_blocks", given.attn_topk_blocks, DEFAULT_TOPK_BLOCKS)
     attend = (reference_block_attention, topk_block_attention)
-    return _attend(attend, (query_BHSC, key_BGNC, value_BGNC, top_k), options, output_attentions)
+    return _attend(attend, (query_BHSC, key_BGNC, value_BGNC, top_k), options, given.output_attentions)
 
 
 def spans_mask(
@@ -193,33 +177,18 @@ def spans_mask(
         device: of the result.
         **kwargs: handed to transformers' own mask function.
     """
-    shared = {**kwargs, "kv_offset": kv_offset, "mask_function": mask_function, "device": device}
+    shared: dict[str, Any] = {**kwargs, "kv_offset": kv_offset, "mask_function": mask_function}
+    shared |= {"attention_mask": attention_mask, "device": device}
     if local_size is not None or kwargs.get("allow_is_bidirectional_skip"):
-        return sdpa_mask(
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            attention_mask=attention_mask,
-            local_size=local_size,
-            allow_is_causal_skip=allow_is_causal_skip,
-            **shared,
-        )
+        shared |= {"local_size": local_size, "allow_is_causal_skip": allow_is_causal_skip}
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, **shared)
     # A value may be looked at only where nothing is being traced.
     dense = attention_mask is None or (not torch.compiler.is_compiling() and bool(attention_mask.all()))
     if allow_is_causal_skip and dense and q_length in (1, kv_length):
         return None
 
     def mask_of(start: int, stop: int) -> torch.Tensor:
-        part = sdpa_mask(
-            batch_size,
-            stop - start,
-            kv_length,
-            q_offset + start,
-            attention_mask=attention_mask,
-            allow_is_causal_skip=False,
-            **shared,
-        )
+        part = sdpa_mask(batch_size, stop - start, kv_length, q_offset + start, allow_is_causal_skip=False, **shared)
         if part is None:
             raise ConfigError('attn_implementation="topk_block" needs a causal mask; use "sdpa" for this model')
         return part
@@ -257,9 +226,10 @@ def _setting(module: nn.Module, name: str, given: Any, default: Any) -> Any:
     return value
 
 
-def _refuse(implementation: str, options: dict[str, Any]) -> None:
+def _options(implementation: str, given: dict[str, Any]) -> SparseOptions:
     for name, why in {"position_bias": "a bias by position", "cache": "a paged cache"}.items():
-        if options.get(name) is not None:
+        if given.get(name) is not None:
             raise ConfigError(
                 f'attn_implementation="{implementation}" does not support {why} ({name}); use "sdpa" or "eager"'
             )
+    return SparseOptions(**{name: given.get(name) for name in SparseOptions._fields})

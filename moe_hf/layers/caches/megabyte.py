@@ -36,7 +36,7 @@ class MegaByteCache(ChangesRows, Cache):
         patch_B: number of the current patch, counted from 0.
         tail_BP: the bytes of the current patch; arbitrary from `phase_B` on.
         before_BR: the last bytes of the patch before, as many as the local decoder looks back; arbitrary in patch 0.
-        slices_BPL: what the global decoder says to each place of the current patch.
+        context_BPL: what the global model gives to each place of the current patch.
         routing: see `Routing`.
     """
 
@@ -47,7 +47,7 @@ class MegaByteCache(ChangesRows, Cache):
         self.seen = 0
         self.common_phase: int | None = 0
         self.global_mask_BC: torch.Tensor | None = None
-        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.slices_BPL = torch.empty(0)
+        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.context_BPL = torch.empty(0)
         self.routing: Routing = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -95,7 +95,7 @@ class MegaByteCache(ChangesRows, Cache):
                 layer.keys, layer.values, layer.is_initialized = None, None, False
         self.local_cache, self.global_mask_BC = None, None
         self.seen, self.common_phase = 0, 0
-        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.slices_BPL = torch.empty(0)
+        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.context_BPL = torch.empty(0)
         self.routing = {}
 
     def change_rest(self, way: str, argument: Any) -> None:
@@ -162,7 +162,7 @@ class MegaByteCache(ChangesRows, Cache):
         self,
         grid_BKP: torch.Tensor,
         before_BKR: torch.Tensor,
-        slices_BKPL: torch.Tensor,
+        context_BKPL: torch.Tensor,
         routing: Routing,
         length: int,
         count: int | torch.Tensor,
@@ -172,7 +172,7 @@ class MegaByteCache(ChangesRows, Cache):
         Args:
             grid_BKP: the bytes, from the current patch of each row on.
             before_BKR: the bytes before each patch, as `before_BR` has them.
-            slices_BKPL: what the global decoder says to them.
+            context_BKPL: what the global model gives to them.
             routing: what its routers said about each patch, (B, K, E) or (B, K, k).
             length: S, the bytes of this call, padding included.
             count: real bytes in the grid, of all rows or of each.
@@ -189,7 +189,7 @@ class MegaByteCache(ChangesRows, Cache):
             self.common_phase = int(self.phase_B[0])
         self.tail_BP = grid_BKP[row_B, last_B]
         self.before_BR = before_BKR[row_B, last_B]
-        self.slices_BPL = slices_BKPL[row_B, last_B]
+        self.context_BPL = context_BKPL[row_B, last_B]
         self.routing = {name: [x_BKE[row_B, last_B] for x_BKE in layers] for name, layers in routing.items()}
         self.local_cache = None
         self.seen += length
@@ -204,9 +204,17 @@ class MegaByteCache(ChangesRows, Cache):
             for name, layers in self.routing.items()
         }
 
-    def next_patches(self, full_B: torch.Tensor, slices_BPL: torch.Tensor, routing: Routing) -> None:
-        """Begin a new patch in the rows whose patch is full: what it is told, and what the routers said about it."""
-        self.slices_BPL = torch.where(full_B[:, None, None], slices_BPL, self.slices_BPL)
+    def add_byte(self, byte_B1: torch.Tensor) -> None:
+        """Put one real byte into the current patch of every row, which may be full then."""
+        self.seen += 1
+        self.tail_BP = self.tail_BP.scatter(1, self.phase_B[:, None], byte_B1)
+        self.phase_B = self.phase_B + 1
+        if self.common_phase is not None:
+            self.common_phase += 1
+
+    def next_patches(self, full_B: torch.Tensor, context_BPL: torch.Tensor, routing: Routing) -> None:
+        """Begin a new patch in the rows whose patch is full: its context, and what the routers said about it."""
+        self.context_BPL = torch.where(full_B[:, None, None], context_BPL, self.context_BPL)
         self.routing = {
             name: [torch.where(full_B[:, None], new, old) for new, old in zip(routing[name], layers, strict=True)]
             for name, layers in self.routing.items()
@@ -215,6 +223,8 @@ class MegaByteCache(ChangesRows, Cache):
         self.before_BR = torch.where(full_B[:, None], before_BR, self.before_BR)
         self.patch_B = self.patch_B + full_B.long()
         self.phase_B = self.phase_B.masked_fill(full_B, 0)
+        if self.common_phase is not None:
+            self.common_phase = 0
 
     def trim_local(self, columns: int) -> int:
         """Cut the local cache down to its last `columns`; returns how many it has."""
@@ -232,7 +242,7 @@ class MegaByteCache(ChangesRows, Cache):
         """As in ChangesRows."""
         if not self.seen:
             return
-        for name in ("phase_B", "patch_B", "tail_BP", "before_BR", "slices_BPL"):
+        for name in ("phase_B", "patch_B", "tail_BP", "before_BR", "context_BPL"):
             setattr(self, name, change(getattr(self, name)))
         if self.global_mask_BC is not None:
             self.global_mask_BC = change(self.global_mask_BC)

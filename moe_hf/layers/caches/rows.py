@@ -1,18 +1,18 @@
 """What the caches of this package share: the three ways in which generation changes their rows."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 
-class ChangesRows(ABC):
+class ChangesRows:
     """Mixed in before a class of transformers' that keeps rows; each way is one function of every state."""
 
-    @abstractmethod
+    # Not an ABC: functions that dispatch on a cache's class would ask for a token that compilers cannot trace.
     def change_states(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replace each state by `change(state)`; the batch is its first dimension."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what states it keeps")
 
     def change_rest(self, way: str, argument: Any) -> None:
         """The same for what the next class in line keeps."""

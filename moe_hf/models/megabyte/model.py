@@ -1,4 +1,4 @@
-"""MegaByte: a decoder over patches of bytes, and one over the bytes of each patch that it tells what came before.
+"""MegaByte: a global model over patches of bytes gives context to a local model over the bytes of each patch.
 
 Shapes: B batch, S bytes of this call, P bytes per patch, K patches, W places of the current patch, D width of the
 global decoder, L width of the local one, E experts, k slots.
@@ -14,57 +14,29 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.layers.attention.packed_rows import positions_from, starts_unless_hindered
 from moe_hf.layers.caches.host import CACHE_NAME, one_cache
-from moe_hf.layers.caches.megabyte import MegaByteCache, Routing, real_bytes
+from moe_hf.layers.caches.megabyte import MegaByteCache, real_bytes
 from moe_hf.layers.caches.states import require_rows, unless_exporting
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.patching import MegaBytePatching
-from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
+from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 from moe_hf.models.keywords import refuse_unknown
-from moe_hf.models.megabyte.outputs import ROUTING, Told, joined, recordings, routing_of
+from moe_hf.models.megabyte.base import MegaBytePreTrainedModel
+from moe_hf.models.megabyte.global_model import GlobalModel, PatchDecoder
+from moe_hf.models.megabyte.local_model import LocalModel
+from moe_hf.models.megabyte.outputs import joined, recordings
 from moe_hf.ops.patching import PatchLayout, last_of_patch_before, lay_out, patch_layout, pick_up
 
 
-class PatchDecoder(MoEDecoderModel):
-    """A decoder over vectors: it has no vocabulary."""
-
-    def __init__(self, config: MoEDecoderConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens: Any = None
-
-
-class MegaBytePreTrainedModel(MoEPreTrainedModel):
-    """What the MegaByte classes tell transformers about themselves."""
-
-    config: MegaByteWithMoEConfig
-    # The layout of patches depends on how many bytes are real.
-    _can_compile_fullgraph = False
-    # The two decoders record for themselves.
-    _can_record_outputs: ClassVar[dict[str, Any]] = {}
-
-    @property
-    def _is_stateful(self) -> bool:
-        return True
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers; the patch embedder and the local configuration follow."""
-        embedding = super().resize_token_embeddings(*args, **kwargs)
-        model: Any = self.base_model
-        size = embedding.num_embeddings
-        model.patching.embedding = self._get_resized_embeddings(model.patching.embedding, size)
-        self.config.local_decoder_config.vocab_size = size
-        return embedding
-
-
-class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
+class MegaByteWithMoEModel(GlobalModel, LocalModel, DrawsOwnWeights):
     """Bytes to the hidden states that predict the byte behind each (Yu et al. 2023, 2305.07185, section 2).
 
-    The place of byte t in its patch is given the bytes of the patch before t, and what the global decoder says about
-    all earlier patches. What follows byte t is predicted at the place of byte t + 1, whose hidden state stands at t.
+    The place of byte t in its patch is given the bytes of the patch before t, and the context that the global model
+    makes of all earlier patches. What follows byte t is predicted at the place of byte t + 1, whose hidden state stands
+    at t.
     """
 
     def __init__(self, config: MegaByteWithMoEConfig) -> None:
@@ -73,14 +45,13 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         self.patching = MegaBytePatching(config.patch_size, config.hidden_size, config.vocab_size)
         self.global_decoder = PatchDecoder(global_config)
         self.to_local = nn.Linear(config.hidden_size // config.patch_size, local_config.hidden_size, bias=False)
-        # Stands where the first place of a patch has no byte before it; (L,).
         self.local_start = nn.Parameter(torch.empty(local_config.hidden_size))
         self.local_decoder = MoEDecoderModel(local_config)
         self.gradient_checkpointing = False
         self.post_init()
 
     def draw_weights(self, std: float, residual_std: float) -> None:
-        """What the global decoder says is as loud as the bytes: it is noise at first and would drown them if louder."""
+        """The context is as loud as the bytes: it is noise at first and would drown them if louder."""
         init.normal_(self.local_start, mean=0.0, std=std)
         init.normal_(self.to_local.weight, mean=0.0, std=std / self.to_local.in_features**0.5)
 
@@ -113,9 +84,9 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         """Hidden states (B, S, L) behind each byte, and what was asked to be recorded.
 
         Recorded are the global decoder's layers, then the local one's. Routers read patches and places; what they said
-        is given byte by byte, (B * S, E): of the place that predicts the next byte, and of the patch that it is told
-        about. Hidden states are the local decoder's, (B, S, L). Attentions are as they came, over patches, then within
-        patches; a call that finishes no patch has none of the former.
+        is given byte by byte, (B * S, E): of the place that predicts the next byte, and of the patch that gives it its
+        context. Hidden states are the local decoder's, (B, S, L). Attentions are as they came, over patches, then
+        within patches; a call that finishes no patch has none of the former.
 
         Args:
             input_ids: (B, S) ids of bytes.
@@ -152,9 +123,9 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         wanted = recordings(kwargs, self.config)
         if cache is not None and going_on and input_ids.shape[1] == 1 and mask_BS is None:
             return self._next_byte(input_ids, cache, wanted)
-        return self._read(input_ids, mask_BS, starts_BS, cache, wanted, last_only)
+        return self._read_bytes(input_ids, mask_BS, starts_BS, cache, wanted, last_only)
 
-    def _read(
+    def _read_bytes(
         self,
         input_ids: torch.Tensor,
         mask_BS: torch.Tensor | None,
@@ -169,25 +140,21 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
         shape = (batch, ids.shape[1])
         layout = patch_layout(size, shape, ids.device, mask_BS=mask, starts_BS=starts_BS)
         grid_BKP = lay_out(ids, size, layout)
-        told = self._tell(grid_BKP, layout, starts_BS is not None, cache, wanted)
+        context = self.context_of_patches(grid_BKP, layout, starts_BS is not None, cache, wanted)
 
         # Where the byte behind each is predicted.
         place_BU = torch.arange(layout.num_patches * size, device=ids.device).expand(batch, -1)
         place_BS = pick_up(place_BU.unflatten(1, (-1, size)), shape[1], layout, offset=1)[:, -length:]
-        known_BR, absent_BK = None, layout.begins_BK
-        if cache is not None and cache.seen:
-            known_BR, absent_BK = cache.before_BR, torch.zeros_like(absent_BK)
-            absent_BK[:, 0] = cache.patch_B == 0
-        before_BKR = last_of_patch_before(grid_BKP, self.config.lookback, known_BR)
+        before_BKR, absent_BK = self._bytes_before(grid_BKP, layout, cache)
         if cache is not None:
             count = shape[1] if mask is None else mask.long().sum(dim=1)
-            cache.remember(grid_BKP, before_BKR, told.slices_BKPL, told.routing, length, count)
+            cache.remember(grid_BKP, before_BKR, context.context_BKPL, context.routing, length, count)
         row_B1 = torch.arange(batch, device=ids.device)[:, None]
-        parts: tuple[torch.Tensor, ...] = (grid_BKP, before_BKR, absent_BK, told.slices_BKPL)
+        parts: tuple[torch.Tensor, ...] = (grid_BKP, before_BKR, absent_BK, context.context_BKPL)
         if last_only:
             place_BS = place_BS[:, -1:]
             parts = tuple(part[row_B1, place_BS // size] for part in parts)
-        local = self._places(*parts, wanted=wanted)
+        local = self.read_places(*parts, wanted=wanted)
         places = size + self.config.lookback
 
         def at_bytes(x: torch.Tensor) -> torch.Tensor:
@@ -201,167 +168,32 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, DrawsOwnWeights):
 
         routing = {
             name: [x_BKE[row_B1, place_BS // size].flatten(0, 1) for x_BKE in layers]
-            for name, layers in told.routing.items()
+            for name, layers in context.routing.items()
         }
-        return joined(local, told.outputs, routing, cache, wanted, at_bytes, of_places)
+        return joined(local, context.outputs, routing, cache, wanted, at_bytes, of_places)
 
-    def _places(
-        self,
-        grid_BKP: torch.Tensor,
-        before_BKR: torch.Tensor,
-        absent_BK: torch.Tensor,
-        slices_BKPL: torch.Tensor,
-        *,
-        wanted: dict[str, bool],
-    ) -> MoeModelOutputWithPast:
-        """The local decoder on all places of all patches, those looked back at in front, (B * K, R + P, L)."""
-        back = self.config.lookback
-        bytes_BKWL = self.local_decoder.embed_tokens(torch.cat([before_BKR, grid_BKP[..., :-1]], dim=2))
-        start = self.local_start.to(bytes_BKWL)
-        if back:
-            seen_BKRL = torch.where(absent_BK[..., None, None], start, bytes_BKWL[:, :, :back])
-            bytes_BKWL = torch.cat([seen_BKRL, bytes_BKWL[:, :, back:]], dim=2)
-        start_BK1L = start.expand(*grid_BKP.shape[:2], 1, -1)
-        in_BKWL = torch.cat([start_BK1L, bytes_BKWL], dim=2) + nn.functional.pad(slices_BKPL, (0, 0, back, 0))
-        return self.local_decoder(inputs_embeds=in_BKWL.flatten(0, 1), use_cache=False, **wanted)
-
-    def _tell(
-        self,
-        grid_BKP: torch.Tensor,
-        layout: PatchLayout,
-        packed: bool,
-        cache: MegaByteCache | None,
-        wanted: dict[str, bool],
-    ) -> Told:
-        """The global decoder on the patches that come before each patch of the grid."""
-        going_on = cache is not None and cache.seen > 0
-        if cache is not None and going_on:
-            # What is said to the first patch of the grid is known; the others are said what it holds.
-            vectors_BKD = self.patching(grid_BKP[:, :-1].flatten(1))
-            position_BK = cache.patch_B[:, None] + layout.position_BK[:, 1:]
-            real_BK = layout.real_BK[:, 1:]
-        else:
-            begins_BK = layout.begins_BK if layout.slot_BS is not None else None
-            vectors_BKD = self.patching(grid_BKP.flatten(1), shift=True, begins=begins_BK)
-            position_BK = layout.position_BK
-            # The patch of start is there even where all bytes are padding.
-            real_BK = layout.real_BK.clone()
-            real_BK[:, 0] = True
-        outputs = None
-        if vectors_BKD.shape[1]:
-            plain = layout.slot_BS is None
-            hidden_BK = None if plain or packed else real_BK
-            outputs = self._global_step(vectors_BKD, position_BK, hidden_BK, cache, wanted, plain and not going_on)
-        slices: list[torch.Tensor] = []
-        routing: Routing = {name: [] for name in ROUTING}
-        if outputs is not None:
-            slices.append(self._slices(outputs))
-            routing = routing_of(outputs, grid_BKP.shape[0])
-        if cache is not None and going_on:
-            slices.insert(0, cache.slices_BPL[:, None])
-            routing = cache.behind_known(routing)
-        return Told(torch.cat(slices, dim=1), routing, outputs)
-
-    def _global_step(
-        self,
-        vectors_BKD: torch.Tensor,
-        position_BK: torch.Tensor,
-        real_BK: torch.Tensor | None,
-        cache: MegaByteCache | None,
-        wanted: dict[str, bool],
-        plain: bool = False,
-    ) -> MoeModelOutputWithPast:
-        self._require_room(position_BK)
-        mask_BK = real_BK
-        if cache is not None:
-            mask_BK = cache.add_columns(real_BK, *position_BK.shape)
-            # Later calls may ask what the routers said about the current patch.
-            wanted = {**wanted, **{f"output_{name}": True for name in ROUTING}}
-        return self.global_decoder(
-            inputs_embeds=vectors_BKD,
-            attention_mask=None if mask_BK is None else mask_BK.long(),
-            # Given none, attention need not look for documents.
-            position_ids=None if plain else position_BK,
-            past_key_values=None if cache is None else cache.global_cache,
-            use_cache=cache is not None,
-            **wanted,
-        )
-
-    def _slices(self, outputs: MoeModelOutputWithPast) -> torch.Tensor:
-        told_BKD: Any = outputs.last_hidden_state
-        return self.to_local(told_BKD.unflatten(-1, (self.config.patch_size, -1)))
+    def _bytes_before(
+        self, grid_BKP: torch.Tensor, layout: PatchLayout, cache: MegaByteCache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last bytes of the patch before each, (B, K, R), and where there is no such patch."""
+        if cache is None or not cache.seen:
+            return last_of_patch_before(grid_BKP, self.config.lookback, None), layout.begins_BK
+        absent_BK = torch.zeros_like(layout.begins_BK)
+        absent_BK[:, 0] = cache.patch_B == 0
+        return last_of_patch_before(grid_BKP, self.config.lookback, cache.before_BR), absent_BK
 
     def _next_byte(
         self, input_ids: torch.Tensor, cache: MegaByteCache, wanted: dict[str, bool]
     ) -> MoeModelOutputWithPast:
-        """One real byte in every row: the global decoder reads only where it ends a patch."""
-        size, batch, common = self.config.patch_size, input_ids.shape[0], cache.common_phase
-        cache.seen += 1
-        cache.tail_BP = cache.tail_BP.scatter(1, cache.phase_B[:, None], input_ids)
-        cache.phase_B = cache.phase_B + 1
-        full_B = cache.phase_B == size
-        outputs = None
-        if bool(full_B.any()) if common is None else common + 1 == size:
-            vectors_B1D = self.patching(cache.tail_BP)
-            mask_B1 = full_B[:, None] if common is None else None
-            outputs = self._global_step(vectors_B1D, cache.patch_B[:, None] + 1, mask_B1, cache, wanted)
-            routing = {name: list(outputs.get(name) or ()) for name in ROUTING}
-            cache.next_patches(full_B, self._slices(outputs)[:, 0], routing)
-        if common is not None:
-            cache.common_phase = (common + 1) % size
-        local = self._next_place(cache, wanted)
-        return joined(
-            local,
-            outputs,
-            cache.routing,
-            cache,
-            wanted,
-            lambda x: x[:, -1:],
-            lambda x: x.unflatten(0, (batch, -1))[:, -1],
-        )
+        """One real byte in every row: the global model reads only where it ends a patch."""
+        cache.add_byte(input_ids)
+        outputs = self.finish_patches(cache, wanted)
+        local = self.read_next_place(cache, wanted)
 
-    def _next_place(self, cache: MegaByteCache, wanted: dict[str, bool]) -> MoeModelOutputWithPast:
-        """The local decoder at the place behind the last byte of each row, the last one of what it returns."""
-        common, back = cache.common_phase, self.config.lookback
-        # A state, unlike keys, cannot be hidden from the rows whose patch ended; and what is looked back at was read
-        # in another place.
-        lasting = not back and all(kind == "full_attention" for kind in self.local_decoder.config.layer_types or [])
-        if common == 0 or (common is None and not lasting):
-            cache.local_cache = None
-        place_BW = cache.phase_B[:, None] + back
-        if cache.local_cache is None:
-            width = (int(cache.phase_B.max()) if common is None else common) + back + 1
-            place_BW = place_BW - torch.arange(width - 1, -1, -1, device=place_BW.device)
-            cache.local_cache = self.local_decoder.new_cache()
-        columns = cache.trim_local(self.config.patch_size - 1 + back) + place_BW.shape[1]
-        mask = None
-        if common is None:
-            mask = (torch.arange(columns, device=place_BW.device) >= columns - 1 - back - cache.phase_B[:, None]).long()
-        known_BW = place_BW.clamp(min=0)
-        bytes_BW = torch.cat([cache.before_BR, cache.tail_BP], dim=1).gather(1, (place_BW - 1).clamp(min=0))
-        absent_BW = (place_BW <= 0) | ((place_BW <= back) & (cache.patch_B == 0)[:, None])
-        bytes_BWL = self.local_decoder.embed_tokens(bytes_BW)
-        bytes_BWL = torch.where(absent_BW[..., None], self.local_start.to(bytes_BWL), bytes_BWL)
-        row_B1 = torch.arange(len(place_BW), device=place_BW.device)[:, None]
-        return self.local_decoder(
-            inputs_embeds=bytes_BWL + nn.functional.pad(cache.slices_BPL, (0, 0, back, 0))[row_B1, known_BW],
-            attention_mask=mask,
-            position_ids=known_BW,
-            past_key_values=cache.local_cache,
-            use_cache=True,
-            **wanted,
-        )
+        def last(x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(0, (len(input_ids), -1))[:, -1]
 
-    def _require_room(self, position_BK: torch.Tensor) -> None:
-        table = self.global_decoder.embed_positions
-        if table is None or position_BK.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if position_BK.max() >= table.num_embeddings:
-            size, limit = self.config.patch_size, self.config.max_position_embeddings
-            raise ConfigError(
-                f"byte {int(position_BK.max()) * size} is beyond max_position_embeddings={limit}; shorten the input, "
-                'or train with a larger value or with position_embedding_type="rotary"'
-            )
+        return joined(local, outputs, cache.routing, cache, wanted, lambda x: x[:, -1:], last)
 
 
 class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):

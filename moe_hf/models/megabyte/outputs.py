@@ -19,14 +19,14 @@ RECORDINGS = (*ROUTING, "router_dropped", "hidden_states", "attentions")
 """What can be recorded."""
 
 
-class Told(NamedTuple):
-    """What the global decoder says to each place of each patch, (B, K, P, L), and how it came to it.
+class PatchContext(NamedTuple):
+    """What the global model gives to each place of each patch, (B, K, P, L), and how it came to it.
 
     `routing` holds what its routers said about each patch, (B, K, E) or (B, K, k) per sparse layer; `outputs` is None
     where no patch was finished.
     """
 
-    slices_BKPL: torch.Tensor
+    context_BKPL: torch.Tensor
     routing: Routing
     outputs: MoeModelOutputWithPast | None
 
@@ -46,14 +46,23 @@ def routing_of(outputs: MoeModelOutputWithPast, batch: int) -> Routing:
 
 def joined(
     local: MoeModelOutputWithPast,
-    told: MoeModelOutputWithPast | None,
+    patches: MoeModelOutputWithPast | None,
     routing: Routing,
     cache: MegaByteCache | None,
     wanted: dict[str, bool],
     at_bytes: Callable[[torch.Tensor], torch.Tensor],
     of_places: Callable[[torch.Tensor], torch.Tensor],
 ) -> MoeModelOutputWithPast:
-    """The output of both decoders: `routing` is byte by byte, the functions make the local decoder's so."""
+    """The output of both decoders.
+
+    Args:
+        local: of the local decoder.
+        patches: of the global one, which may have read nothing.
+        routing: what the global routers said, byte by byte.
+        cache: to be handed on.
+        wanted: recordings, by keyword argument.
+        at_bytes, of_places: make what the local decoder says of places, and its routers of all places, byte by byte.
+    """
     hidden: Any = local.last_hidden_state
     out = MoeModelOutputWithPast(last_hidden_state=at_bytes(hidden), **named(cache))
     if wanted["output_hidden_states"]:
@@ -63,5 +72,5 @@ def joined(
             out[name] = (*routing[name], *(of_places(x) for x in local.get(name) or ()))
     for name in ("attentions", "router_dropped"):
         if wanted[f"output_{name}"]:
-            out[name] = (*((told.get(name) or ()) if told is not None else ()), *(local.get(name) or ()))
+            out[name] = (*((patches.get(name) or ()) if patches is not None else ()), *(local.get(name) or ()))
     return out
