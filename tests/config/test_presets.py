@@ -1,5 +1,6 @@
 """The named sizes: their dimensions, their parameter counts, and overrides."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.presets import PRESETS, create_moe_config
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.training.runs.recipes import RECIPES
 
 # context, width, layers, heads, ffn; total and active parameters in millions with 16 experts
 SEED_SIZES = {
@@ -59,6 +61,12 @@ def test_the_table_s_counts_are_the_true_ones(size: str) -> None:
     info = get_moe_model_info(create_moe_config(size))
     assert PRESETS[size].total_m == round(info["total_params_m"], 1)
     assert PRESETS[size].active_m == round(info["active_params_m"], 1)
+
+
+def test_every_size_has_a_recipe_and_a_run_file() -> None:
+    folder = Path(__file__).parents[2] / "configs"
+    assert list(RECIPES) == list(PRESETS)
+    assert {path.stem for path in folder.glob("*.yaml")} == set(PRESETS)
 
 
 def test_the_sizes_are_the_promised_ones() -> None:

@@ -1,9 +1,7 @@
 """How a thing is asked for: patterns that training draws, patterns that it never draws, and the slips of people."""
 
 import functools
-import itertools
 import re
-from collections.abc import Iterator
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -41,16 +39,6 @@ def expanded(rng: Random, wordings: Wordings, new: bool = False) -> str:
     """One sentence of the trained patterns, or of the new ones, with its slots still open."""
     parts = _parts(rng.choice(wordings.new if new else wordings.trained))
     return _tidy("".join(rng.choice(part) if len(part) > 1 else part[0] for part in parts))
-
-
-def all_sentences(pattern: str) -> Iterator[str]:
-    """Every sentence that a pattern stands for, slots still open.
-
-    >>> list(all_sentences("(What's|Tell me) {a}+{b}."))
-    ["What's {a}+{b}.", 'Tell me {a}+{b}.']
-    """
-    for choice in itertools.product(*_parts(pattern)):
-        yield _tidy("".join(choice))
 
 
 @functools.cache

@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from moe_hf.text.free_wording import free_wording_questions
-from moe_hf.text.skills import SKILLS, arithmetic, facts, letters, lists, reading, small_talk, talk, unknown
-from moe_hf.text.skills.wordings import Wordings, all_sentences, core, expanded, hurried
+from moe_hf.text.skills import arithmetic, facts, letters, lists, reading, small_talk, talk, unknown
+from moe_hf.text.skills.wordings import Wordings, core, expanded, hurried
+from tests.text.skills.solving import all_sentences
 
 
 def _named(value: object, name: str) -> Iterator[tuple[str, Wordings]]:
@@ -40,15 +40,6 @@ def test_no_new_wording_is_a_trained_one_in_other_dress(wordings: Wordings) -> N
     assert len(new) >= 2
 
 
-def test_each_sentence_of_small_talk_has_one_answer() -> None:
-    answers: dict[str, str] = {}
-    for name, wordings in TABLES.items():
-        if name.startswith("small_talk small_talk"):
-            for pattern in wordings.trained + wordings.new:
-                for sentence in all_sentences(pattern):
-                    assert answers.setdefault(core(sentence), name) == name, sentence
-
-
 def test_a_pattern_stands_for_all_of_its_choices() -> None:
     wordings = Wordings(("(What is|Tell me) {a}(| now)?",), ("Now {a}",))
     drawn = {expanded(Random(seed), wordings) for seed in range(60)}
@@ -74,14 +65,3 @@ def test_words_of_politeness_stay_where_they_are_no_part_of_the_question() -> No
     assert all(text.endswith("cat") for text in typed("before"))
     assert any(text.endswith("say cat") and text != "say cat" for text in typed("before"))
     assert all(len(text.split()) == 2 for text in typed("none"))
-
-
-def test_free_questions_are_many_and_in_no_pattern_of_their_skill() -> None:
-    questions = free_wording_questions()
-    assert len(questions) >= 65
-    assert {question.skill for question in questions} >= {skill.name for skill in SKILLS} - {"persona", "story"}
-    rng = Random(5)
-    drawn = {skill.name: {core(skill.make(rng, False).turns[-1][0]) for _ in range(1500)} for skill in SKILLS}
-    met = [q.messages[-1]["content"] for q in questions if core(q.messages[-1]["content"]) in drawn[q.skill]]
-    # A few short ones are what anybody would say.
-    assert len(met) <= len(questions) // 10, met
