@@ -13,7 +13,7 @@ from transformers import initialization as init
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.ops.experts.expert_parts import without_autocast
+from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.sequence.long_conv import long_conv
 
 # Where the window of the fastest and the slowest channel has fallen to WINDOW_TARGET, as a share of the unit of time.

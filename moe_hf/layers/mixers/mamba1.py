@@ -13,9 +13,9 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.mamba import MambaMixer, MambaState
-from moe_hf.ops.experts.expert_parts import without_autocast
+from moe_hf.ops.dtypes import float32_or_more, without_autocast
 from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SELECTIVE_SCAN
-from moe_hf.ops.sequence.selective_scan import scan_dtype, selective_scan, selective_scan_step
+from moe_hf.ops.sequence.selective_scan import selective_scan, selective_scan_step
 
 
 class Mamba1(MambaMixer):
@@ -48,7 +48,7 @@ class Mamba1(MambaMixer):
         step_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
         if self.norm_eps is not None:
             step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
-        dtype = scan_dtype(u_BSI)
+        dtype = float32_or_more(u_BSI)
         if torch.is_autocast_enabled(u_BSI.device.type):
             step_BSR = step_BSR.to(_weight_dtype(self.dt_proj))
         with without_autocast(u_BSI):

@@ -13,9 +13,9 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.mamba import MambaMixer, MambaState
+from moe_hf.ops.dtypes import float32_or_more
 from moe_hf.ops.sequence.fla_ssd import FLA_SSD
 from moe_hf.ops.sequence.mamba_ssm_scan import MAMBA_SSM_SSD
-from moe_hf.ops.sequence.selective_scan import scan_dtype
 from moe_hf.ops.sequence.ssd import ssd, ssd_step
 
 
@@ -29,7 +29,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x_BSI: torch.Tensor, gate_BSI: torch.Tensor) -> torch.Tensor:
         """The gated and normalised channels, same shape, in the dtype of the gate."""
-        dtype = scan_dtype(x_BSI)
+        dtype = float32_or_more(x_BSI)
         gated = (x_BSI.to(dtype) * F.silu(gate_BSI.to(dtype))).unflatten(-1, (self.num_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
         return self.weight * normed.to(gate_BSI.dtype)
@@ -66,7 +66,7 @@ class Mamba2(MambaMixer):
         u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)
         u_BSHV = u_BSI.unflatten(-1, (self.num_heads, -1))
         key_BSGK, query_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (key, query))
-        dtype = scan_dtype(u_BSHV)
+        dtype = float32_or_more(u_BSHV)
         delta_BSH = F.softplus(step_BSH.to(dtype) + self.dt_bias.to(dtype))
         if self.step_limit is not None:
             delta_BSH = delta_BSH.clamp(*self.step_limit)

@@ -11,9 +11,9 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.attention.block_passes import BlockOptions, Result, Tensors, backward_pass, forward_pass, num_choices
-from moe_hf.ops.attention.topk_passes import compute_dtype
 from moe_hf.ops.attention.topk_selection import require_top_k
 from moe_hf.ops.attention.visible_spans import Document, documents, spans_of_mask
+from moe_hf.ops.dtypes import float32_or_more
 
 
 class _Inputs(NamedTuple):
@@ -161,7 +161,7 @@ def _prepare(
         if mask.shape[0] not in (1, batch) or mask.shape[-2:] != (queries, keys):
             raise ConfigError(f"mask must be ({batch}, 1, {queries} queries, {keys} keys), got {tuple(mask.shape)}")
         mask = spans_of_mask(mask).expand(batch, -1, -1, -1)
-    dtype = compute_dtype(query_BHSC)
+    dtype = float32_or_more(query_BHSC)
     seed = torch.randint(1 << 62, (), dtype=torch.int64) if dropout else None
     tensors = (query_BHSC.to(dtype), key_BGNC.to(dtype).contiguous(), value_BGNV.to(dtype).contiguous())
     scale = channels**-0.5 if scale is None else scale

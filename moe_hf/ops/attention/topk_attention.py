@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.attention.topk_passes import TopkInputs, TopkOptions, backward_pass, compute_dtype, forward_pass
+from moe_hf.ops.attention.topk_passes import TopkInputs, TopkOptions, backward_pass, forward_pass
 from moe_hf.ops.attention.topk_selection import require_top_k
+from moe_hf.ops.dtypes import float32_or_more
 
 
 def reference_topk_attention(
@@ -168,7 +169,7 @@ def _prepare(
         allowed = {0: (1, query_BHSC.shape[0]), 1: (1, heads), 2: (1, queries), 3: (keys,)}
         if mask.dim() != 4 or any(mask.shape[dim] not in sizes for dim, sizes in allowed.items()):
             raise ConfigError(f"mask must be (B or 1, H or 1, S or 1, {keys} keys), got {tuple(mask.shape)}")
-    dtype = compute_dtype(query_BHSC)
+    dtype = float32_or_more(query_BHSC)
     seed = torch.randint(1 << 62, (), dtype=torch.int64) if dropout else None
     tensors = (query_BHSC.to(dtype), key_BGNC.to(dtype).contiguous(), value_BGNV.to(dtype).contiguous())
     options = TopkOptions(

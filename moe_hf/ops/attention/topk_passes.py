@@ -63,11 +63,6 @@ class Weights(NamedTuple):
     sink_R1: torch.Tensor | None
 
 
-def compute_dtype(query: torch.Tensor) -> torch.dtype:
-    """The dtype of the arithmetic inside."""
-    return torch.float64 if query.dtype == torch.float64 else torch.float32
-
-
 def parts(inputs: TopkInputs, options: TopkOptions) -> Iterator[Part]:
     """The parts of a call: they bound the memory, and leave out keys that no query of a part sees."""
     batch, heads, queries, _ = inputs.query_BHSC.shape

@@ -4,8 +4,7 @@ Shapes: T tokens, D width, E experts, F width of one expert.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,13 +25,6 @@ def compute_dtype(x_TD: torch.Tensor, stack: ExpertStack) -> torch.dtype:
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return dtype
-
-
-def without_autocast(x_TD: torch.Tensor) -> AbstractContextManager[Any]:
-    """A context in which products keep the dtype that `compute_dtype` chose."""
-    device = x_TD.device.type
-    # Entering autocast costs microseconds, of which a decoding step has few.
-    return torch.amp.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def rows_per_chunk(stack: ExpertStack, dtype: torch.dtype) -> int:

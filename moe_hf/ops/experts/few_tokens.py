@@ -5,9 +5,10 @@ Shapes: T tokens, D width, E experts, K experts per token, S = T * K slots, F wi
 
 import torch
 
+from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.activations import Activation, activate
 from moe_hf.ops.experts.cpu_gemm import linear, linear_activated
-from moe_hf.ops.experts.expert_parts import bias_of, expert_of, rows_per_group, without_autocast
+from moe_hf.ops.experts.expert_parts import bias_of, expert_of, rows_per_group
 from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_rows
 from moe_hf.ops.experts.reference import ExpertStack
 

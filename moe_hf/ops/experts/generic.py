@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.cpu_gemm import linear
 from moe_hf.ops.experts.expert_parts import (
     StackGradients,
@@ -18,7 +19,6 @@ from moe_hf.ops.experts.expert_parts import (
     expert_of,
     room_for_gradients,
     rows_per_chunk,
-    without_autocast,
 )
 from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows
 from moe_hf.ops.experts.reference import ExpertStack

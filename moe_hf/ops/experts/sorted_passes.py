@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.activations import Activation, activate, activate_backward
 from moe_hf.ops.experts.cpu_gemm import linear, linear_activated, linear_into
 from moe_hf.ops.experts.expert_parts import (
@@ -18,7 +19,6 @@ from moe_hf.ops.experts.expert_parts import (
     room_for_gradients,
     rows_per_chunk,
     rows_per_group,
-    without_autocast,
 )
 from moe_hf.ops.experts.expert_rows import Chunk, ExpertRows, combine_rows, group_chunks, room_for_rows, sort_rows
 from moe_hf.ops.experts.reference import ExpertStack

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.sequence.contract import Edges
+
 
 class Sequences(NamedTuple):
     """The six inputs of the delta rule, (B, S, H, K), the value (B, S, H, V)."""
@@ -28,17 +30,6 @@ class Sequences(NamedTuple):
     def between(self, start: int, stop: int) -> "Sequences":
         """The tokens from `start` to `stop`, as views."""
         return Sequences(*(part[:, start:stop] for part in self))
-
-
-class Edges(NamedTuple):
-    """Which tokens of a segment are real, and where documents begin: (B, S) each, or None."""
-
-    mask: torch.Tensor | None
-    starts: torch.Tensor | None
-
-    def between(self, start: int, stop: int) -> "Edges":
-        """The tokens from `start` to `stop`, as views."""
-        return Edges(*(None if part is None else part[:, start:stop] for part in self))
 
 
 class _Visibility(NamedTuple):
@@ -162,8 +153,8 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
     receptance, log_decay, key, value, a, b = (_cut(part, chunk) for part in tokens)
     log_decay = log_decay.to(dtype)
     real_NB1C1 = None
-    if edges.mask is not None:
-        real_NB1C1 = _cut(edges.mask.ne(0)[..., None, None], chunk).to(dtype)
+    if edges.mask_BS is not None:
+        real_NB1C1 = _cut(edges.mask_BS.ne(0)[..., None, None], chunk).to(dtype)
         # Padding neither decays nor writes nor corrects.
         log_decay, key, a = log_decay * real_NB1C1, key * real_NB1C1, a * real_NB1C1
     decay_NBHCK = log_decay.cumsum(dim=-2).exp_()
@@ -177,7 +168,7 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
     torch.mul(b, growth_NBHCK, out=write_NBHPK[..., :chunk, :])
     torch.mul(key, growth_NBHCK, out=write_NBHPK[..., chunk:, :])
 
-    sees = _visibility(edges.starts, chunk, decay_NBHCK)
+    sees = _visibility(edges.starts_BS, chunk, decay_NBHCK)
     pair_NBHPP = (read_NBHPK @ write_NBHPK.mT).mul_(sees.pair_PP)
     identity_CC = torch.eye(chunk, dtype=dtype, device=value.device)
     # The whole inverse costs less than solving for both right-hand sides, and the backward pass needs it again.

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.dtypes import float32_or_more
+
 # What one block's transforms may take: it should fit into a core's cache, where the transforms are twice as fast.
 CPU_BLOCK_BYTES = 2**20
 GPU_BLOCK_BYTES = 2**28
@@ -20,18 +22,16 @@ DOT_PIECE = 256
 FEW_NUMBERS = 2**14
 
 
-class ConvGradients(NamedTuple):
-    """The gradients of what `fft_conv` takes; None for what was None."""
+class ConvInputs(NamedTuple):
+    """What is convolved with what, or the gradients of that: inputs, filter, weight of the input itself, inputs before.
+
+    The last two may be absent, and their gradients then are.
+    """
 
     x_BSD: torch.Tensor
     filter_LD: torch.Tensor
-    skip_D: torch.Tensor | None
-    history_BPD: torch.Tensor | None
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """float32, or float64 where the input is float64: no FFT below single precision."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    skip_D: torch.Tensor | None = None
+    history_BPD: torch.Tensor | None = None
 
 
 def smooth_size(least: int) -> int:
@@ -64,7 +64,7 @@ def transform_size(num_inputs: int, first: int, stop: int) -> int:
 def channel_blocks(num_channels: int, rows: int, points: int, like: torch.Tensor) -> Iterator[slice]:
     """Slices of the channels whose transforms fit into fast memory together."""
     budget = CPU_BLOCK_BYTES if like.device.type == "cpu" else GPU_BLOCK_BYTES
-    size = max(1, budget // (rows * points * compute_dtype(like).itemsize))
+    size = max(1, budget // (rows * points * float32_or_more(like).itemsize))
     # More than a cache line of channels brings nothing; fewer than that many would read each line several times.
     size = min(num_channels, max(size, 8))
     for start in range(0, num_channels, size):
@@ -87,18 +87,17 @@ def dot_with_past(past_BND: torch.Tensor, reversed_filter_ND: torch.Tensor) -> t
     return total_BD
 
 
-def fft_conv(
-    x_BSD: torch.Tensor, filter_LD: torch.Tensor, skip_D: torch.Tensor | None, history_BPD: torch.Tensor | None
-) -> torch.Tensor:
+def fft_conv(inputs: ConvInputs) -> torch.Tensor:
     """`sum over lags of filter[lag] * x[t - lag] + skip * x[t]` at the positions of `x_BSD`, in its dtype; no autograd.
 
     Lags that the filter lacks count as 0. Reads `history_BPD`, (B, P, D), as the inputs before `x_BSD`. Fastest where
     the positions of a channel lie side by side in memory; the output is laid out like `x_BSD`.
     """
+    x_BSD, skip_D = inputs.x_BSD, inputs.skip_D
     batch, length, channels = x_BSD.shape
     if length <= DIRECT_POSITIONS:
-        return _direct(x_BSD, filter_LD, skip_D, history_BPD)
-    rows = _Rows.of(x_BSD, filter_LD, history_BPD)
+        return _direct(inputs)
+    rows = _Rows.of(inputs)
     out_BSD = torch.empty_like(x_BSD)
     out_BDS = _room_by_channel(out_BSD)
     for part in channel_blocks(channels, batch, rows.points, x_BSD):
@@ -111,16 +110,11 @@ def fft_conv(
     return _by_position(out_BDS, out_BSD)
 
 
-def fft_conv_backward(
-    dout_BSD: torch.Tensor,
-    x_BSD: torch.Tensor,
-    filter_LD: torch.Tensor,
-    skip_D: torch.Tensor | None,
-    history_BPD: torch.Tensor | None,
-) -> ConvGradients:
+def fft_conv_backward(dout_BSD: torch.Tensor, inputs: ConvInputs) -> ConvInputs:
     """The gradients of `fft_conv`; recomputes the transforms, so that nothing large is kept between the passes."""
+    x_BSD, filter_LD, skip_D, history_BPD = inputs
     batch, _, channels = x_BSD.shape
-    rows = _Rows.of(x_BSD, filter_LD, history_BPD)
+    rows = _Rows.of(inputs)
     dout_BDS, lags = by_channel(dout_BSD), min(rows.stop, len(filter_LD))
     dx_BSD, dfilter_LD = torch.empty_like(x_BSD), torch.zeros_like(filter_LD)
     dhistory_BPD = None if history_BPD is None else torch.empty_like(history_BPD)
@@ -142,13 +136,13 @@ def fft_conv_backward(
     dskip_D = None
     if skip_D is not None:
         dskip_D = (dout_BDS.to(rows.dtype) * rows.x_BDS).sum((0, 2)).to(skip_D.dtype)
-    return ConvGradients(_by_position(dx_BDS, dx_BSD), dfilter_LD, dskip_D, dhistory_BPD)
+    return ConvInputs(_by_position(dx_BDS, dx_BSD), dfilter_LD, dskip_D, dhistory_BPD)
 
 
 def future_outputs(history_BPD: torch.Tensor, filter_LD: torch.Tensor, count: int) -> torch.Tensor:
     """What P earlier inputs contribute to the next `count` outputs, (B, count, D), in the dtype of computing."""
     batch, past, channels = history_BPD.shape
-    dtype, stop = compute_dtype(history_BPD), past + count
+    dtype, stop = float32_or_more(history_BPD), past + count
     points = transform_size(past, past, stop)
     history_BDP, filter_DL = by_channel(history_BPD), by_channel(filter_LD[None, :stop])[0]
     out_BED = history_BPD.new_empty(batch, count, channels, dtype=dtype)
@@ -203,7 +197,8 @@ class _Rows(NamedTuple):
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, x_BSD: torch.Tensor, filter_LD: torch.Tensor, history_BPD: torch.Tensor | None) -> "_Rows":
+    def of(cls, inputs: ConvInputs) -> "_Rows":
+        x_BSD, filter_LD, _, history_BPD = inputs
         past = 0 if history_BPD is None else history_BPD.shape[1]
         stop = past + x_BSD.shape[1]
         return cls(
@@ -213,7 +208,7 @@ class _Rows(NamedTuple):
             past,
             stop,
             transform_size(stop, past, stop),
-            compute_dtype(x_BSD),
+            float32_or_more(x_BSD),
         )
 
     def input_spectrum(self, part: slice) -> torch.Tensor:
@@ -226,10 +221,9 @@ class _Rows(NamedTuple):
         return torch.fft.rfft(_padded(self.filter_DL[part], 0, self.points, self.dtype))
 
 
-def _direct(
-    x_BSD: torch.Tensor, filter_LD: torch.Tensor, skip_D: torch.Tensor | None, history_BPD: torch.Tensor | None
-) -> torch.Tensor:
-    dtype = compute_dtype(x_BSD)
+def _direct(inputs: ConvInputs) -> torch.Tensor:
+    x_BSD, filter_LD, skip_D, history_BPD = inputs
+    dtype = float32_or_more(x_BSD)
     window_BND = x_BSD if history_BPD is None else torch.cat([history_BPD.to(x_BSD.dtype), x_BSD], dim=1)
     reversed_LD = filter_LD[: window_BND.shape[1]].flip(0).to(dtype)
     lags, past = len(reversed_LD), window_BND.shape[1] - x_BSD.shape[1]

@@ -4,13 +4,14 @@ Shapes: B batch, S positions, H heads, K key width, V value width.
 """
 
 import importlib
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn import functional as F
 
 from moe_hf.base.optional import require
 from moe_hf.ops.sequence.backends import Kernel
+from moe_hf.ops.sequence.contract import Carried, call_of, zero_padding
 from moe_hf.ops.sequence.delta_rule import delta_rule
 
 
@@ -21,32 +22,14 @@ def fla_delta_rule(
     value_BSHV: torch.Tensor,
     a_BSHK: torch.Tensor,
     b_BSHK: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`ops.sequence.delta_rule.delta_rule` by `chunk_dplr_delta_rule`; packed documents are left to our own form."""
+    initial_state, (mask_BS, starts_BS), output_final_state = call_of(**carried)
     if starts_BS is not None:
-        return delta_rule(
-            receptance_BSHK,
-            log_decay_BSHK,
-            key_BSHK,
-            value_BSHV,
-            a_BSHK,
-            b_BSHK,
-            initial_state=initial_state,
-            mask_BS=mask_BS,
-            starts_BS=starts_BS,
-            output_final_state=output_final_state,
-        )
-    if mask_BS is not None:
-        # Padding neither decays nor writes nor corrects.
-        absent = mask_BS.eq(0)[..., None, None]
-        log_decay_BSHK, key_BSHK, a_BSHK = (
-            part.masked_fill(absent, 0.0) for part in (log_decay_BSHK, key_BSHK, a_BSHK)
-        )
+        return delta_rule(receptance_BSHK, log_decay_BSHK, key_BSHK, value_BSHV, a_BSHK, b_BSHK, **carried)
+    # Padding neither decays nor writes nor corrects.
+    log_decay_BSHK, key_BSHK, a_BSHK = zero_padding(mask_BS, log_decay_BSHK, key_BSHK, a_BSHK)
     dtype = value_BSHV.dtype
     out_BSHV, state_BHKV = _kernel()(
         q=receptance_BSHK.to(dtype).contiguous(),

@@ -6,13 +6,14 @@ Shapes: B rows, S positions, H heads, K key width, V value width, N documents of
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 
 from moe_hf.base.optional import require
 from moe_hf.ops.sequence.backends import Kernel
-from moe_hf.ops.sequence.scalar_decay import real_starts, scalar_decay, without_padding
+from moe_hf.ops.sequence.contract import Carried, call_of
+from moe_hf.ops.sequence.scalar_decay import scalar_decay, without_padding
 
 
 def fla_scalar_decay(
@@ -20,11 +21,7 @@ def fla_scalar_decay(
     key_BSHK: torch.Tensor,
     value_BSHV: torch.Tensor,
     log_decay: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`moe_hf.ops.sequence.scalar_decay.scalar_decay` by `chunk_simple_gla`, in the type of the values.
 
@@ -32,18 +29,9 @@ def fla_scalar_decay(
     """
     shared = key_BSHK.shape[2] != value_BSHV.shape[2]
     if shared or value_BSHV.dtype == torch.float64 or torch.compiler.is_compiling():
-        return scalar_decay(
-            query_BSHK,
-            key_BSHK,
-            value_BSHV,
-            log_decay,
-            initial_state=initial_state,
-            mask_BS=mask_BS,
-            starts_BS=starts_BS,
-            output_final_state=output_final_state,
-        )
+        return scalar_decay(query_BSHK, key_BSHK, value_BSHV, log_decay, **carried)
+    initial_state, (mask_BS, starts_BS), output_final_state = call_of(**carried)
     key_BSHK, value_BSHV, log_decay = without_padding(key_BSHK, value_BSHV, log_decay, mask_BS)
-    starts_BS = real_starts(starts_BS, mask_BS)
     query_BSHK, key_BSHK = (x.to(value_BSHV.dtype).contiguous() for x in (query_BSHK, key_BSHK))
     batch, length = value_BSHV.shape[:2]
     sequences, options = [query_BSHK, key_BSHK, value_BSHV.contiguous()], dict[str, Any]()

@@ -3,9 +3,12 @@
 Shapes: B rows, S positions, G groups, H heads, K state size, V head width.
 """
 
+from typing import Unpack
+
 import torch
 
 from moe_hf.ops.sequence.backends import Kernel
+from moe_hf.ops.sequence.contract import Carried
 from moe_hf.ops.sequence.fla_scalar_decay import fla_scalar_decay
 from moe_hf.ops.sequence.ssd import ssd, ssd_example
 
@@ -16,11 +19,7 @@ def fla_ssd(
     a_H: torch.Tensor,
     b_BSGK: torch.Tensor,
     c_BSGK: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`moe_hf.ops.sequence.ssd.ssd` by `chunk_simple_gla`, in the type of `u_BSHV`.
 
@@ -32,10 +31,7 @@ def fla_ssd(
         b_BSGK.repeat_interleave(per_group, dim=2),
         (u_BSHV * delta_BSH[..., None]).to(u_BSHV.dtype),
         delta_BSH * a_H,
-        initial_state=initial_state,
-        mask_BS=mask_BS,
-        starts_BS=starts_BS,
-        output_final_state=output_final_state,
+        **carried,
     )
     return y_BSHV.to(torch.promote_types(u_BSHV.dtype, delta_BSH.dtype)), state_BHKV
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from moe_hf.ops.sequence.fft_conv import compute_dtype, dot_with_past, future_outputs
+from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.sequence.fft_conv import dot_with_past, future_outputs
 from moe_hf.ops.sequence.long_conv import require_lags
 
 # Up to so many inputs, one dot product over all of them is the cheapest way.
@@ -90,6 +91,6 @@ def _new_epoch(inputs_BPD: torch.Tensor, filter_of: Callable[[int], torch.Tensor
     start = total - 1 if total > SHORTEST_EPOCH else 0
     length = min(epoch_length(start), max_lags - start)
     filter_LD = filter_of(start + length)
-    reversed_ED = filter_LD[:length].to(compute_dtype(inputs_BPD)).flip(0)
+    reversed_ED = filter_LD[:length].to(float32_or_more(inputs_BPD)).flip(0)
     future_BED = future_outputs(inputs_BPD[:, :start], filter_LD, length) if start else None
     return Epoch(start, future_BED, reversed_ED)

@@ -5,12 +5,15 @@ of one group, n positions of one group.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.sequence.fft_conv import ConvGradients, compute_dtype, fft_conv, fft_conv_backward
+from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.operators import opaque
+from moe_hf.ops.sequence.contract import Edges, Layout
+from moe_hf.ops.sequence.fft_conv import ConvInputs, fft_conv, fft_conv_backward
 
 
 def reference_long_conv(
@@ -19,12 +22,12 @@ def reference_long_conv(
     skip_D: torch.Tensor | None = None,
     *,
     history_BPD: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> torch.Tensor:
     """`long_conv` token by token: the direct sum of Poli et al. 2023 (Hyena), section 2, in float32."""
+    mask_BS, starts_BS = Edges(**layout)
     batch = len(x_BSD)
-    dtype = compute_dtype(x_BSD)
+    dtype = float32_or_more(x_BSD)
     rows = []
     for row in range(batch):
         seen = [] if history_BPD is None else list(history_BPD[row].to(dtype).unbind(0))
@@ -49,8 +52,7 @@ def long_conv(
     skip_D: torch.Tensor | None = None,
     *,
     history_BPD: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> torch.Tensor:
     """`sum over lags of filter[lag] * x[t - lag] + skip * x[t]` within each document (Poli et al. 2023, Hyena, eq. 4).
 
@@ -63,8 +65,7 @@ def long_conv(
         filter_LD: the filter of each channel by lag.
         skip_D: weight of the input itself, added to the filter's lag 0.
         history_BPD: the real inputs of earlier calls, right-aligned per row with zeros before (`extended_history`).
-        mask_BS: nonzero at real tokens; None means that all are.
-        starts_BS: True at a token that begins a document; it sees neither what is before it nor the history.
+        **layout: as in `contract.Layout`; a document's tokens see neither those before its start nor the history.
 
     Returns:
         (B, S, D) in the dtype of `x_BSD`; 0 at padding.
@@ -74,17 +75,17 @@ def long_conv(
     """
     if x_BSD.shape[1] == 0:
         return x_BSD.clone()
-    return _long_conv(x_BSD, filter_LD, skip_D, history_BPD, mask_BS, starts_BS)
+    return _long_conv(ConvInputs(x_BSD, filter_LD, skip_D, history_BPD), Edges(**layout))
 
 
 def extended_history(
     x_BSD: torch.Tensor,
     *,
     history_BPD: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> torch.Tensor:
     """The history after this call, (B, P + S, D): real inputs of each row's last document, right-aligned, 0 before."""
+    mask_BS, starts_BS = Edges(**layout)
     all_BND = x_BSD if history_BPD is None else torch.cat([history_BPD, x_BSD.to(history_BPD.dtype)], dim=1)
     if mask_BS is None and starts_BS is None:
         return all_BND
@@ -123,24 +124,22 @@ class _Group(NamedTuple):
         """Write the group's tokens to their places in `out_BSD`."""
         out_BSD[self.place] = out_RnD[self.seat]
 
-    def history(self, history_BPD: torch.Tensor | None) -> torch.Tensor | None:
-        """The history of each row, or None where the documents begin here."""
-        return None if self.source is None or history_BPD is None else history_BPD[self.source]
+    def of(self, inputs: ConvInputs) -> ConvInputs:
+        """The inputs of the group's rows; without a history where the documents begin here."""
+        history_BPD = inputs.history_BPD
+        history_RPD = None if self.source is None or history_BPD is None else history_BPD[self.source]
+        return inputs._replace(x_BSD=self.lay(inputs.x_BSD), history_BPD=history_RPD)
 
 
-def _groups(
-    x_BSD: torch.Tensor,
-    lags: int,
-    history_BPD: torch.Tensor | None,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
-) -> list[_Group] | None:
+def _groups(inputs: ConvInputs, edges: Edges) -> list[_Group] | None:
     """The documents by length; None where each row of the batch can be convolved as it stands.
 
     Raises:
-        ConfigError: a document is longer than `lags`.
+        ConfigError: a document is longer than the filter.
     """
-    batch, length, _ = x_BSD.shape
+    x_BSD, filter_LD, _, history_BPD = inputs
+    mask_BS, starts_BS = edges
+    (batch, length, _), lags = x_BSD.shape, len(filter_LD)
     if mask_BS is not None and bool(mask_BS.all()):
         mask_BS = None
     if starts_BS is not None and not bool((starts_BS if history_BPD is not None else starts_BS[:, 1:]).any()):
@@ -205,49 +204,28 @@ def require_lags(num_tokens: int, lags: int) -> None:
         )
 
 
-# The compiler cannot look into groups whose number the data decide: these operators are what it sees instead.
-@torch.library.custom_op("moe_hf::long_conv", mutates_args=())
-def _long_conv(
-    x_BSD: torch.Tensor,
-    filter_LD: torch.Tensor,
-    skip_D: torch.Tensor | None,
-    history_BPD: torch.Tensor | None,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
-) -> torch.Tensor:
-    groups = _groups(x_BSD, len(filter_LD), history_BPD, mask_BS, starts_BS)
+def _forward(inputs: ConvInputs, edges: Edges) -> torch.Tensor:
+    groups = _groups(inputs, edges)
     if groups is None:
-        return fft_conv(x_BSD, filter_LD, skip_D, history_BPD)
-    out_BSD = torch.zeros_like(x_BSD)
+        return fft_conv(inputs)
+    out_BSD = torch.zeros_like(inputs.x_BSD)
     for group in groups:
-        group.put_back(out_BSD, fft_conv(group.lay(x_BSD), filter_LD, skip_D, group.history(history_BPD)))
+        group.put_back(out_BSD, fft_conv(group.of(inputs)))
     return out_BSD
 
 
-@_long_conv.register_fake
-def _long_conv_fake(x_BSD: torch.Tensor, *others: Any) -> torch.Tensor:
-    return torch.empty_like(x_BSD)
+def _forward_shapes(inputs: ConvInputs, edges: Edges) -> torch.Tensor:
+    return torch.empty_like(inputs.x_BSD)
 
 
-@torch.library.custom_op("moe_hf::long_conv_backward", mutates_args=())
-def _long_conv_backward(
-    dout_BSD: torch.Tensor,
-    x_BSD: torch.Tensor,
-    filter_LD: torch.Tensor,
-    skip_D: torch.Tensor | None,
-    history_BPD: torch.Tensor | None,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
-) -> list[torch.Tensor]:
-    """The gradients of x, the filter, the skip and the history; an empty tensor where the last two are absent."""
-    groups = _groups(x_BSD, len(filter_LD), history_BPD, mask_BS, starts_BS)
+def _backward(dout_BSD: torch.Tensor, inputs: ConvInputs, edges: Edges) -> list[torch.Tensor]:
+    """The gradients of the inputs; an empty tensor where one is absent."""
+    groups = _groups(inputs, edges)
     if groups is None:
-        return _present(fft_conv_backward(dout_BSD, x_BSD, filter_LD, skip_D, history_BPD), x_BSD)
-    total = _present(ConvGradients(x_BSD, filter_LD, skip_D, history_BPD), x_BSD)
-    total = [torch.zeros_like(tensor) for tensor in total]
+        return _present(fft_conv_backward(dout_BSD, inputs))
+    total = [torch.zeros_like(tensor) for tensor in _present(inputs)]
     for group in groups:
-        history_RPD = group.history(history_BPD)
-        part = fft_conv_backward(group.lay(dout_BSD), group.lay(x_BSD), filter_LD, skip_D, history_RPD)
+        part = fft_conv_backward(group.lay(dout_BSD), group.of(inputs))
         group.put_back(total[0], part.x_BSD)
         total[1] += part.filter_LD
         if part.skip_D is not None:
@@ -257,32 +235,22 @@ def _long_conv_backward(
     return total
 
 
-def _present(parts: ConvGradients, like: torch.Tensor) -> list[torch.Tensor]:
+def _present(parts: ConvInputs) -> list[torch.Tensor]:
     """The parts, an empty tensor for each that is absent: operators return no None."""
-    return [like.new_empty(0) if part is None else part for part in parts]
+    return [parts.x_BSD.new_empty(0) if part is None else part for part in parts]
 
 
-@_long_conv_backward.register_fake
-def _long_conv_backward_fake(
-    dout_BSD: torch.Tensor,
-    x_BSD: torch.Tensor,
-    filter_LD: torch.Tensor,
-    skip_D: torch.Tensor | None,
-    history_BPD: torch.Tensor | None,
-    *others: Any,
-) -> list[torch.Tensor]:
-    parts = _present(ConvGradients(x_BSD, filter_LD, skip_D, history_BPD), x_BSD)
-    return [torch.empty_like(part) for part in parts]
+def _backward_shapes(dout_BSD: torch.Tensor, inputs: ConvInputs, edges: Edges) -> list[torch.Tensor]:
+    return [torch.empty_like(part) for part in _present(inputs)]
 
 
-def _keep(ctx: Any, inputs: tuple[torch.Tensor | None, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, dout_BSD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    gradients = _long_conv_backward(dout_BSD, *ctx.saved_tensors)
-    needed = (gradient if need else None for gradient, need in zip(gradients, ctx.needs_input_grad, strict=False))
-    return *needed, None, None
-
-
-_long_conv.register_autograd(_differentiate, setup_context=_keep)
+# How many groups there are, the data decide.
+_long_conv = opaque(
+    "long_conv",
+    _forward,
+    _forward_shapes,
+    _backward,
+    _backward_shapes,
+    returns=("out_BSD",),
+    gradients=ConvInputs._fields,
+)

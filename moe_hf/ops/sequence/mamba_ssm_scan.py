@@ -5,15 +5,15 @@ head width in the second.
 """
 
 import importlib
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn import functional as F
 
 from moe_hf.base.optional import require
 from moe_hf.ops.sequence.backends import Kernel
-from moe_hf.ops.sequence.scalar_decay import real_starts
-from moe_hf.ops.sequence.selective_scan import selective_scan, without_padding
+from moe_hf.ops.sequence.contract import Carried, call_of, zero_padding
+from moe_hf.ops.sequence.selective_scan import selective_scan
 from moe_hf.ops.sequence.ssd import ssd, ssd_example
 
 # Positions whose share of an initial state is worked out at once: (B, these, D, N) numbers.
@@ -32,31 +32,18 @@ def mamba_ssm_selective_scan(
     a_DN: torch.Tensor,
     b_BSN: torch.Tensor,
     c_BSN: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`moe_hf.ops.sequence.selective_scan.selective_scan` by `selective_scan_fn`.
 
     The kernel knows neither documents nor initial states, and gives its last state no gradient. Without gradients the
     initial state's share, which is linear, is added here; the other cases are left to our own scan.
     """
+    initial_state, (mask_BS, starts_BS), output_final_state = call_of(**carried)
     trains = torch.is_grad_enabled()
     if starts_BS is not None or (trains and (initial_state is not None or output_final_state)):
-        return selective_scan(
-            u_BSD,
-            delta_BSD,
-            a_DN,
-            b_BSN,
-            c_BSN,
-            initial_state=initial_state,
-            mask_BS=mask_BS,
-            starts_BS=starts_BS,
-            output_final_state=output_final_state,
-        )
-    u_BSD, delta_BSD, b_BSN = without_padding((u_BSD, delta_BSD, b_BSN), mask_BS)
+        return selective_scan(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, **carried)
+    u_BSD, delta_BSD, b_BSN = zero_padding(mask_BS, u_BSD, delta_BSD, b_BSN)
     # It wants one dtype for all; step sizes would lose too much in half precision.
     u, delta, b, c = (x.float().transpose(1, 2).contiguous() for x in (u_BSD, delta_BSD, b_BSN, c_BSN))
     y, state_BDN = _function("selective_scan_interface", "selective_scan_fn")(
@@ -88,15 +75,11 @@ def mamba_ssm_ssd(
     a_H: torch.Tensor,
     b_BSGK: torch.Tensor,
     c_BSGK: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`moe_hf.ops.sequence.ssd.ssd` by `mamba_chunk_scan_combined`, which does all that it does."""
-    u_BSHV, delta_BSH, b_BSGK = without_padding((u_BSHV, delta_BSH, b_BSGK), mask_BS)
-    starts_BS = real_starts(starts_BS, mask_BS)
+    initial_state, (mask_BS, starts_BS), output_final_state = call_of(**carried)
+    u_BSHV, delta_BSH, b_BSGK = zero_padding(mask_BS, u_BSHV, delta_BSH, b_BSGK)
     documents_BS = None if starts_BS is None else starts_BS.cumsum(dim=1).to(torch.int32)
     y_BSHV, state_BHVK = _function("triton.ssd_combined", "mamba_chunk_scan_combined")(
         u_BSHV.contiguous(),

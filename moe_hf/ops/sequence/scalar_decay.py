@@ -1,15 +1,19 @@
 """The recurrence with one decay per head and token, the engine of retention (RetNet) and of Mamba-2 (SSD).
 
-Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width.
+Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width; P pieces, X values of one
+group (`moe_hf.ops.sequence.scalar_decay_passes`).
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.experts.expert_parts import without_autocast
-from moe_hf.ops.sequence.scalar_decay_passes import Inputs, Pieces, backward_pass, forward_pass
+from moe_hf.ops.dtypes import without_autocast
+from moe_hf.ops.operators import needs_gradient, opaque
+from moe_hf.ops.sequence.contract import Call, Carried, Pieces, call_of, zero_padding
+from moe_hf.ops.sequence.scalar_decay_passes import Inputs, backward_pass, forward_pass
 
 CHUNK_SIZE = 64
 SEGMENT_SIZE = 512
@@ -21,12 +25,9 @@ def scalar_decay(
     value_BSHV: torch.Tensor,
     log_decay: torch.Tensor,
     *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
     chunk_size: int = CHUNK_SIZE,
     segment_size: int = SEGMENT_SIZE,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`reference_scalar_decay` in time and memory linear in S: equal in value and in gradient, taken once.
 
@@ -40,14 +41,10 @@ def scalar_decay(
         key_BSGK: where a value is written.
         value_BSHV: what is written.
         log_decay: natural logarithms of the decay, finite and <= 0: (H,), or (B, S, H) for one per token.
-        initial_state: (B, H, K, V); None is the empty one.
-        mask_BS: nonzero at real tokens; padding, wherever it stands, leaves the state as it is, whatever its keys,
-            values and decays are. None: all are real.
-        starts_BS: bool, True at tokens before which the state is emptied, unless they are padding. None: no document
-            begins inside. What is not finite in one document may still reach others of its row.
-        output_final_state: whether the state after the last token is returned.
         chunk_size: positions whose products are formed at once, >= 1.
         segment_size: positions between two states that are kept, a multiple of `chunk_size`.
+        **carried: as in `contract.Carried`, the state (B, H, K, V). What is not finite in one document may still reach
+            others of its row.
 
     Returns:
         The output (B, S, H, V) in the dtype of the values, at padding arbitrary but finite, and the final state
@@ -56,18 +53,16 @@ def scalar_decay(
     Raises:
         ConfigError: shapes or sizes do not fit.
     """
-    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
+    call = call_of(**carried)
+    inputs = _prepared(query_BSGK, key_BSGK, value_BSHV, log_decay, call)
     if chunk_size < 1 or segment_size < 1 or segment_size % chunk_size:
         raise ConfigError(
             f"chunk_size={chunk_size}, segment_size={segment_size} are not allowed; the segment must be a multiple of "
             f"the chunk, such as {CHUNK_SIZE} and {SEGMENT_SIZE}"
         )
-    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
-    starts_BS = real_starts(starts_BS, mask_BS)
-    inputs = (query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    out_BSHV, state_BHKV, _ = _scalar_decay(*inputs, starts_BS, chunk_size, segment_size, trains)
-    return out_BSHV, state_BHKV if output_final_state else None
+    trains = needs_gradient(*inputs, call.initial_state)
+    out_BSHV, state_BHKV, _ = _scalar_decay(inputs, call.initial_state, Pieces(chunk_size, segment_size), trains)
+    return call.result(out_BSHV, state_BHKV)
 
 
 def scalar_decay_step(
@@ -105,24 +100,19 @@ def reference_scalar_decay(
     key_BSGK: torch.Tensor,
     value_BSHV: torch.Tensor,
     log_decay: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`S_t = exp(log_decay_t) S_(t-1) + k_t v_t^T` and `o_t = q_t S_t`, token by token (RetNet, section 2.2).
 
     Arguments and result are those of `scalar_decay`, but a start cuts off what is not finite as well.
     """
-    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
-    starts_BS = real_starts(starts_BS, mask_BS)
-    inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
+    call = call_of(**carried)
+    inputs = _prepared(query_BSGK, key_BSGK, value_BSHV, log_decay, call)
+    _, _, value_BSHV, log_decay, starts_BS = inputs
     batch, length, heads, _ = value_BSHV.shape
     query_BSHK, key_BSHK = (x.to(inputs.dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in inputs[:2])
     decay_BSH = log_decay.to(inputs.dtype).exp().expand(batch, length, -1)
-    state_BHKV = _first_state(inputs, initial_state)
+    state_BHKV = _first_state(inputs, call.initial_state)
     out = []
     tokens = (x.unbind(dim=1) for x in (query_BSHK, key_BSHK, value_BSHV.to(inputs.dtype), decay_BSH))
     starts = [None] * length if starts_BS is None else starts_BS[..., None, None, None].unbind(dim=1)
@@ -132,7 +122,7 @@ def reference_scalar_decay(
         state_BHKV = decay_BH[..., None, None] * state_BHKV + key_BHK[..., :, None] * value_BHV[..., None, :]
         out.append((query_BHK[..., None] * state_BHKV).sum(dim=-2))
     out_BSHV = torch.stack(out, dim=1).to(value_BSHV.dtype)
-    return out_BSHV, state_BHKV if output_final_state else None
+    return call.result(out_BSHV, state_BHKV)
 
 
 def parallel_scalar_decay(
@@ -140,20 +130,15 @@ def parallel_scalar_decay(
     key_BSGK: torch.Tensor,
     value_BSHV: torch.Tensor,
     log_decay: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`(Q K^T . D) V` with the S x S decays D, the parallel form of the paper (RetNet, eq. 5): quadratic in S.
 
     Arguments and result are those of `scalar_decay`.
     """
-    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, initial_state)
-    key_BSGK, value_BSHV, log_decay = without_padding(key_BSGK, value_BSHV, log_decay, mask_BS)
-    starts_BS = real_starts(starts_BS, mask_BS)
-    inputs = Inputs(query_BSGK, key_BSGK, value_BSHV, log_decay, starts_BS)
+    call = call_of(**carried)
+    inputs = _prepared(query_BSGK, key_BSGK, value_BSHV, log_decay, call)
+    _, _, value_BSHV, log_decay, starts_BS = inputs
     batch, length, heads, _ = value_BSHV.shape
     query, key = (x.to(inputs.dtype).transpose(1, 2) for x in inputs[:2])
     query, key = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (query, key))
@@ -168,13 +153,13 @@ def parallel_scalar_decay(
         first_BS = last_BS = torch.ones(batch, length, dtype=torch.bool, device=value.device)
     between = (sum_BHS[..., :, None] - sum_BHS[..., None, :]).to(inputs.dtype).masked_fill(~seen, -torch.inf).exp()
     since, until = sum_BHS.exp() * first_BS[:, None], (sum_BHS[..., -1:] - sum_BHS).exp() * last_BS[:, None]
-    first_BHKV = _first_state(inputs, initial_state)
+    first_BHKV = _first_state(inputs, call.initial_state)
     whole_BH = since[..., -1].to(inputs.dtype)
     with without_autocast(value):
         out = (query @ key.mT * between) @ value + query @ first_BHKV * since.to(inputs.dtype)[..., None]
         added_BHKV = (key * until.to(inputs.dtype)[..., None]).mT @ value
     state_BHKV = first_BHKV * whole_BH[..., None, None] + added_BHKV
-    return out.transpose(1, 2).to(value_BSHV.dtype), state_BHKV if output_final_state else None
+    return call.result(out.transpose(1, 2).to(value_BSHV.dtype), state_BHKV)
 
 
 def without_padding(
@@ -190,20 +175,17 @@ def without_padding(
     """
     if mask is None:
         return key, value, log_decay
-    absent = (mask == 0)[..., None]
     # Both factors of what is written: zero times what is not finite would not be zero.
-    key, value = (x.masked_fill(absent[..., None], 0) for x in (key, value))
-    return key, value, torch.where(absent, 0.0, log_decay)
+    key, value = zero_padding(mask, key, value)
+    return key, value, torch.where((mask == 0)[..., None], 0.0, log_decay)
 
 
-def real_starts(starts_BS: torch.Tensor | None, mask_BS: torch.Tensor | None) -> torch.Tensor | None:
-    """Where documents begin, bool: padding neither writes nor decays, and begins none.
-
-    Args:
-        starts_BS: bool, or None where none begins.
-        mask_BS: nonzero at real tokens; None means that all are.
-    """
-    return starts_BS if starts_BS is None or mask_BS is None else starts_BS & (mask_BS != 0)
+def _prepared(
+    query_BSGK: torch.Tensor, key_BSGK: torch.Tensor, value_BSHV: torch.Tensor, log_decay: torch.Tensor, call: Call
+) -> Inputs:
+    _check(query_BSGK, key_BSGK, value_BSHV, log_decay, call.initial_state)
+    mask_BS, starts_BS = call.edges
+    return Inputs(query_BSGK, *without_padding(key_BSGK, value_BSHV, log_decay, mask_BS), starts_BS)
 
 
 def _check(
@@ -242,115 +224,65 @@ def _by_head(state_BGKX: torch.Tensor, heads: int) -> torch.Tensor:
     return state_BHKV.clone(memory_format=torch.contiguous_format)
 
 
-# In place and piece after piece, which neither autograd nor the compiler should follow: they see these two operators.
-@torch.library.custom_op("moe_hf::scalar_decay", mutates_args=())
-def _scalar_decay(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    chunk_size: int,
-    segment_size: int,
-    trains: bool,
+def _forward(
+    inputs: Inputs, initial_state: torch.Tensor | None, pieces: Pieces, trains: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The output, the last state and, where it trains, the states before all pieces, else an empty tensor."""
-    inputs, pieces = Inputs(query, key, value, log_decay, starts), Pieces(chunk_size, segment_size)
-    with without_autocast(value):
-        state = _by_group(_first_state(inputs, initial_state), key.shape[2])
-        kept = state.new_zeros(pieces.limit(value.shape[1]) if trains else 0, *state.shape)
-        out, after = forward_pass(inputs, state, pieces, kept if trains else None)
-        return out, _by_head(after, value.shape[2]), kept
+    length, heads = inputs.value_BSHV.shape[1:3]
+    with without_autocast(inputs.value_BSHV):
+        state = _by_group(_first_state(inputs, initial_state), inputs.key_BSGK.shape[2])
+        kept_PBGKX = state.new_zeros(pieces.limit(length) if trains else 0, *state.shape)
+        out_BSHV, after = forward_pass(inputs, state, pieces, kept_PBGKX if trains else None)
+        return out_BSHV, _by_head(after, heads), kept_PBGKX
 
 
-@_scalar_decay.register_fake
-def _scalar_decay_fake(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    initial_state: torch.Tensor | None,
-    starts: torch.Tensor | None,
-    chunk_size: int,
-    segment_size: int,
-    trains: bool,
+def _forward_shapes(
+    inputs: Inputs, initial_state: torch.Tensor | None, pieces: Pieces, trains: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    inputs = Inputs(query, key, value, log_decay, starts)
+    value_BSHV, groups = inputs.value_BSHV, inputs.key_BSGK.shape[2]
     state = _first_state(inputs, initial_state)
     batch, heads, width, columns = state.shape
-    groups, count = key.shape[2], Pieces(chunk_size, segment_size).limit(value.shape[1]) if trains else 0
-    kept = state.new_empty(count, batch, groups, width, heads // groups * columns)
-    return value.new_empty(value.shape), state.new_empty(state.shape), kept
+    count = pieces.limit(value_BSHV.shape[1]) if trains else 0
+    kept_PBGKX = state.new_empty(count, batch, groups, width, heads // groups * columns)
+    return value_BSHV.new_empty(value_BSHV.shape), state.new_empty(state.shape), kept_PBGKX
 
 
-@torch.library.custom_op("moe_hf::scalar_decay_backward", mutates_args=())
-def _scalar_decay_backward(
-    dout: torch.Tensor,
-    dstate: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    starts: torch.Tensor | None,
-    kept: torch.Tensor,
-    chunk_size: int,
-    segment_size: int,
-    needs_decay: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _backward(
+    dout_BSHV: torch.Tensor | None,
+    dstate_BHKV: torch.Tensor | None,
+    inputs: Inputs,
+    kept_PBGKX: torch.Tensor,
+    pieces: Pieces,
+    needs: Sequence[bool],
+) -> list[torch.Tensor]:
     """The gradients of the inputs and of the first state; an empty tensor for a decay that needs none."""
-    inputs, pieces = Inputs(query, key, value, log_decay, starts), Pieces(chunk_size, segment_size)
-    heads, groups = value.shape[2], key.shape[2]
-    with without_autocast(value):
-        last = _first_state(inputs, None) if dstate is None else dstate.to(kept.dtype)
-        found = backward_pass(inputs, kept, pieces, dout, _by_group(last, groups), needs_decay)
-        dlog_decay = kept.new_empty(0) if found.log_decay is None else found.log_decay
-        first = _by_head(found.state_BGKX, heads)
-        return found.query_BSGK, found.key_BSGK, found.value_BSHV, dlog_decay, first
+    value_BSHV, groups = inputs.value_BSHV, inputs.key_BSGK.shape[2]
+    dout_BSHV = torch.zeros_like(value_BSHV) if dout_BSHV is None else dout_BSHV
+    with without_autocast(value_BSHV):
+        last = _by_group(_first_state(inputs, dstate_BHKV), groups)
+        *found, dlog_decay, first = backward_pass(inputs, kept_PBGKX, pieces, dout_BSHV, last, needs[3])
+        found.append(kept_PBGKX.new_empty(0) if dlog_decay is None else dlog_decay)
+        return [*found, _by_head(first, value_BSHV.shape[2])]
 
 
-@_scalar_decay_backward.register_fake
-def _scalar_decay_backward_fake(
-    dout: torch.Tensor,
-    dstate: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_decay: torch.Tensor,
-    starts: torch.Tensor | None,
-    kept: torch.Tensor,
-    chunk_size: int,
-    segment_size: int,
-    needs_decay: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    state = _first_state(Inputs(query, key, value, log_decay, starts), None)
-    dlog_decay = log_decay.new_empty(log_decay.shape) if needs_decay else kept.new_empty(0)
-    dquery, dkey, dvalue = (x.new_empty(x.shape) for x in (query, key, value))
-    return dquery, dkey, dvalue, dlog_decay, state
+def _backward_shapes(
+    dout_BSHV: torch.Tensor | None,
+    dstate_BHKV: torch.Tensor | None,
+    inputs: Inputs,
+    kept_PBGKX: torch.Tensor,
+    pieces: Pieces,
+    needs: Sequence[bool],
+) -> list[torch.Tensor]:
+    dquery, dkey, dvalue, dlog_decay = (x.new_empty(x.shape) for x in inputs[:4])
+    return [dquery, dkey, dvalue, dlog_decay if needs[3] else kept_PBGKX.new_empty(0), _first_state(inputs, None)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    query, key, value, log_decay, state, starts, chunk_size, segment_size, _ = inputs
-    # Absent gradients would be made, as zeros.
-    ctx.set_materialize_grads(False)
-    ctx.sizes = chunk_size, segment_size
-    ctx.state_dtype = None if state is None else state.dtype
-    ctx.save_for_backward(query, key, value, log_decay, starts, output[2])
-
-
-def _differentiate(
-    ctx: Any, dout: torch.Tensor | None, dstate: torch.Tensor | None, _: None
-) -> tuple[torch.Tensor | None, ...]:
-    query, key, value, log_decay, starts, kept = ctx.saved_tensors
-    if dout is None and dstate is None:
-        return (None,) * 9
-    dout = torch.zeros_like(value) if dout is None else dout
-    needs = ctx.needs_input_grad[:5]
-    *found, first = _scalar_decay_backward(
-        dout, dstate, query, key, value, log_decay, starts, kept, *ctx.sizes, needs[3]
-    )
-    found.append(first if ctx.state_dtype is None else first.to(ctx.state_dtype))
-    return *(x if need else None for x, need in zip(found, needs, strict=True)), None, None, None, None
-
-
-_scalar_decay.register_autograd(_differentiate, setup_context=_keep)
+_scalar_decay = opaque(
+    "scalar_decay",
+    _forward,
+    _forward_shapes,
+    _backward,
+    _backward_shapes,
+    returns=("out_BSHV", "state_BHKV", "kept_PBGKX"),
+    gradients=("query_BSGK", "key_BSGK", "value_BSHV", "log_decay", "initial_state"),
+)

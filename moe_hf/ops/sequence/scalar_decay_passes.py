@@ -4,37 +4,15 @@ Shapes: B rows, S positions, G groups, H = G * R heads, K key width, V value wid
 n chunks of one segment, C positions of one chunk.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.sequence.contract import Piece, Pieces
+
 # A state is (B, G, K, X) in here: the heads of a group lie side by side, so that one product serves them all.
-
-
-class Pieces(NamedTuple):
-    """How a sequence is cut: positions of one chunk, and of one segment, a multiple of it."""
-
-    chunk: int
-    segment: int
-
-    def of(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """First position, number of chunks and positions of one chunk for each piece of a sequence.
-
-        A piece is a segment; what is left of the last one after its whole chunks is a piece of one short chunk.
-        """
-        for start in range(0, length, self.segment):
-            positions = min(self.segment, length - start)
-            count, rest = divmod(positions, self.chunk)
-            if count:
-                yield start, count, self.chunk
-            if rest:
-                yield start + positions - rest, 1, rest
-
-    def limit(self, length: int) -> int:
-        """At least as many as there are pieces; arithmetic alone, for lengths that the compiler does not know."""
-        return -(-length // self.segment) + 1
 
 
 class Inputs(NamedTuple):
@@ -49,13 +27,7 @@ class Inputs(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The type that everything is computed in: float32, or float64 where an input is."""
-        return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in self) else torch.float32
-
-    def empty_state(self) -> torch.Tensor:
-        """Zeros, (B, G, K, X)."""
-        batch, _, groups, width = self.key_BSGK.shape
-        columns = self.value_BSHV.shape[2] // groups * self.value_BSHV.shape[3]
-        return self.key_BSGK.new_zeros(batch, groups, width, columns, dtype=self.dtype)
+        return float32_or_more(*self)
 
 
 class Decays(NamedTuple):
@@ -76,22 +48,21 @@ class Decays(NamedTuple):
     reach: torch.Tensor
 
 
-def grouped(x_BSHV: torch.Tensor, groups: int, piece: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
+def grouped(x_BSHV: torch.Tensor, groups: int, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
     """One piece of a sequence, (B, n, G, C, R, V), as a view where its type is right."""
-    start, count, chunk = piece
-    x_BcHV = x_BSHV[:, start : start + count * chunk].to(dtype)
-    return x_BcHV.unflatten(1, (count, chunk)).unflatten(3, (groups, -1)).transpose(2, 3)
+    x_BcHV = x_BSHV[:, piece.start : piece.stop].to(dtype)
+    return x_BcHV.unflatten(1, (-1, piece.chunk)).unflatten(3, (groups, -1)).transpose(2, 3)
 
 
-def decays_of(inputs: Inputs, piece: tuple[int, int, int]) -> Decays:
+def decays_of(inputs: Inputs, piece: Piece) -> Decays:
     """The decays of one piece; n and B are 1 where they do not depend on the token.
 
     Sums of logarithms are taken in float64: the small differences of large sums would be lost otherwise.
     """
-    start, count, chunk = piece
+    start, stop, chunk = piece
     log_decay, groups, dtype = inputs.log_decay, inputs.key_BSGK.shape[2], inputs.dtype
     constant = log_decay.dim() == 1
-    log_BcH = log_decay.expand(1, chunk, -1) if constant else log_decay[:, start : start + count * chunk]
+    log_BcH = log_decay.expand(1, chunk, -1) if constant else log_decay[:, start:stop]
     log_BnCH = log_BcH.double().unflatten(1, (-1, chunk))
     sum_BnGRC = log_BnCH.cumsum(dim=2).unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2)
     last_BnGR1 = sum_BnGRC[..., -1:]
@@ -102,7 +73,7 @@ def decays_of(inputs: Inputs, piece: tuple[int, int, int]) -> Decays:
     if inputs.starts_BS is None:
         return Decays(since, until, whole, between, reach)
     # Documents are numbered within the chunk; 0 is the one that the state before it belongs to.
-    starts_BnC = inputs.starts_BS[:, start : start + count * chunk].unflatten(1, (count, chunk))
+    starts_BnC = inputs.starts_BS[:, start:stop].unflatten(1, (-1, chunk))
     document_BnC = starts_BnC.to(torch.int32).cumsum(dim=2)
     last_Bn1 = document_BnC[..., -1:]
     reach = reach * (document_BnC[..., :, None] == document_BnC[..., None, :])[:, :, None]
@@ -112,7 +83,7 @@ def decays_of(inputs: Inputs, piece: tuple[int, int, int]) -> Decays:
     return Decays(since, until, whole, between, reach)
 
 
-class Piece(NamedTuple):
+class OpenPiece(NamedTuple):
     """What both passes compute of one piece.
 
     Attributes:
@@ -138,7 +109,7 @@ class Piece(NamedTuple):
         return (self.query @ self.key.mT).mul_(self.decays.reach)[:, :, :, None]
 
 
-def open_piece(inputs: Inputs, state_BGKX: torch.Tensor, piece: tuple[int, int, int], decays: Decays) -> Piece:
+def open_piece(inputs: Inputs, state_BGKX: torch.Tensor, piece: Piece, decays: Decays) -> OpenPiece:
     """The piece, with the states between its chunks; `state_BGKX` is the one before it."""
     groups, dtype = inputs.key_BSGK.shape[2], inputs.dtype
     # Contiguous, or each product would copy them anew; where there is one group they are views.
@@ -146,7 +117,7 @@ def open_piece(inputs: Inputs, state_BGKX: torch.Tensor, piece: tuple[int, int, 
     value = grouped(inputs.value_BSHV, groups, piece, dtype).contiguous()
     added_value = (value * decays.until_end).flatten(4)
     states, after = carry(state_BGKX, key.mT @ added_value, decays.whole)
-    return Piece(query, key, value, decays, states, after, added_value)
+    return OpenPiece(query, key, value, decays, states, after, added_value)
 
 
 def carry(
@@ -176,9 +147,9 @@ def forward_pass(
     for index, piece in enumerate(pieces.of(inputs.value_BSHV.shape[1])):
         if kept_PBGKX is not None:
             kept_PBGKX[index] = state_BGKX
-        decays = cache.get(piece[2]) or decays_of(inputs, piece)
+        decays = cache.get(piece.chunk) or decays_of(inputs, piece)
         if constant:
-            cache[piece[2]] = decays
+            cache[piece.chunk] = decays
         opened = open_piece(inputs, state_BGKX, piece, decays)
         state_BGKX = opened.final_state
         within = (opened.score() * decays.between) @ opened.value.transpose(3, 4)
@@ -231,7 +202,7 @@ def backward_pass(
 
 
 def _differentiate(
-    opened: Piece, dout: torch.Tensor, dstate_BGKX: torch.Tensor, needs_decay: bool
+    opened: OpenPiece, dout: torch.Tensor, dstate_BGKX: torch.Tensor, needs_decay: bool
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """The gradients of a piece's query, key, value and decay, the last (B, n, G, C, R); and of the state before it."""
     query, key, value, decays, states, _, added_value = opened
@@ -250,7 +221,7 @@ def _differentiate(
 
 
 def _differentiate_decay(
-    opened: Piece, dread: torch.Tensor, dafter: torch.Tensor, pair: torch.Tensor, dadded: torch.Tensor
+    opened: OpenPiece, dread: torch.Tensor, dafter: torch.Tensor, pair: torch.Tensor, dadded: torch.Tensor
 ) -> torch.Tensor:
     """The gradient of the decay's logarithm, (B, n, G, C, R): of all that was written before and is read from there on.
 

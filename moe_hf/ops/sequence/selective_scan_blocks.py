@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.dtypes import float32_or_more
+
 # One state per block is kept for the backward pass.
 BLOCK_LENGTHS = (8, 64)
 
@@ -33,14 +35,13 @@ Starts = dict[int, list[tuple[int, int]]]
 
 
 class ScanInputs(NamedTuple):
-    """What a scan reads: the arguments of `selective_scan`, the mask aside."""
+    """What a scan reads: the arguments of `selective_scan`, without what is padding."""
 
     u_BSD: torch.Tensor
     delta_BSD: torch.Tensor
     a_DN: torch.Tensor
     b_BSN: torch.Tensor
     c_BSN: torch.Tensor
-    initial_BDN: torch.Tensor | None
     starts_BS: torch.Tensor | None
 
 
@@ -72,11 +73,6 @@ class _Steps(NamedTuple):
 
     def first(self, count: int) -> "_Steps":
         return _Steps(self.whole[:count], self.each[:count])
-
-
-def scan_dtype(u_BSD: torch.Tensor) -> torch.dtype:
-    """The dtype of states and of the arithmetic: float64 for float64, else float32."""
-    return torch.float64 if u_BSD.dtype == torch.float64 else torch.float32
 
 
 def _limits(device: torch.device) -> Limits:
@@ -114,7 +110,7 @@ class _Part:
 
     def __init__(self, inputs: ScanInputs, rows: slice, channels: slice, starts: Starts) -> None:
         self.inputs, self.rows, self.channels, self.starts = inputs, rows, channels, starts
-        self.dtype = scan_dtype(inputs.u_BSD)
+        self.dtype = float32_or_more(inputs.u_BSD)
         num_channels, state_size = inputs.a_DN.shape
         self.length = block_length(state_size, num_channels, inputs.u_BSD.device)
         self.a_Nd = inputs.a_DN[channels].to(self.dtype).t().contiguous()
@@ -135,7 +131,7 @@ class _Part:
         return x_BSd[self.rows, time].transpose(0, 1).to(self.dtype)
 
     def read(self, time: slice) -> _Block:
-        u_BSD, delta_BSD, _, b_BSN, c_BSN = self.inputs[:5]
+        u_BSD, delta_BSD, _, b_BSN, c_BSN, _ = self.inputs
         return _Block(
             self.time_first(u_BSD[..., self.channels], time),
             self.time_first(delta_BSD[..., self.channels], time),
@@ -203,16 +199,18 @@ def _sum_over_states(weight_TbN: torch.Tensor, states_TbNd: torch.Tensor) -> tor
     return torch.bmm(weight, states_TbNd.view(-1, state_size, channels)).view(num_steps, rows, channels)
 
 
-def forward_pass(inputs: ScanInputs, keeps: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward_pass(
+    inputs: ScanInputs, initial_BDN: torch.Tensor | None, keeps: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The outputs (B, S, D), the last state (B, D, N), and the state before each block, (K, B, N, D) or empty."""
     batch, length, num_channels = inputs.u_BSD.shape
-    state_size, dtype = inputs.a_DN.shape[1], scan_dtype(inputs.u_BSD)
+    state_size, dtype = inputs.a_DN.shape[1], float32_or_more(inputs.u_BSD)
     blocks = num_blocks(length, state_size, num_channels, inputs.u_BSD.device)
     y_BSD = torch.empty_like(inputs.u_BSD, memory_format=torch.contiguous_format)
-    if inputs.initial_BDN is None:
+    if initial_BDN is None:
         state_BND = y_BSD.new_zeros(batch, state_size, num_channels, dtype=dtype)
     else:
-        state_BND = _inner_layout(inputs.initial_BDN, dtype)
+        state_BND = _inner_layout(initial_BDN, dtype)
     room = room_for_blocks(length, state_size, num_channels, inputs.u_BSD.device) if keeps else 0
     kept_KBND = state_BND.new_empty(room, *state_BND.shape)
     kept_KBND[blocks:].zero_()

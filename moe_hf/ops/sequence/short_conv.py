@@ -4,12 +4,12 @@ Shapes: B batch, S positions of this call, D channels, W taps, P = W - 1 earlier
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn import functional as F
 
-from moe_hf.ops.sequence.padding import Compaction, compaction
+from moe_hf.ops.sequence.contract import Compaction, Edges, Layout, without_padding
 
 # Tokens at a time: a block of a thousand channels fits the processor's second cache.
 _BLOCK = 256
@@ -21,8 +21,7 @@ def short_conv(
     bias_D: torch.Tensor | None = None,
     *,
     initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`out[t] = bias + sum over lags of weight[:, W - 1 - lag] * x[t - lag]`, and the inputs that the next call needs.
 
@@ -31,8 +30,7 @@ def short_conv(
         weight_DW: the taps; the last column is the token itself, as in nn.Conv1d.
         bias_D: added to each token.
         initial_state: (B, P, D), the last inputs of the earlier calls; None where there were none, which is zeros.
-        mask_BS: nonzero at real tokens. Padding may stand anywhere: it is skipped as if it were not there.
-        starts_BS: True where a new document begins, beyond which no lag reaches.
+        **layout: as in `contract.Layout`; no lag reaches over a start.
 
     Returns:
         The convolved sequence (arbitrary at padding), and the state (B, P, D) after the last real token.
@@ -41,7 +39,6 @@ def short_conv(
     def convolve(window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
         return sum_of_lags(window, weight_DW, bias_D, age_BS)
 
-    layout = {"mask_BS": mask_BS, "starts_BS": starts_BS}
     return convolved_with(convolve, x_BSD, weight_DW.shape[1], initial_state=initial_state, **layout)
 
 
@@ -51,21 +48,17 @@ def convolved_with(
     num_taps: int,
     *,
     initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`short_conv` whose taps somebody else holds.
 
     Args:
         convolve: from (B, P + S, D), the earlier inputs in front, and the tokens' ages (B, S), to (B, S, D). An age
             counts from the start of the token's document; lags beyond it are zeros. None where none reaches so far.
-        x_BSD, initial_state, mask_BS, starts_BS: as in `short_conv`.
+        x_BSD, initial_state, **layout: as in `short_conv`.
         num_taps: W.
     """
-    moved = None if mask_BS is None else compaction(mask_BS)
-    if moved is not None:
-        x_BSD = moved.pack(x_BSD)
-        starts_BS = None if starts_BS is None else moved.pack(starts_BS)
+    x_BSD, starts_BS, moved = without_padding(x_BSD, Edges(**layout))
     batch, _, width = x_BSD.shape
     past = num_taps - 1
     if initial_state is None:
@@ -81,24 +74,19 @@ def token_shift(
     x_BSD: torch.Tensor,
     *,
     initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
+    **layout: Unpack[Layout],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's predecessor (Peng et al. 2023, RWKV, section 3.1.1), zero where a document begins, and the last one.
 
     Args:
         x_BSD: the sequence.
         initial_state: (B, 1, D), the last token of the earlier calls; None where there were none.
-        mask_BS: nonzero at real tokens; padding is skipped.
-        starts_BS: True where a new document begins.
+        **layout: as in `contract.Layout`.
 
     Returns:
         The predecessors (arbitrary at padding), and the state (B, 1, D): the last real token.
     """
-    moved = None if mask_BS is None else compaction(mask_BS)
-    if moved is not None:
-        x_BSD = moved.pack(x_BSD)
-        starts_BS = None if starts_BS is None else moved.pack(starts_BS)
+    x_BSD, starts_BS, moved = without_padding(x_BSD, Edges(**layout))
     if initial_state is None:
         initial_state = torch.zeros_like(x_BSD[:, :1])
     window = torch.cat([initial_state.to(x_BSD.dtype), x_BSD], dim=1)

@@ -3,14 +3,14 @@
 Shapes: B rows, S positions, G groups, H heads, a multiple of G, K state size, V head width.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch.nn import functional as F
 
-from moe_hf.ops.experts.expert_parts import without_autocast
+from moe_hf.ops.dtypes import float32_or_more, without_autocast
+from moe_hf.ops.sequence.contract import Carried, zero_padding
 from moe_hf.ops.sequence.scalar_decay import scalar_decay
-from moe_hf.ops.sequence.selective_scan import scan_dtype, without_padding
 
 
 def ssd(
@@ -19,11 +19,7 @@ def ssd(
     a_H: torch.Tensor,
     b_BSGK: torch.Tensor,
     c_BSGK: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`y_t = C_t h_t` with `h_t = exp(delta_t a) h_(t-1) + B_t (delta_t u_t)^T` in each head, and the last state.
 
@@ -33,10 +29,7 @@ def ssd(
         a_H: rates, <= 0.
         b_BSGK: how the input enters the state.
         c_BSGK: how the state is read.
-        initial_state: as in `scalar_decay`, (B, H, K, V).
-        mask_BS: as there.
-        starts_BS: as there.
-        output_final_state: as there.
+        **carried: as in `contract.Carried`, the state (B, H, K, V).
 
     Returns:
         As in `scalar_decay`; the output has the dtype of the product of input and steps.
@@ -46,10 +39,7 @@ def ssd(
         b_BSGK,
         u_BSHV * delta_BSH[..., None],
         delta_BSH * a_H,
-        initial_state=initial_state,
-        mask_BS=mask_BS,
-        starts_BS=starts_BS,
-        output_final_state=output_final_state,
+        **carried,
     )
 
 
@@ -69,8 +59,8 @@ def ssd_step(
     """
     batch, groups, state_size = b_BGK.shape
     heads, width = u_BHV.shape[1:]
-    dtype = scan_dtype(delta_BH)
-    u_BHV, delta_BH, b_BGK = without_padding((u_BHV, delta_BH, b_BGK), mask_B)
+    dtype = float32_or_more(delta_BH)
+    u_BHV, delta_BH, b_BGK = zero_padding(mask_B, u_BHV, delta_BH, b_BGK)
     decay = torch.exp(delta_BH * a_H).view(batch, groups, -1, 1, 1)
     value = (u_BHV * delta_BH[..., None]).to(dtype).view(batch, groups, -1, 1, width)
     key = b_BGK.to(dtype).view(batch, groups, 1, state_size, 1)

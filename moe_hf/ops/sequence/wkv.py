@@ -3,15 +3,26 @@
 Shapes: B batch, S positions, D width, G segments.
 """
 
-from typing import Any
+from typing import Unpack
 
 import torch
 
-from moe_hf.ops.sequence.scalar_decay import real_starts
-from moe_hf.ops.sequence.wkv_segment import EMPTY, segment_backward, segment_forward
+from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.operators import opaque
+from moe_hf.ops.sequence.contract import (
+    Carried,
+    Edges,
+    Piece,
+    Pieces,
+    backward_in_pieces,
+    call_of,
+    forward_in_pieces,
+    shapes_in_pieces,
+)
+from moe_hf.ops.sequence.wkv_segment import EMPTY, WkvInputs, segment_backward, segment_forward
 
 # Tokens whose scans run side by side within a segment, and tokens whose intermediate results are alive at once.
-_CHUNK, _SEGMENT = 32, 512
+_PIECES = Pieces(chunk=32, segment=512)
 
 
 def wkv(
@@ -19,11 +30,7 @@ def wkv(
     bonus_D: torch.Tensor,
     key_BSD: torch.Tensor,
     value_BSD: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`reference_wkv` by scans over many chunks at once: equal in value and in gradient, which can be taken once.
 
@@ -41,22 +48,17 @@ def wkv(
         bonus_D: added to the key of the present token, while it is the present one.
         key_BSD: log of the weight of each value.
         value_BSD: what is averaged.
-        initial_state: (B, 3, D): numerator, denominator, and the maximum they are relative to; None is the empty
-            state: 0, 0 and -1e38.
-        mask_BS: nonzero at real tokens; None means that all are. Padding, wherever it stands, leaves the state as it
-            is; the output there means nothing.
-        starts_BS: bool, True at a token that begins a document, before which the state is emptied; None means none
-            inside. At padding none begins.
-        output_final_state: whether the state after the last token is wanted.
+        **carried: as in `contract.Carried`. The state is (B, 3, D): numerator, denominator, and the maximum they are
+            relative to; the empty one is 0, 0 and -1e38.
 
     Returns:
         (B, S, D) in the dtype of the value, and the state after the last token, (B, 3, D) in float32 (float64 where the
         value is), or None.
     """
-    initial_state = _state_for(initial_state, value_BSD)
-    starts_BS = real_starts(starts_BS, mask_BS)
-    out_BSD, final_state, _ = _wkv(decay_D, bonus_D, key_BSD, value_BSD, initial_state, mask_BS, starts_BS)
-    return out_BSD, final_state if output_final_state else None
+    call = call_of(**carried)
+    inputs = WkvInputs(decay_D, bonus_D, key_BSD, value_BSD)
+    out_BSD, state_B3D, _ = _wkv(inputs, _first_state(call.initial_state, value_BSD), call.edges)
+    return call.result(out_BSD, state_B3D)
 
 
 def reference_wkv(
@@ -64,18 +66,15 @@ def reference_wkv(
     bonus_D: torch.Tensor,
     key_BSD: torch.Tensor,
     value_BSD: torch.Tensor,
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    **carried: Unpack[Carried],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Token by token, `wkv_step` after `wkv_step` (Peng et al. 2023, RWKV, eq. 16 and appendix D).
 
     Args and returns as in `wkv`.
     """
-    state_B3D = _state_for(initial_state, value_BSD)
-    starts_BS = real_starts(starts_BS, mask_BS)
+    call = call_of(**carried)
+    mask_BS, starts_BS = call.edges
+    state_B3D = _first_state(call.initial_state, value_BSD)
     empty_3D = empty_wkv_state(1, value_BSD.shape[-1], dtype=state_B3D.dtype, device=state_B3D.device)
     length = value_BSD.shape[1]
     real = [None] * length if mask_BS is None else mask_BS.unbind(1)
@@ -86,7 +85,7 @@ def reference_wkv(
             state_B3D = torch.where(begins, empty_3D, state_B3D)
         out_BD, state_B3D = wkv_step(decay_D, bonus_D, key_BD, value_BD, initial_state=state_B3D, mask_B=mask_B)
         outputs.append(out_BD)
-    return torch.stack(outputs, dim=1), state_B3D if output_final_state else None
+    return call.result(torch.stack(outputs, dim=1), state_B3D)
 
 
 def wkv_step(
@@ -139,145 +138,76 @@ def empty_wkv_state(
     return state_B3D
 
 
-def _state_for(initial_state: torch.Tensor | None, value_BSD: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float64 if value_BSD.dtype == torch.float64 else torch.float32
+def _first_state(initial_state: torch.Tensor | None, value_BSD: torch.Tensor) -> torch.Tensor:
+    dtype = float32_or_more(value_BSD)
     if initial_state is not None:
         return initial_state.to(dtype)
     return empty_wkv_state(value_BSD.shape[0], value_BSD.shape[2], dtype=dtype, device=value_BSD.device)
 
 
-def _segments(length: int) -> list[tuple[int, int, int]]:
-    """Start, stop and chunk size of each segment; what no full chunk is left for is a chunk by itself.
-
-    >>> _segments(1068)
-    [(0, 512, 32), (512, 1024, 32), (1024, 1056, 32), (1056, 1068, 12)]
-    """
-    whole = length - length % _CHUNK
-    segments = [(start, min(start + _SEGMENT, whole), _CHUNK) for start in range(0, whole, _SEGMENT)]
-    return segments + ([(whole, length, length - whole)] if whole < length else [])
-
-
-def _room_for_segments(length: int) -> int:
-    """No fewer than the segments of so many tokens.
-
-    torch.export traces for any length only what is at least 2, since a size of 1 would be another program.
-    """
-    return length // _SEGMENT + 2
-
-
-# The loops over tokens would be unrolled by the compiler: these operators are what it sees instead.
-@torch.library.custom_op("moe_hf::wkv", mutates_args=())
-def _wkv(
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
-    initial_state: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
+def _forward(
+    inputs: WkvInputs, initial_state: torch.Tensor, edges: Edges
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The outputs, the last state, and the states before each segment, (G, B, 3, D)."""
-    segments = _segments(value_BSD.shape[1])
-    out_BSD = torch.empty_like(value_BSD, memory_format=torch.contiguous_format)
-    states_GB3D = initial_state.new_empty(_room_for_segments(value_BSD.shape[1]), *initial_state.shape)
-    states_GB3D[len(segments) :].zero_()
-    state_B3D = initial_state
-    for index, (start, stop, chunk) in enumerate(segments):
-        states_GB3D[index] = state_B3D
-        within = slice(start, stop)
-        out_BSD[:, within], state_B3D = segment_forward(
-            decay_D,
-            bonus_D,
-            key_BSD[:, within],
-            value_BSD[:, within],
-            state_B3D,
-            None if mask_BS is None else mask_BS[:, within],
-            None if starts_BS is None else starts_BS[:, within],
-            chunk,
-        )
-    return out_BSD, state_B3D.clone(), states_GB3D
+
+    def step(piece: Piece, state_B3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        start, stop, chunk = piece
+        return segment_forward(inputs.between(start, stop), edges.between(start, stop), state_B3D, chunk)
+
+    out_BSD = torch.empty_like(inputs.value_BSD, memory_format=torch.contiguous_format)
+    return forward_in_pieces(step, _PIECES, out_BSD, initial_state)
 
 
-@_wkv.register_fake
-def _wkv_fake(
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
-    initial_state: torch.Tensor,
-    *edges: torch.Tensor | None,
+def _forward_shapes(
+    inputs: WkvInputs, initial_state: torch.Tensor, edges: Edges
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    length = value_BSD.shape[1]
-    return (
-        value_BSD.new_empty(value_BSD.shape),
-        initial_state.new_empty(initial_state.shape),
-        initial_state.new_empty(_room_for_segments(length), *initial_state.shape),
-    )
+    return shapes_in_pieces(_PIECES, inputs.value_BSD, initial_state)
 
 
-@torch.library.custom_op("moe_hf::wkv_backward", mutates_args=())
-def _wkv_backward(
-    dout_BSD: torch.Tensor,
-    dfinal_B3D: torch.Tensor,
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
-    states_GB3D: torch.Tensor,
+def _backward(
+    dout_BSD: torch.Tensor | None,
+    dstate_B3D: torch.Tensor | None,
+    inputs: WkvInputs,
+    edges: Edges,
+    kept_GB3D: torch.Tensor,
 ) -> list[torch.Tensor]:
     """The gradients of decay, bonus, key, value and the initial state."""
-    ddecay_D, dbonus_D = (dfinal_B3D.new_zeros(part.shape) for part in (decay_D, bonus_D))
-    dkey_BSD, dvalue_BSD = (
-        torch.empty_like(part, memory_format=torch.contiguous_format) for part in (key_BSD, value_BSD)
-    )
-    dstate_B3D = dfinal_B3D
-    segments = _segments(value_BSD.shape[1])
-    for (start, stop, chunk), state_B3D in reversed(list(zip(segments, states_GB3D, strict=False))):
-        within = slice(start, stop)
-        ddecay, dbonus, dkey_BSD[:, within], dvalue_BSD[:, within], dstate_B3D = segment_backward(
-            dout_BSD[:, within],
-            dstate_B3D,
-            decay_D,
-            bonus_D,
-            key_BSD[:, within],
-            value_BSD[:, within],
-            state_B3D,
-            None if mask_BS is None else mask_BS[:, within],
-            None if starts_BS is None else starts_BS[:, within],
-            chunk,
-        )
-        ddecay_D += ddecay
-        dbonus_D += dbonus
-    return [ddecay_D.to(decay_D.dtype), dbonus_D.to(bonus_D.dtype), dkey_BSD, dvalue_BSD, dstate_B3D.clone()]
+    dout = torch.zeros_like(inputs.value_BSD) if dout_BSD is None else dout_BSD
+    dconstants = [kept_GB3D.new_zeros(part.shape) for part in inputs[:2]]
+    dtokens = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in inputs[2:]]
+
+    def step(piece: Piece, state_B3D: torch.Tensor, dstate_B3D: torch.Tensor) -> torch.Tensor:
+        start, stop, chunk = piece
+        within, around = inputs.between(start, stop), edges.between(start, stop)
+        found, dbefore_B3D = segment_backward(dout[:, start:stop], dstate_B3D, within, around, state_B3D, chunk)
+        for total, part in zip(dconstants, found[:2], strict=True):
+            total += part
+        for target, part in zip(dtokens, found[2:], strict=True):
+            target[:, start:stop] = part
+        return dbefore_B3D
+
+    dfirst_B3D = backward_in_pieces(step, _PIECES, dout.shape[1], dstate_B3D, kept_GB3D)
+    return [*dconstants, *dtokens, dfirst_B3D]
 
 
-@_wkv_backward.register_fake
-def _wkv_backward_fake(dout_BSD: torch.Tensor, dfinal_B3D: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    return [part.new_empty(part.shape) for part in (*inputs[:4], dfinal_B3D)]
+def _backward_shapes(
+    dout_BSD: torch.Tensor | None,
+    dstate_B3D: torch.Tensor | None,
+    inputs: WkvInputs,
+    edges: Edges,
+    kept_GB3D: torch.Tensor,
+) -> list[torch.Tensor]:
+    constants, tokens = inputs[:2], inputs[2:]
+    dconstants = [kept_GB3D.new_empty(part.shape) for part in constants]
+    return [*dconstants, *(part.new_empty(part.shape) for part in tokens), kept_GB3D.new_empty(kept_GB3D.shape[1:])]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    tokens, edges = inputs[:4], inputs[5:]
-    # Without this the absent gradients would be made, as zeros.
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tokens, *edges, output[2])
-
-
-def _differentiate(
-    ctx: Any, dout_BSD: torch.Tensor | None, dfinal_B3D: torch.Tensor | None, _: None
-) -> tuple[torch.Tensor | None, ...]:
-    if dout_BSD is None and dfinal_B3D is None:
-        return (None,) * 7
-    # Once: gradient checkpointing allows no second access.
-    saved = ctx.saved_tensors
-    value_BSD, states_GB3D = saved[3], saved[-1]
-    if dout_BSD is None:
-        dout_BSD = torch.zeros_like(value_BSD)
-    if dfinal_B3D is None:
-        dfinal_B3D = states_GB3D.new_zeros(states_GB3D.shape[1:])
-    return *_wkv_backward(dout_BSD, dfinal_B3D, *saved), None, None
-
-
-_wkv.register_autograd(_differentiate, setup_context=_keep)
+_wkv = opaque(
+    "wkv",
+    _forward,
+    _forward_shapes,
+    _backward,
+    _backward_shapes,
+    returns=("out_BSD", "state_B3D", "kept_GB3D"),
+    gradients=(*WkvInputs._fields, "initial_state"),
+)

@@ -11,10 +11,25 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.sequence.contract import Edges
+
 # The maximum of a state that holds nothing: finite, so that no difference is undefined, and below every key.
 EMPTY = -1e38
 # exp(40) times the past leaves nothing of the present in float64, and does not overflow in float32.
 _CERTAIN = 40.0
+
+
+class WkvInputs(NamedTuple):
+    """What is averaged with which weights, as in `moe_hf.ops.sequence.wkv.wkv`; or the gradients of that."""
+
+    decay_D: torch.Tensor
+    bonus_D: torch.Tensor
+    key_BSD: torch.Tensor
+    value_BSD: torch.Tensor
+
+    def between(self, start: int, stop: int) -> "WkvInputs":
+        """The tokens from `start` to `stop`, as views."""
+        return self._replace(key_BSD=self.key_BSD[:, start:stop], value_BSD=self.value_BSD[:, start:stop])
 
 
 class _Parts(NamedTuple):
@@ -31,28 +46,17 @@ class _Parts(NamedTuple):
 
 
 def segment_forward(
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
-    state_B3D: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
-    chunk: int,
+    inputs: WkvInputs, edges: Edges, state_B3D: torch.Tensor, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The outputs (B, S, D) of a segment, in the dtype of the state, and the state after it.
 
     Args:
-        decay_D: rate of fading.
-        bonus_D: added to the key of the present token.
-        key_BSD: S of them, a multiple of `chunk`.
-        value_BSD: of any dtype, as the others.
+        inputs: of S tokens, a multiple of `chunk`, of any dtype.
+        edges: what is real, and where documents begin.
         state_B3D: numerator, denominator and maximum before the segment.
-        mask_BS: nonzero at real tokens, or None.
-        starts_BS: True where documents begin, or None.
         chunk: tokens per scan.
     """
-    parts = _parts(decay_D, bonus_D, key_BSD, value_BSD, state_B3D, mask_BS, starts_BS, chunk)
+    parts = _parts(inputs, edges, state_B3D, chunk)
     last_2BD = parts.sum_2BSD[:, :, -1]
     return parts.out_BSD, torch.stack([*last_2BD, parts.max_BSD[:, -1]], dim=1)
 
@@ -60,19 +64,15 @@ def segment_forward(
 def segment_backward(
     dout_BSD: torch.Tensor,
     dstate_B3D: torch.Tensor,
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
+    inputs: WkvInputs,
+    edges: Edges,
     state_B3D: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
     chunk: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of decay, bonus, key, value and state of `segment_forward`, given those of its results."""
-    dtype, length = state_B3D.dtype, key_BSD.shape[1]
-    parts = _parts(decay_D, bonus_D, key_BSD, value_BSD, state_B3D, mask_BS, starts_BS, chunk)
-    value_BSD = value_BSD.to(dtype)
+) -> tuple[WkvInputs, torch.Tensor]:
+    """The gradients of the inputs and of the state of `segment_forward`, given those of its results."""
+    dtype, length = state_B3D.dtype, dout_BSD.shape[1]
+    parts = _parts(inputs, edges, state_B3D, chunk)
+    value_BSD = inputs.value_BSD.to(dtype)
     dpresent_BSD = dout_BSD.to(dtype) / parts.total_BSD
     # The gradient of the sums, scaled like them by their maximum: a recurrence from the end, of the same factors.
     dsum_2BSD = parts.sum_2BSD.new_empty(parts.sum_2BSD.shape)
@@ -90,36 +90,33 @@ def segment_backward(
     dvalue_BSD += dpresent_BSD
     dkey_BSD += dbonus_BSD
     dfaded_BSD = (dafter_2BSD * parts.sum_2BSD[:, :, :length]).sum(0).mul_(parts.kept_BSD)
-    if mask_BS is not None:
-        dfaded_BSD = dfaded_BSD * mask_BS.ne(0)[..., None]
+    if edges.mask_BS is not None:
+        dfaded_BSD = dfaded_BSD * edges.mask_BS.ne(0)[..., None]
     dfirst_2BD = dsum_2BSD[:, :, 0]
     dmax_BD = (dfirst_2BD * parts.sum_2BSD[:, :, 0]).sum(0)
     dfirst_B3D = torch.stack([*dfirst_2BD, dmax_BD], dim=1)
-    return -dfaded_BSD.sum((0, 1)), dbonus_BSD.sum((0, 1)), dkey_BSD, dvalue_BSD, dfirst_B3D
+    return WkvInputs(-dfaded_BSD.sum((0, 1)), dbonus_BSD.sum((0, 1)), dkey_BSD, dvalue_BSD), dfirst_B3D
 
 
 def _parts(
-    decay_D: torch.Tensor,
-    bonus_D: torch.Tensor,
-    key_BSD: torch.Tensor,
-    value_BSD: torch.Tensor,
+    inputs: WkvInputs,
+    edges: Edges,
     state_B3D: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
     chunk: int,
 ) -> _Parts:
-    dtype, length = state_B3D.dtype, key_BSD.shape[1]
-    decay_D, key_BSD, value_BSD = decay_D.to(dtype), key_BSD.to(dtype), value_BSD.to(dtype)
+    dtype, length = state_B3D.dtype, inputs.key_BSD.shape[1]
+    decay_D, bonus_D, key_BSD, value_BSD = (part.to(dtype) for part in inputs)
+    mask_BS, starts_BS = edges
     stored_BSD, rate = key_BSD, decay_D
     if mask_BS is not None:
         real_BS1 = mask_BS.ne(0)[..., None]
         # Padding neither fades nor is stored; what it would read uses its own key, so that its output is finite.
         stored_BSD, rate = key_BSD.masked_fill(~real_BS1, -torch.inf), decay_D * real_BS1
-    max_BSD = _running_max(stored_BSD, decay_D, state_B3D[:, 2], mask_BS, starts_BS, chunk)
+    max_BSD = _running_max(stored_BSD, decay_D, state_B3D[:, 2], edges, chunk)
     before_BSD, after_BSD = max_BSD[:, :length], max_BSD[:, 1:]
     kept_BSD = (before_BSD - after_BSD).sub_(rate).exp_()
     written_BSD = (stored_BSD - after_BSD).exp_()
-    past_BSD = (before_BSD - bonus_D.to(dtype)).sub_(key_BSD).clamp_(max=_CERTAIN).exp_()
+    past_BSD = (before_BSD - bonus_D).sub_(key_BSD).clamp_(max=_CERTAIN).exp_()
     if starts_BS is not None:
         kept_BSD.masked_fill_(starts_BS[..., None], 0.0)
         past_BSD.masked_fill_(starts_BS[..., None], 0.0)
@@ -141,11 +138,11 @@ def _running_max(
     key_BSD: torch.Tensor,
     decay_D: torch.Tensor,
     first_BD: torch.Tensor,
-    mask_BS: torch.Tensor | None,
-    starts_BS: torch.Tensor | None,
+    edges: Edges,
     chunk: int,
 ) -> torch.Tensor:
     """The maximum of the faded keys before each token and after the last, (B, S + 1, D)."""
+    mask_BS, starts_BS = edges
     batch, length, width = key_BSD.shape
     steps_NQ1 = torch.arange(1, chunk + 1, device=key_BSD.device)[:, None].expand(length // chunk, chunk, 1)
     steps_BNQ1 = steps_NQ1.expand(batch, -1, -1, -1)

@@ -5,6 +5,7 @@ import torch
 
 from moe_hf.ops.sequence import fft_conv as module
 from moe_hf.ops.sequence.fft_conv import (
+    ConvInputs,
     channel_blocks,
     dot_with_past,
     fft_conv,
@@ -63,10 +64,10 @@ def test_values_and_layout_are_those_of_the_inputs(length: int, by_channel: bool
     x, filter_LD, skip = normal(2, length, 5), normal(40, 5, seed=1), normal(5, seed=2)
     history = normal(2, past, 5, seed=3) if past else None
     given = x.mT.contiguous().mT if by_channel else x
-    out = fft_conv(given, filter_LD, skip, history)
+    out = fft_conv(ConvInputs(given, filter_LD, skip, history))
     assert out.stride() == torch.empty_like(given).stride()
     assert distance(out, reference_long_conv(x, filter_LD, skip, history_BPD=history)) < 1e-5
-    assert fft_conv_backward(out, given, filter_LD, skip, history).x_BSD.stride() == out.stride()
+    assert fft_conv_backward(out, ConvInputs(given, filter_LD, skip, history)).x_BSD.stride() == out.stride()
 
 
 def test_several_blocks_give_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +75,8 @@ def test_several_blocks_give_what_one_does(monkeypatch: pytest.MonkeyPatch) -> N
     found = []
     for room in (2**20, 1):
         monkeypatch.setattr(module, "CPU_BLOCK_BYTES", room)
-        found.append([fft_conv(x, filter_LD, None, None), *fft_conv_backward(dout, x, filter_LD, None, None)[:2]])
+        inputs = ConvInputs(x, filter_LD)
+        found.append([fft_conv(inputs), *fft_conv_backward(dout, inputs)[:2]])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

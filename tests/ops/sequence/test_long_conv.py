@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.sequence.fft_conv import fft_conv
+from moe_hf.ops.sequence.fft_conv import ConvInputs, fft_conv
 from moe_hf.ops.sequence.long_conv import extended_history, long_conv, reference_long_conv
 
 LIMIT = 1e-5
@@ -276,7 +276,7 @@ class TestCompiled:
 
     def test_without_a_history_the_plain_form_needs_no_gather(self) -> None:
         inputs = make(2, 40, 0, lags=40, width=3)
-        plain = fft_conv(*(None if tensor is None else tensor.detach() for tensor in inputs.values()))
+        plain = fft_conv(ConvInputs(*(None if tensor is None else tensor.detach() for tensor in inputs.values())))
         ones = torch.ones(2, 40)
         starts = torch.zeros(2, 40, dtype=torch.bool)
         starts[:, 0] = True

@@ -314,7 +314,7 @@ def test_the_operators_keep_their_promises_to_the_compiler():
     inputs = draw(20, dtype=torch.float32)
     leaves = [x.requires_grad_() for x in inputs.values()]
     starts = draw_rows(20, "starts")
-    torch.library.opcheck(torch.ops.moe_hf.scalar_decay.default, (*leaves, starts, 4, 8, True))
+    torch.library.opcheck(torch.ops.moe_hf.scalar_decay.default, (*leaves[:4], starts, leaves[4], 4, 8, True))
     fixed = [x.detach() for x in leaves[:4]]
     torch.library.opcheck(torch.ops.moe_hf.scalar_decay.default, (*fixed, None, None, 4, 8, False))
 

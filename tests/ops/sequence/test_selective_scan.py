@@ -283,7 +283,7 @@ def test_the_compiler_sees_one_node_forward_and_backward() -> None:
 
 def test_the_operator_keeps_its_promises_to_the_compiler() -> None:
     options = make_options(70)
-    arguments = (*make_inputs(70), options["initial_state"], options["starts_BS"], True)
+    arguments = (*make_inputs(70), options["starts_BS"], options["initial_state"], True)
     torch.library.opcheck(torch.ops.moe_hf.selective_scan, arguments)
 
 
@@ -303,9 +303,9 @@ class LargestTensor(TorchDispatchMode):
 
 def test_neither_pass_makes_the_states_of_all_positions() -> None:
     length, channels, state = 1024, 64, 16
-    inputs = ScanInputs(*make_inputs(length, 1, channels, state), None, None)
+    inputs = ScanInputs(*make_inputs(length, 1, channels, state), None)
     with torch.no_grad(), LargestTensor() as largest:
-        y, last, kept = forward_pass(inputs, keeps=True)
+        y, last, kept = forward_pass(inputs, None, keeps=True)
         backward_pass(inputs, kept, y, last)
     assert largest.numbers <= length * channels * state / 15
     # One state per block, and room for two more.
