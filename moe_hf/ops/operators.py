@@ -113,7 +113,8 @@ def _operator(name: str, function: Callable[..., Any], shapes: Callable[..., Any
     arguments = _arguments(function)
 
     def flat(*values: Any) -> Any:
-        return function(*_grouped(arguments, iter(values)))
+        result = function(*_grouped(arguments, iter(values)))
+        return result if returned is torch.Tensor else returned(result)
 
     # torch reads an operator's schema off the signature.
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -46,11 +46,14 @@ class Tensors(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The output; the logarithm of each row's sum of exponentials; the blocks that it chose, J where it chose less."""
+    """The output; the logarithm of each row's sum of exponentials; the blocks that it chose, J where it chose less.
 
-    out_ZHQV: torch.Tensor
-    logsum_ZHQ: torch.Tensor
-    block_ZHQK: torch.Tensor
+    Of one document (Z, H, Q, V), (Z, H, Q) and (Z, H, Q, K); of a whole call (B, H, S, ...).
+    """
+
+    out: torch.Tensor
+    logsum: torch.Tensor
+    block: torch.Tensor
 
 
 class Pairs(NamedTuple):
@@ -262,15 +265,15 @@ def backward_pass(
     query_ZHQC, key_ZNC, value_ZNV, count_Q, sink_ZH, _ = tensors
     dquery_ZHQC, dkey_ZNC, dvalue_ZNV = (torch.zeros_like(x) for x in tensors[:3])
     # Of each row: the mean of its weights' gradients, which the softmax takes off (Dao et al. 2022, FlashAttention).
-    mean_ZHQ = (dout_ZHQV * result.out_ZHQV).sum(dim=-1)
+    mean_ZHQ = (dout_ZHQV * result.out).sum(dim=-1)
     size = options.block_size
     blocks = -(-key_ZNC.shape[1] // size)
-    for number, (head, part) in enumerate(_parts(result.block_ZHQK)):
-        pairs = _sort_pairs(result.block_ZHQK[head, :, part].flatten(0, 1), blocks)
+    for number, (head, part) in enumerate(_parts(result.block)):
+        pairs = _sort_pairs(result.block[head, :, part].flatten(0, 1), blocks)
         dropout = _dropouts(tensors, options, number)
         query_RC = query_ZHQC[head, :, part].flatten(0, 1) * options.scale
         dout_RV = dout_ZHQV[head, :, part].flatten(0, 1)
-        logsum_R, mean_R = result.logsum_ZHQ[head, :, part].flatten(), mean_ZHQ[head, :, part].flatten()
+        logsum_R, mean_R = result.logsum[head, :, part].flatten(), mean_ZHQ[head, :, part].flatten()
         count_R = count_Q[part].repeat(query_ZHQC.shape[1])
         dquery_MC = query_RC.new_zeros(len(pairs.row_M), query_RC.shape[1])
         for block in range(blocks):
@@ -298,5 +301,5 @@ def backward_pass(
         dquery_ZHQC[head, :, part] = dquery_RC.view(query_ZHQC.shape[1], -1, dquery_RC.shape[-1])
     dsink_ZH = None
     if sink_ZH is not None:
-        dsink_ZH = -((sink_ZH[..., None] - result.logsum_ZHQ).exp() * mean_ZHQ).sum(dim=-1)
+        dsink_ZH = -((sink_ZH[..., None] - result.logsum).exp() * mean_ZHQ).sum(dim=-1)
     return dquery_ZHQC, dkey_ZNC, dvalue_ZNV, dsink_ZH

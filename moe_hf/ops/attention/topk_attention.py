@@ -8,72 +8,62 @@ from typing import Any
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.attention.topk_passes import TopkInputs, TopkOptions, backward_pass, forward_pass
-from moe_hf.ops.attention.topk_selection import require_top_k
-from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.attention.contract import (
+    DIFFERENTIABLE,
+    Inputs,
+    capped,
+    forward_shapes,
+    prepared,
+    reference_weights,
+    room_for_gradients,
+    weighted_values,
+)
+from moe_hf.ops.attention.topk_passes import TopkOptions, backward_pass, forward_pass
+from moe_hf.ops.operators import needs_gradient, opaque
 
 
 def reference_topk_attention(
-    query_BHSC: torch.Tensor,
-    key_BGNC: torch.Tensor,
-    value_BGNV: torch.Tensor,
-    top_k: int | float,
-    *,
-    mask: torch.Tensor | None = None,
-    causal: bool = True,
-    query_start: int | None = None,
-    window: int | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sink_H: torch.Tensor | None = None,
-    dropout: float = 0.0,
+    query_BHSC: torch.Tensor, key_BGNC: torch.Tensor, value_BGNV: torch.Tensor, top_k: int | float, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`topk_sparse_attention` in the plain: the output (B, H, S, V) and the weights (B, H, S, N), all at once.
 
     Gupta et al. 2021, "Memory-efficient Transformers via Top-k Attention", eq. 2: a softmax over the k largest logits
     of each row, the others as if they were minus infinity. Arguments as there.
     """
-    inputs, options = _prepare(
-        query_BHSC, key_BGNC, value_BGNV, top_k, mask, causal, query_start, window, scale, softcap, sink_H, dropout
-    )
-    query, key, value = inputs[:3]
-    groups = query.shape[1] // key.shape[1]
-    logit_BHSN = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * options.scale
+    inputs, asked = _prepare(query_BHSC, key_BGNC, value_BGNV, top_k, **options)
+    query, key, value, mask = inputs[:4]
+    key_BHNC = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logit_BHSN = query @ key_BHNC.transpose(2, 3) * asked.scale
     # The cap keeps the order, which rounding after it would not; only a float mask is added to capped logits.
     order_BHSN = logit_BHSN
-    if options.softcap:
-        logit_BHSN = options.softcap * torch.tanh(logit_BHSN / options.softcap)
-    visible_BHSN = torch.ones_like(logit_BHSN, dtype=torch.bool)
-    place_S1 = options.query_start + torch.arange(query.shape[2], device=query.device)[:, None]
-    key_N = torch.arange(key.shape[2], device=query.device)
-    if options.causal:
-        visible_BHSN = visible_BHSN & (key_N <= place_S1)
-    if options.window:
-        visible_BHSN = visible_BHSN & (key_N > place_S1 - options.window)
-    if mask is not None and mask.dtype == torch.bool:
-        visible_BHSN = visible_BHSN & mask
-    elif mask is not None:
-        visible_BHSN = visible_BHSN & (mask > torch.finfo(mask.dtype).min / 2)
+    logit_BHSN = capped(logit_BHSN, asked.softcap)
+    visible_BHSN = _visible(inputs, asked).expand_as(logit_BHSN)
+    if mask is not None and mask.dtype != torch.bool:
         order_BHSN = logit_BHSN = logit_BHSN + mask
-    logit_BHSN = logit_BHSN.masked_fill(~visible_BHSN, -torch.inf)
-
-    if options.top_k < 1:
-        kept_BHS1 = (visible_BHSN.sum(dim=-1, keepdim=True).double() * options.top_k - 1e-6).ceil().clamp(min=1)
+    if asked.top_k < 1:
+        kept_BHS1 = (visible_BHSN.sum(dim=-1, keepdim=True).double() * asked.top_k - 1e-6).ceil().clamp(min=1)
     else:
-        kept_BHS1 = torch.full_like(logit_BHSN[..., :1], options.top_k)
+        kept_BHS1 = torch.full_like(logit_BHSN[..., :1], asked.top_k)
     order_BHSN = order_BHSN.masked_fill(~visible_BHSN, -torch.inf)
     rank_BHSN = order_BHSN.argsort(dim=-1, descending=True).argsort(dim=-1)
-    logit_BHSN = logit_BHSN.masked_fill(rank_BHSN >= kept_BHS1, -torch.inf)
-    if sink_H is not None:
-        sink_BHS1 = sink_H.to(logit_BHSN.dtype)[None, :, None, None].expand_as(logit_BHSN[..., :1])
-        weight_BHSN = torch.cat([logit_BHSN, sink_BHS1], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        # A row that sees nothing gets zeros instead of the softmax's NaN, whose gradient would be NaN as well.
-        blind_BHS1 = ~visible_BHSN.any(dim=-1, keepdim=True)
-        weight_BHSN = logit_BHSN.masked_fill(blind_BHS1, 0.0).softmax(dim=-1).masked_fill(blind_BHS1, 0.0)
-    weight_BHSN = torch.nn.functional.dropout(weight_BHSN, options.dropout)
-    out_BHSV = weight_BHSN @ value.repeat_interleave(groups, dim=1)
-    return out_BHSV.to(value_BGNV.dtype), weight_BHSN.to(value_BGNV.dtype)
+    logit_BHSN = logit_BHSN.masked_fill(~visible_BHSN | (rank_BHSN >= kept_BHS1), -torch.inf)
+    weight_BHSN = reference_weights(logit_BHSN, inputs.sink_H)
+    return weighted_values(weight_BHSN, value, asked.dropout, value_BGNV.dtype)
+
+
+def _visible(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
+    """Which keys each query may see, four dimensions that broadcast to (B, H, S, N)."""
+    query, key, _, mask = inputs[:4]
+    place_S1 = options.query_start + torch.arange(query.shape[2], device=query.device)[:, None]
+    key_N = torch.arange(key.shape[2], device=query.device)
+    visible = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    if options.causal:
+        visible = visible & (key_N <= place_S1)
+    if options.window:
+        visible = visible & (key_N > place_S1 - options.window)
+    if mask is None:
+        return visible
+    return visible & (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)
 
 
 def topk_sparse_attention(
@@ -122,14 +112,11 @@ def topk_sparse_attention(
     >>> topk_sparse_attention(x, x, x, top_k=3).shape
     torch.Size([1, 2, 5, 8])
     """
-    inputs, options = _prepare(
-        query_BHSC, key_BGNC, value_BGNV, top_k, mask, causal, query_start, window, scale, softcap, sink_H, dropout
-    )
-    trains = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if trains or torch.compiler.is_compiling():
-        out_BHSV = _topk_attention(*inputs, *options)
-    else:
-        out_BHSV = forward_pass(inputs, options)
+    softmax: dict[str, Any] = {"scale": scale, "softcap": softcap, "sink_H": sink_H, "dropout": dropout}
+    sight: dict[str, Any] = {"mask": mask, "causal": causal, "query_start": query_start, "window": window}
+    inputs, options = _prepare(query_BHSC, key_BGNC, value_BGNV, top_k, **sight, **softmax)
+    runs_opaque = needs_gradient(*inputs) or torch.compiler.is_compiling()
+    out_BHSV = (_topk_attention if runs_opaque else forward_pass)(inputs, options)
     return out_BHSV.to(value_BGNV.dtype)
 
 
@@ -138,19 +125,14 @@ def _prepare(
     key_BGNC: torch.Tensor,
     value_BGNV: torch.Tensor,
     top_k: int | float,
-    mask: torch.Tensor | None,
-    causal: bool,
-    query_start: int | None,
-    window: int | None,
-    scale: float | None,
-    softcap: float | None,
-    sink_H: torch.Tensor | None,
-    dropout: float,
-) -> tuple[TopkInputs, TopkOptions]:
-    (_, heads, queries, channels), (_, groups, keys, _) = query_BHSC.shape, key_BGNC.shape
-    require_top_k(top_k)
-    if heads % groups:
-        raise ConfigError(f"{heads} query heads do not divide among {groups} key heads; give a multiple")
+    *,
+    mask: torch.Tensor | None = None,
+    causal: bool = True,
+    query_start: int | None = None,
+    window: int | None = None,
+    **softmax: Any,
+) -> tuple[Inputs, TopkOptions]:
+    (batch, heads, queries, _), keys = query_BHSC.shape, key_BGNC.shape[2]
     if query_start is None:
         query_start = keys - queries
     if causal and query_start < 0:
@@ -159,104 +141,32 @@ def _prepare(
         )
     if window is not None and window < 1:
         raise ConfigError(f"window must be None or an integer >= 1, got {window}")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout must be in [0, 1), got {dropout}")
     if mask is not None:
         if mask.requires_grad:
             raise ConfigError(
                 f"mask {tuple(mask.shape)} must not require a gradient, since none is computed; detach it, or use eager"
             )
-        allowed = {0: (1, query_BHSC.shape[0]), 1: (1, heads), 2: (1, queries), 3: (keys,)}
+        allowed = {0: (1, batch), 1: (1, heads), 2: (1, queries), 3: (keys,)}
         if mask.dim() != 4 or any(mask.shape[dim] not in sizes for dim, sizes in allowed.items()):
             raise ConfigError(f"mask must be (B or 1, H or 1, S or 1, {keys} keys), got {tuple(mask.shape)}")
-    dtype = float32_or_more(query_BHSC)
-    seed = torch.randint(1 << 62, (), dtype=torch.int64) if dropout else None
-    tensors = (query_BHSC.to(dtype), key_BGNC.to(dtype).contiguous(), value_BGNV.to(dtype).contiguous())
-    options = TopkOptions(
-        float(top_k),
-        causal,
-        query_start,
-        window or 0,
-        channels**-0.5 if scale is None else scale,
-        softcap or 0.0,
-        dropout,
-    )
-    return TopkInputs(*tensors, mask, sink_H, seed), options
+    inputs, asked = prepared(query_BHSC, key_BGNC, value_BGNV, top_k, mask, **softmax)
+    return inputs, TopkOptions(float(top_k), causal, query_start, window or 0, *asked)
 
 
-# Autograd and the compiler see one operator: its loop over parts would grow their graphs with the length.
-@torch.library.custom_op("moe_hf::topk_attention", mutates_args=())
-def _topk_attention(
-    query_BHSC: torch.Tensor,
-    key_BGNC: torch.Tensor,
-    value_BGNV: torch.Tensor,
-    mask: torch.Tensor | None,
-    sink_H: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    top_k: float,
-    causal: bool,
-    query_start: int,
-    window: int,
-    scale: float,
-    softcap: float,
-    dropout: float,
-) -> torch.Tensor:
-    options = TopkOptions(top_k, causal, query_start, window, scale, softcap, dropout)
-    return forward_pass(TopkInputs(query_BHSC, key_BGNC, value_BGNV, mask, sink_H, seed), options)
+def _forward_shapes(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
+    return forward_shapes(inputs)
 
 
-@_topk_attention.register_fake
-def _topk_attention_fake(
-    query_BHSC: torch.Tensor, key_BGNC: torch.Tensor, value_BGNV: torch.Tensor, *others: Any
-) -> torch.Tensor:
-    return query_BHSC.new_empty(*query_BHSC.shape[:3], value_BGNV.shape[-1])
+def _backward_shapes(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions) -> list[torch.Tensor]:
+    return room_for_gradients(inputs)
 
 
-@torch.library.custom_op("moe_hf::topk_attention_backward", mutates_args=())
-def _topk_attention_backward(
-    dout_BHSV: torch.Tensor,
-    query_BHSC: torch.Tensor,
-    key_BGNC: torch.Tensor,
-    value_BGNV: torch.Tensor,
-    mask: torch.Tensor | None,
-    sink_H: torch.Tensor | None,
-    seed: torch.Tensor | None,
-    top_k: float,
-    causal: bool,
-    query_start: int,
-    window: int,
-    scale: float,
-    softcap: float,
-    dropout: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    options = TopkOptions(top_k, causal, query_start, window, scale, softcap, dropout)
-    return backward_pass(dout_BHSV, TopkInputs(query_BHSC, key_BGNC, value_BGNV, mask, sink_H, seed), options)
-
-
-@_topk_attention_backward.register_fake
-def _topk_attention_backward_fake(
-    dout_BHSV: torch.Tensor,
-    query_BHSC: torch.Tensor,
-    key_BGNC: torch.Tensor,
-    value_BGNV: torch.Tensor,
-    mask: torch.Tensor | None,
-    sink_H: torch.Tensor | None,
-    *others: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = (x.new_empty(x.shape) for x in (query_BHSC, key_BGNC, value_BGNV))
-    return query, key, value, query.new_empty(0 if sink_H is None else query.shape[1])
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
-
-
-def _differentiate(ctx: Any, dout_BHSV: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    *dinputs, dsink_H = _topk_attention_backward(dout_BHSV, *tensors, *ctx.options)
-    sink_H = tensors[4]
-    return *dinputs, None, None if sink_H is None else dsink_H.to(sink_H.dtype), None, *[None] * len(ctx.options)
-
-
-_topk_attention.register_autograd(_differentiate, setup_context=_keep_inputs)
+_topk_attention = opaque(
+    "topk_attention",
+    forward_pass,
+    _forward_shapes,
+    backward_pass,
+    _backward_shapes,
+    returns=("out_BHSV",),
+    gradients=DIFFERENTIABLE,
+)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from moe_hf.ops.attention.contract import Inputs, room_for_gradients
 from moe_hf.ops.attention.topk_selection import add_weighted_rows, keep_largest, kept_products, products, weighted_keys
 
 # Scores computed at once: they and their copies are what the passes need beyond inputs and outputs.
@@ -29,17 +30,6 @@ class TopkOptions(NamedTuple):
     scale: float
     softcap: float
     dropout: float
-
-
-class TopkInputs(NamedTuple):
-    """The tensors of one call, the first three in the dtype of the arithmetic."""
-
-    query_BHSC: torch.Tensor
-    key_BGNC: torch.Tensor
-    value_BGNV: torch.Tensor
-    mask: torch.Tensor | None
-    sink_H: torch.Tensor | None
-    seed: torch.Tensor | None
 
 
 class Part(NamedTuple):
@@ -63,7 +53,7 @@ class Weights(NamedTuple):
     sink_R1: torch.Tensor | None
 
 
-def parts(inputs: TopkInputs, options: TopkOptions) -> Iterator[Part]:
+def parts(inputs: Inputs, options: TopkOptions) -> Iterator[Part]:
     """The parts of a call: they bound the memory, and leave out keys that no query of a part sees."""
     batch, heads, queries, _ = inputs.query_BHSC.shape
     keys = inputs.key_BGNC.shape[2]
@@ -108,7 +98,7 @@ def part_keys(x_BGNC: torch.Tensor, part: Part, index: torch.Tensor | None) -> t
     return x_BGNC.flatten(0, 1)
 
 
-def _scores(inputs: TopkInputs, options: TopkOptions, part: Part) -> torch.Tensor:
+def _scores(inputs: Inputs, options: TopkOptions, part: Part) -> torch.Tensor:
     # (R, n), minus infinity where the mask hides a key; capped only where `_capped_first`.
     batch, heads = part.rows.stop - part.rows.start, inputs.query_BHSC.shape[1]
     queries, keys = part.queries.stop - part.queries.start, part.keys.stop - part.keys.start
@@ -135,13 +125,13 @@ def _scores(inputs: TopkInputs, options: TopkOptions, part: Part) -> torch.Tenso
     return score_BHSn.view(-1, keys)
 
 
-def _capped_first(inputs: TopkInputs, options: TopkOptions) -> bool:
+def _capped_first(inputs: Inputs, options: TopkOptions) -> bool:
     # The cap keeps the order, but rounds many large logits to the same: what is kept is found before it. A float mask,
     # which changes the order, is added to capped logits.
     return bool(options.softcap) and inputs.mask is not None and inputs.mask.dtype != torch.bool
 
 
-def weights_of_part(inputs: TopkInputs, options: TopkOptions, part: Part, number: int) -> Weights:
+def weights_of_part(inputs: Inputs, options: TopkOptions, part: Part, number: int) -> Weights:
     """The weights of the `number`-th part: the same each time, dropout included."""
     top_k = options.top_k if options.top_k < 1 else int(options.top_k)
     logit, index = keep_largest(_scores(inputs, options, part), top_k)
@@ -174,7 +164,7 @@ def weights_of_part(inputs: TopkInputs, options: TopkOptions, part: Part, number
     return Weights(weight, index, weight * drop, drop, sink_R1)
 
 
-def forward_pass(inputs: TopkInputs, options: TopkOptions) -> torch.Tensor:
+def forward_pass(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
     """The output (B, H, S, V)."""
     batch, heads, queries, _ = inputs.query_BHSC.shape
     out_BHSV = inputs.query_BHSC.new_empty(batch, heads, queries, inputs.value_BGNV.shape[-1])
@@ -186,17 +176,13 @@ def forward_pass(inputs: TopkInputs, options: TopkOptions) -> torch.Tensor:
     return out_BHSV
 
 
-def backward_pass(
-    dout_BHSV: torch.Tensor, inputs: TopkInputs, options: TopkOptions
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def backward_pass(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions) -> list[torch.Tensor]:
     """The gradients of queries, keys, values and sinks (of no length without sinks); the weights are made anew.
 
     A dropped logit has none: which keys are kept counts as given (Gupta et al. 2021, section 3).
     """
-    # Of the layout that the compiler was told, whatever that of the inputs.
-    dquery_BHSC, dkey_BGNC, dvalue_BGNV = (x.new_zeros(x.shape) for x in inputs[:3])
+    dquery_BHSC, dkey_BGNC, dvalue_BGNV, dsink_H = gradients = room_for_gradients(inputs)
     heads = inputs.query_BHSC.shape[1]
-    dsink_H = dquery_BHSC.new_zeros(0 if inputs.sink_H is None else heads)
     for number, part in enumerate(parts(inputs, options)):
         weight, index, dropped, drop, sink_R1 = weights_of_part(inputs, options, part, number)
         dout_RV, query_RC = part_rows(dout_BHSV, part), part_rows(inputs.query_BHSC, part)
@@ -217,4 +203,4 @@ def backward_pass(
         target = dquery_BHSC[part.rows, :, part.queries]
         target.copy_(dquery_RC.view(target.shape))
         add_weighted_rows(part_keys(dkey_BGNC, part, index), dscore, index, query_RC)
-    return dquery_BHSC, dkey_BGNC, dvalue_BGNV, dsink_H
+    return gradients

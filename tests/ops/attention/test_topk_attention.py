@@ -5,29 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.ops.attention import topk_passes, topk_selection
+from moe_hf.ops.attention import topk_passes
 from moe_hf.ops.attention.topk_attention import reference_topk_attention, topk_sparse_attention
-from moe_hf.ops.attention.topk_selection import keep_largest, largest
-
-DOUBLE = torch.float64
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def inputs(
-    batch: int, heads: int, groups: int, queries: int, keys: int, dtype: torch.dtype = DOUBLE
-) -> list[torch.Tensor]:
-    shapes = (batch, heads, queries, 5), (batch, groups, keys, 5), (batch, groups, keys, 6)
-    return [normal(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate(shapes)]
-
-
-def distance(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((got - wanted).detach().norm() / wanted.detach().norm().clamp(min=1e-9))
+from tests.ops.attention.cases import DOUBLE, distance, inputs, normal
 
 
 def holey_mask() -> torch.Tensor:
@@ -142,34 +124,6 @@ def test_a_row_that_sees_nothing_gives_zeros_and_finite_gradients() -> None:
     assert all(x.grad is not None and x.grad.isfinite().all() for x in tensors)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that a result had."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
-                self.elements = max(self.elements, tensor.numel())
-        return out
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_no_matrix_of_queries_by_keys_exists(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk_passes, "_SCORES_AT_ONCE", 40_000)
-    monkeypatch.setattr(topk_selection, "_PAIRS_AT_ONCE", 1_000)
-    query, key, value = (x.detach() for x in inputs(2, 2, 2, 600, 600, torch.float32))
-    options = topk_passes.TopkOptions(8.0, True, 0, 0, 0.4, 0.0, 0.0)
-    given = topk_passes.TopkInputs(query, key, value, None, None, None)
-    with LargestTensor() as mode:
-        if direction == "forward":
-            topk_passes.forward_pass(given, options)
-        else:
-            topk_passes.backward_pass(torch.ones_like(value), given, options)
-    assert mode.elements <= 40_000 < 600 * 600
-
-
 def test_half_precision_is_computed_in_float32() -> None:
     tensors = [x.detach().bfloat16() for x in inputs(2, 4, 2, 13, 20)]
     out = topk_sparse_attention(*tensors, 4)
@@ -211,23 +165,6 @@ def test_the_softcap_makes_no_logits_equal_before_the_choice(top_k: int | float)
     assert float(topk_sparse_attention(query, key, value, top_k, **options)) == pytest.approx(float(wanted))
     out, _ = reference_topk_attention(query, key, value, top_k, **options)
     assert float(out) == pytest.approx(float(wanted))
-
-
-@pytest.mark.parametrize("width", [5, 64, 300, 1029])
-@pytest.mark.parametrize("k", [1, 5])
-def test_largest_is_topk(width: int, k: int) -> None:
-    score = normal(50, width)
-    values, index = largest(score, k)
-    assert values.equal(score.topk(k).values)
-    assert score.gather(1, index).equal(values)
-
-
-def test_a_fraction_counts_the_keys_that_a_row_sees() -> None:
-    score = normal(3, 30)
-    score[1, 10:] = -torch.inf
-    score[2, 1:] = -torch.inf
-    kept, _ = keep_largest(score, 0.1)
-    assert (kept > -torch.inf).sum(dim=-1).tolist() == [3, 1, 1]
 
 
 @pytest.mark.parametrize(

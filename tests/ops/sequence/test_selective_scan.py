@@ -1,69 +1,28 @@
 """The selective scan gives what its equations say, in value and in gradient, at any length, padding and packing."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.sequence import selective_scan as ops
-from moe_hf.ops.sequence import selective_scan_blocks as blocks
-from moe_hf.ops.sequence.selective_scan_blocks import ScanInputs, backward_pass, block_length, forward_pass
+from tests.ops.sequence.scans import (
+    BATCH,
+    CHANNELS,
+    STATE,
+    distance,
+    make_inputs,
+    make_options,
+    values_and_gradients,
+)
 
 # (Any: the state is None only where it was not asked for.)
 selective_scan: Any = ops.selective_scan
 reference_selective_scan: Any = ops.reference_selective_scan
 selective_scan_step: Any = ops.selective_scan_step
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-BATCH, CHANNELS, STATE = 3, 5, 4
 LENGTHS = (1, 2, 63, 64, 65, 130)
-
-
-def make_inputs(
-    length: int, batch: int = BATCH, channels: int = CHANNELS, state: int = STATE, dtype: torch.dtype = torch.float32
-) -> Inputs:
-    """u, delta, a, b and c, of which decays are between strong and none."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    delta = torch.nn.functional.softplus(normal(batch, length, channels) * 2 - 2)
-    rates = -torch.exp(normal(channels, state))
-    inputs = normal(batch, length, channels), delta, rates, normal(batch, length, state), normal(batch, length, state)
-    for x in inputs:
-        x.requires_grad_()
-    return inputs
-
-
-def make_options(length: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """An initial state, padding anywhere, and documents that begin anywhere."""
-    generator = torch.Generator().manual_seed(length + 1)
-    state = torch.randn(BATCH, CHANNELS, STATE, generator=generator, dtype=dtype).requires_grad_()
-    mask = (torch.rand(BATCH, length, generator=generator) > 0.3).long()
-    starts = torch.rand(BATCH, length, generator=generator) > 0.9
-    return {"initial_state": state, "mask_BS": mask, "starts_BS": starts}
-
-
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm().clamp(min=1e-12)).item()
-
-
-def values_and_gradients(
-    scan: Callable[..., Any], inputs: Inputs, options: dict[str, torch.Tensor]
-) -> list[torch.Tensor]:
-    y_BSD, state_BDN = scan(*inputs, **options)
-    if "mask_BS" in options:
-        y_BSD = y_BSD * options["mask_BS"][..., None]
-    generator = torch.Generator().manual_seed(7)
-    dy, dstate = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in (y_BSD, state_BDN))
-    leaves = [x for x in (*inputs, *options.values()) if x.requires_grad]
-    gradients = torch.autograd.grad([y_BSD, state_BDN], leaves, [dy, dstate])
-    return [y_BSD.detach(), state_BDN.detach(), *gradients]
 
 
 @pytest.mark.parametrize(
@@ -78,24 +37,6 @@ def test_values_and_gradients_are_the_references(length: int, names: tuple[str, 
     assert len(ours) == len(theirs) == 7 + ("initial_state" in names)
     for our, their in zip(ours, theirs, strict=True):
         assert distance(our, their) <= 2e-6
-
-
-def test_many_rows_and_channels_are_scanned_in_parts_alike() -> None:
-    """More numbers of state than one step updates, and more rows than one buffer holds."""
-    for batch, channels, state, length in ((2, 2100, 16, 11), (40, 64, 3, 70)):
-        inputs = make_inputs(length, batch, channels, state)
-        options = {"starts_BS": torch.arange(batch * length).view(batch, length) % 9 == 4}
-        ours = values_and_gradients(selective_scan, inputs, options)
-        theirs = values_and_gradients(reference_selective_scan, inputs, options)
-        assert max(map(distance, ours, theirs)) <= 2e-6
-
-
-def test_how_it_is_divided_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, options = make_inputs(70), make_options(70)
-    expected = values_and_gradients(selective_scan, inputs, options)
-    for limits in (blocks.OTHER_LIMITS, blocks.Limits(step=6, block=50)):
-        monkeypatch.setattr(blocks, "CPU_LIMITS", limits)
-        assert max(map(distance, values_and_gradients(selective_scan, inputs, options), expected)) <= 2e-6
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -285,29 +226,3 @@ def test_the_operator_keeps_its_promises_to_the_compiler() -> None:
     options = make_options(70)
     arguments = (*make_inputs(70), options["starts_BS"], options["initial_state"], True)
     torch.library.opcheck(torch.ops.moe_hf.selective_scan, arguments)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the most numbers that any operation gave at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        sizes = [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        return out
-
-
-def test_neither_pass_makes_the_states_of_all_positions() -> None:
-    length, channels, state = 1024, 64, 16
-    inputs = ScanInputs(*make_inputs(length, 1, channels, state), None)
-    with torch.no_grad(), LargestTensor() as largest:
-        y, last, kept = forward_pass(inputs, None, keeps=True)
-        backward_pass(inputs, kept, y, last)
-    assert largest.numbers <= length * channels * state / 15
-    # One state per block, and room for two more.
-    blocks = length / block_length(state, channels, inputs.u_BSD.device)
-    assert kept.numel() == (blocks + 2) * channels * state
