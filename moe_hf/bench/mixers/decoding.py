@@ -115,7 +115,7 @@ def _hyena() -> Case:
         layer, context = Layer("Hyena", _WIDTH), drawn(_LONG, _WIDTH)
         token = drawn(1, _WIDTH)
         own = _decode(layer, layer.cache_after(context), _WIDTH)
-        peer = CachedDotProduct(layer, context, room=_LONG)
+        peer = CachedDotProduct(layer.mixer, context, room=_LONG)
 
         def epoch() -> torch.Tensor:
             for _ in range(tokens - 1):

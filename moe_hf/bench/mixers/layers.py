@@ -3,8 +3,7 @@
 Shapes: B batch, S positions, D width.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -240,24 +239,17 @@ def _gradient(name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: to
     return leaf.grad
 
 
-@contextmanager
-def exchanged(module: ModuleType, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """A mixer's module with another form of an operation under its name."""
-    kept = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        setattr(module, name, kept)
-
-
 def with_other_form(
     call: Callable[[torch.Tensor], torch.Tensor], module: ModuleType, name: str, function: Callable[..., Any]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The layer with `function` in the place of the operation `name` that its module uses."""
+    """The layer with `function` in the place of the operation `name` that its module uses, while it is called."""
 
     def exchanged_call(x_BSD: torch.Tensor) -> torch.Tensor:
-        with exchanged(module, name, function):
+        kept = getattr(module, name)
+        setattr(module, name, function)
+        try:
             return call(x_BSD)
+        finally:
+            setattr(module, name, kept)
 
     return exchanged_call

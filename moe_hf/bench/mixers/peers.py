@@ -3,11 +3,10 @@
 Shapes: B batch, S positions, I inner channels, N state size, D width, T tokens so far.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from moe_hf.bench.mixers.layers import Layer
 from moe_hf.ops.sequence.fft_conv import dot_with_past
 
 
@@ -37,14 +36,14 @@ class CachedDotProduct:
     """Hyena's decoding with the inputs of its convolutions kept, and one dot product over all of them per token.
 
     Args:
-        layer: of Hyena, order 2.
+        mixer: Hyena, order 2.
         x_BSD: the context.
         room: tokens that may be decoded after it.
     """
 
-    def __init__(self, layer: Layer, x_BSD: torch.Tensor, room: int) -> None:
-        self.mixer = cast(Any, layer.mixer)
-        length, width = x_BSD.shape[1], layer.width
+    def __init__(self, mixer: Any, x_BSD: torch.Tensor, room: int) -> None:
+        self.mixer = mixer
+        length, width = x_BSD.shape[1:]
         with torch.no_grad():
             u_BSC = self.mixer.in_proj(x_BSD)
             self.recent_BSC = u_BSC[:, -self.mixer.short_conv_weight.shape[1] :].clone()

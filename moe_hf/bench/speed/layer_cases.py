@@ -8,7 +8,7 @@ Shapes: B sequences, S positions, T = B * S tokens, D width.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -101,6 +101,21 @@ def drawn(make: Callable[[], nn.Module], size: Size, options: Options) -> nn.Mod
     return module.to(options.device, size.torch_dtype)
 
 
+class _Pass(NamedTuple):
+    """What every arm of a case is called with; without a gradient of the result it is a pass without gradients."""
+
+    case: str
+    size: Size
+    call: Callable[..., torch.Tensor]
+    x_BSD: torch.Tensor
+    token_ids_BS: torch.Tensor
+    grad_BSD: torch.Tensor | None
+
+    @property
+    def training(self) -> bool:
+        return self.grad_BSD is not None
+
+
 def _build(
     case: str,
     size: Size,
@@ -110,53 +125,56 @@ def _build(
     make_dense: Callable[[], nn.Module],
     call: Callable[..., torch.Tensor],
 ) -> Group:
-    training = mode == TRAINING
     x_TD, token_ids_T = draw_tokens(size, options)
     shape = batch_shape(size)
-    x_BSD, token_ids_BS = x_TD.view(*shape, -1).requires_grad_(), token_ids_T.view(shape)
-    grad_BSD = torch.randn(x_BSD.shape, generator=options.generator()).to(x_BSD) if training else None
-
-    def compared(module: nn.Module) -> Output:
-        # Attention's smallest gradients are nothing but rounding in less than float32.
-        dtype = torch.float32 if case == "block" else x_BSD.dtype
-        leaf_BSD = x_BSD.detach().to(dtype).requires_grad_()
-        forward = partial(call, module.train(training), leaf_BSD, token_ids_BS)
-        grad = None if grad_BSD is None else grad_BSD.to(dtype)
-
-        def output() -> list[torch.Tensor]:
-            with in_dtype(module, dtype):
-                return output_of(forward, [leaf_BSD, *module.parameters()], grad)()
-
-        return output
-
-    def arm(name: str, family: str, module: nn.Module, reference: Output | None = None) -> Arm:
-        forward = partial(call, module.train(training), x_BSD, token_ids_BS)
-
-        def known() -> list[torch.Tensor]:
-            return [x_BSD, *module.parameters(), *module.buffers()]
-
-        returned = sum(tensor.numel() * tensor.element_size() for tensor in known())
-        return Arm(
-            name,
-            step_of(forward, [x_BSD, *module.parameters()], grad_BSD),
-            family,
-            check=None if reference is None else Check(compared(module), reference),
-            saved=forward if training else None,
-            known=known,
-            flops=expert_flops(size, training) if case == "layer" else 0.0,
-            gradient_bytes=returned if training and family != ROOF else 0,
-        )
-
+    x_BSD = x_TD.view(*shape, -1).requires_grad_()
+    grad_BSD = torch.randn(x_BSD.shape, generator=options.generator()).to(x_BSD) if mode == TRAINING else None
+    given = _Pass(case, size, call, x_BSD, token_ids_T.view(shape), grad_BSD)
     sparse = partial(_sparse, make, size, options)
-    names, skipped = layer_backends(size, options, training)
-    reference = compared(sparse("eager", reference=True))
+    names, skipped = layer_backends(size, options, given.training)
+    reference = _output(given, sparse("eager", reference=True))
     arms = []
     for name in names:
         try:
-            arms.append(arm(name, family_of(name), sparse(name), reference))
+            module = sparse(name)
         except ConfigError as error:
             skipped.append(Skipped(name, str(error)))
-    return Group([*arms, arm(DENSE, ROOF, drawn(make_dense, size, options))], skipped)
+            continue
+        arms.append(_arm(given, name, family_of(name), module)._replace(check=Check(_output(given, module), reference)))
+    return Group([*arms, _arm(given, DENSE, ROOF, drawn(make_dense, size, options))], skipped)
+
+
+def _output(given: _Pass, module: nn.Module) -> Output:
+    # Attention's smallest gradients are nothing but rounding in less than float32.
+    dtype = torch.float32 if given.case == "block" else given.x_BSD.dtype
+    leaf_BSD = given.x_BSD.detach().to(dtype).requires_grad_()
+    forward = partial(given.call, module.train(given.training), leaf_BSD, given.token_ids_BS)
+    grad = None if given.grad_BSD is None else given.grad_BSD.to(dtype)
+
+    def output() -> list[torch.Tensor]:
+        with in_dtype(module, dtype):
+            return output_of(forward, [leaf_BSD, *module.parameters()], grad)()
+
+    return output
+
+
+def _arm(given: _Pass, name: str, family: str, module: nn.Module) -> Arm:
+    forward = partial(given.call, module.train(given.training), given.x_BSD, given.token_ids_BS)
+
+    def known() -> list[torch.Tensor]:
+        # Asked for each time: a change of dtype and back makes new buffers.
+        return [given.x_BSD, *module.parameters(), *module.buffers()]
+
+    returned = sum(tensor.numel() * tensor.element_size() for tensor in known())
+    return Arm(
+        name,
+        step_of(forward, [given.x_BSD, *module.parameters()], given.grad_BSD),
+        family,
+        saved=forward if given.training else None,
+        known=known,
+        flops=expert_flops(given.size, given.training) if given.case == "layer" else 0.0,
+        gradient_bytes=returned if given.training and family != ROOF else 0,
+    )
 
 
 def _sparse(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.bench.harness.arms import (
@@ -25,11 +25,11 @@ from moe_hf.bench.harness.arms import (
 )
 from moe_hf.bench.harness.cases import Goal
 from moe_hf.bench.harness.timing import Step
+from moe_hf.bench.harness.training import dense_gpt2, train_step
 from moe_hf.bench.speed.configs import batch_shape, moe_config
 from moe_hf.bench.speed.layer_cases import exchange_experts, in_dtype, layer_backends
 from moe_hf.bench.speed.opponents import SUBJECT, family_of
 from moe_hf.bench.speed.sizes import Size
-from moe_hf.bench.studies.timed_training import train_step
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
@@ -66,15 +66,15 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
             skipped.append(Skipped(name, str(error)))
             continue
         arms.append(Arm(name, run(model, ids_BS), family_of(name), Check(output_of(model, ids_BS), reference)))
-    twin = _seeded(GPT2WithMoE, _config(size, mlp_layer_types=["dense"] * NUM_LAYERS), size, options)
-    arms.append(Arm(DENSE_TWIN, run(twin, ids_BS), ROOF))
-    arms.append(Arm(STOCK_GPT2, run(_stock_gpt2(size, options), ids_BS), ROOF))
+    twin_config = _config(size, mlp_layer_types=["dense"] * NUM_LAYERS)
+    for name, make in {DENSE_TWIN: lambda: GPT2WithMoE(twin_config), STOCK_GPT2: lambda: _stock_gpt2(size)}.items():
+        arms.append(Arm(name, run(_seeded(make, size, options), ids_BS), ROOF))
     return Group(arms, skipped)
 
 
 def _moe(size: Size, backend: str, options: Options, reference: bool = False) -> PreTrainedModel:
     config = _config(size, experts_implementation=backend)
-    model = _seeded(GPT2WithMoE, config, size, options)
+    model = _seeded(lambda: GPT2WithMoE(config), size, options)
     if reference or family_of(backend) == TRANSFORMERS:
         exchange_experts(model, config, reference)
     return model
@@ -85,17 +85,14 @@ def _config(size: Size, **overrides: Any) -> GPT2WithMoEConfig:
     return moe_config(size, **{**fields, **overrides})
 
 
-def _seeded(
-    model_class: Callable[[Any], PreTrainedModel], config: Any, size: Size, options: Options
-) -> PreTrainedModel:
+def _seeded(make: Callable[[], Any], size: Size, options: Options) -> PreTrainedModel:
     torch.manual_seed(options.seed)
-    model: Any = model_class(config)
-    return model.to(options.device, size.torch_dtype)
+    return make().to(options.device, size.torch_dtype)
 
 
-def _stock_gpt2(size: Size, options: Options) -> PreTrainedModel:
+def _stock_gpt2(size: Size) -> PreTrainedModel:
     shape = _config(size)
-    config = GPT2Config(
+    return dense_gpt2(
         vocab_size=shape.vocab_size,
         n_positions=shape.max_position_embeddings,
         n_embd=shape.hidden_size,
@@ -103,16 +100,9 @@ def _stock_gpt2(size: Size, options: Options) -> PreTrainedModel:
         n_head=shape.num_attention_heads,
         n_inner=shape.ffn_width,
         activation_function=size.activation,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
         bos_token_id=None,
         eos_token_id=None,
     )
-    model = _seeded(GPT2LMHeadModel, config, size, options)
-    # transformers finds no loss in this class's name and would warn.
-    model.loss_type = "ForCausalLM"
-    return model
 
 
 def _training(model: PreTrainedModel, ids_BS: torch.Tensor) -> Step:

@@ -16,7 +16,6 @@ from moe_hf.base.files import whole_file
 from moe_hf.base.registry import Registry
 from moe_hf.bench.harness.arms import TRAINING, Arm, Group, Options
 from moe_hf.bench.harness.memory import quiet_profiler
-from moe_hf.bench.harness.timing import Step
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
 from moe_hf.bench.speed.model_case import build_model
 from moe_hf.bench.speed.router_case import build_routers
@@ -119,27 +118,42 @@ def kind_of(name: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(part in word for part in words)), REST)
 
 
-def profile_part(
-    part: str, size: Size, options: Options, arms: tuple[str, ...], steps: int = 3, traces: Path | None = None
-) -> list[Profile]:
-    """One profile per named arm of a part, in training mode, after two steps to warm up.
+def default_profiles(
+    size: Size,
+    options: Options,
+    backend: str,
+    against: str,
+    steps: int,
+    traces: Path | None,
+    parts: tuple[str, ...] = tuple(PARTS),
+    on_part: Callable[[str], None] = lambda part: None,
+) -> dict[str, list[Profile]]:
+    """Profiles of the parts in training mode, each with a backend and with the one that it is held against.
+
+    An arm is profiled after two steps to warm up; one that cannot run here is left out.
 
     Args:
-        part: a key of `PARTS`.
-        size: its sizes and threads.
-        options: device, seed and backends.
-        arms: names of the arms; for the router these are router types. Those that cannot run here are left out.
-        steps: how many steps are profiled.
+        size: sizes, threads and `router_type`, which is the router that is profiled alone.
+        options: device and seed; its backends are replaced by the two.
+        backend, against: names of experts backends.
+        steps: profiled steps per arm.
         traces: folder for one Chrome trace per arm; None writes none.
+        parts: keys of `PARTS`.
+        on_part: called with each part before it is profiled.
     """
+    chosen = options._replace(backends=(backend, against))
+    profiles = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(size.threads)
     try:
-        group = PARTS[part].build(size, TRAINING, options)
-        chosen = {arm.name: arm for arm in group.arms}
-        return [_profile(part, chosen[name], size, options, steps, traces) for name in arms if name in chosen]
+        for part in parts:
+            on_part(part)
+            arms = {arm.name: arm for arm in PARTS[part].build(size, TRAINING, chosen).arms}
+            names = dict.fromkeys([size.router_type] if part == "router" else [backend, against])
+            profiles[part] = [_profile(part, arms[name], size, chosen, steps, traces) for name in names if name in arms]
     finally:
         torch.set_num_threads(threads)
+    return profiles
 
 
 def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, traces: Path | None) -> Profile:
@@ -149,7 +163,8 @@ def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, trac
     cuda = options.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
-        _repeat(arm.step, steps)
+        for _ in range(steps):
+            arm.step()
         if cuda:
             torch.cuda.synchronize(options.device)
     averages = profiler.key_averages()
@@ -175,38 +190,3 @@ def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, trac
         with whole_file(traces / trace) as aside:
             profiler.export_chrome_trace(str(aside))
     return Profile(part, TRAINING, arm.name, size, steps, operators, table, trace)
-
-
-def _repeat(step: Step, steps: int) -> None:
-    for _ in range(steps):
-        step()
-
-
-def default_profiles(
-    size: Size,
-    options: Options,
-    backend: str,
-    against: str,
-    steps: int,
-    traces: Path | None,
-    parts: tuple[str, ...] = tuple(PARTS),
-    on_part: Callable[[str], None] = lambda part: None,
-) -> dict[str, list[Profile]]:
-    """Profiles of the parts, each with a backend and with the one that it is held against.
-
-    Args:
-        size: sizes, threads and `router_type`, which is the router that is profiled alone.
-        options: device and seed; its backends are replaced by the two.
-        backend, against: names of experts backends.
-        steps: profiled steps per arm.
-        traces: folder for the Chrome traces, or None.
-        parts: keys of `PARTS`.
-        on_part: called with each part before it is profiled.
-    """
-    chosen = options._replace(backends=(backend, against))
-    profiles = {}
-    for part in parts:
-        on_part(part)
-        arms = (size.router_type,) if part == "router" else (backend, against)
-        profiles[part] = profile_part(part, size, chosen, tuple(dict.fromkeys(arms)), steps, traces)
-    return profiles

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import GPT2Config, GPT2LMHeadModel
-
 from moe_hf.base.errors import BackendUnavailableError
 from moe_hf.bench.harness.report import write_json
+from moe_hf.bench.harness.training import dense_gpt2
 from moe_hf.bench.studies.script import parsed, run_study
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
@@ -54,7 +53,8 @@ def measure_load(sizes: LoadSizes) -> dict[str, Any]:
     if not _STATUS.exists():
         raise BackendUnavailableError(f"peak memory is read from {_STATUS}, which only Linux has; run this on Linux")
     with tempfile.TemporaryDirectory() as directory:
-        _save_dense(directory, sizes)
+        shape = {"n_embd": sizes.hidden_size, "n_layer": sizes.num_hidden_layers, "n_head": sizes.num_attention_heads}
+        dense_gpt2(**shape, vocab_size=sizes.vocab_size, bos_token_id=0, eos_token_id=0).save_pretrained(directory)
         # "spawn": a forked process would begin with this one's memory.
         with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as executor:
             measured = executor.submit(_load, directory, sizes).result()
@@ -66,18 +66,6 @@ def measure_load(sizes: LoadSizes) -> dict[str, Any]:
         "extra_bytes": extra,
         "extra_over_moe_bytes": extra / measured["moe_bytes"],
     }
-
-
-def _save_dense(directory: str, sizes: LoadSizes) -> None:
-    config = GPT2Config(
-        n_embd=sizes.hidden_size,
-        n_layer=sizes.num_hidden_layers,
-        n_head=sizes.num_attention_heads,
-        vocab_size=sizes.vocab_size,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    GPT2LMHeadModel(config).save_pretrained(directory)
 
 
 def _load(directory: str, sizes: LoadSizes) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.harness.report import write_json
 from moe_hf.bench.harness.tables import markdown_table
+from moe_hf.bench.harness.training import cpu_seconds
 from moe_hf.bench.studies.language_data import fresh_conversations, training_blocks
 from moe_hf.bench.studies.script import parsed, run_study
-from moe_hf.bench.studies.timed_training import Recipe, cpu_seconds, seconds_per_step, side_by_side, train
+from moe_hf.bench.studies.timed_training import Recipe, seconds_per_step, side_by_side, train
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE

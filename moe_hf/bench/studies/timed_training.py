@@ -1,17 +1,17 @@
-"""The bare training step, timed in CPU seconds, with the held-out loss in between.
+"""Trains a model, timed in CPU seconds, with the held-out loss in between.
 
 Shapes: N blocks, B blocks of one step, S positions of one block.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
+from moe_hf.bench.harness.training import cpu_seconds, train_step
 from moe_hf.bench.studies.language_data import IGNORED, HeldOut
 
 
@@ -53,15 +53,6 @@ def train(
             yield Point(step + 1, spent, heldout_losses(model, heldout))
 
 
-def train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch_BS: torch.Tensor) -> None:
-    """One update on the model's own training loss, which for a mixture of experts holds the router losses too."""
-    model.train()
-    model(input_ids=batch_BS, labels=batch_BS, use_cache=False).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 @torch.no_grad()
 def heldout_losses(model: PreTrainedModel, heldout: Mapping[str, HeldOut], batch_size: int = 32) -> dict[str, float]:
     """Mean cross-entropy per counted token, in nats, of each set; no router loss is in it."""
@@ -90,18 +81,6 @@ def side_by_side(runs: Mapping[str, Iterator[Point]]) -> dict[str, list[Point]]:
             else:
                 points[name].append(point)
     return points
-
-
-def cpu_seconds(calls: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
-    """Median CPU seconds of each call over all threads, measured in turns; the first turn allocates and counts not."""
-    spent: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(turns + 1):
-        for name, call in calls.items():
-            begun = time.process_time()
-            call()
-            if turn > 0:
-                spent[name].append(time.process_time() - begun)
-    return {name: median(seconds) for name, seconds in spent.items()}
 
 
 def seconds_per_step(models: Mapping[str, PreTrainedModel], batch_BS: torch.Tensor, turns: int) -> dict[str, float]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.harness.report import write_json
 from moe_hf.bench.harness.results import plain
+from moe_hf.bench.harness.training import dense_gpt2, with_loss
 from moe_hf.bench.studies.language_data import (
     HeldOut,
     corpus_tokenizer,
@@ -184,21 +185,15 @@ def _pretrain(
     blocks = training_blocks(tokenizer, num_steps * settings.batch_size, settings.context_length, seed)
     split = settings.pretrain_steps * settings.batch_size
     torch.manual_seed(seed)
-    # No dropout: every token is seen once.
-    config = GPT2Config(
+    model = dense_gpt2(
         vocab_size=len(tokenizer),
         n_positions=settings.context_length,
         n_embd=settings.hidden_size,
         n_layer=settings.num_hidden_layers,
         n_head=settings.num_attention_heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = GPT2LMHeadModel(config)
-    model.loss_type = "ForCausalLM"
     eval_every = max(settings.pretrain_steps // settings.points, 1)
     recipe = Recipe(settings.pretrain_learning_rate, settings.batch_size, settings.warmup_steps, eval_every)
     points = list(train(model, blocks[:split], recipe, heldout))
@@ -209,10 +204,7 @@ def _pretrain(
 
 
 def _dense(dense_dir: Path) -> GPT2LMHeadModel:
-    model = GPT2LMHeadModel.from_pretrained(dense_dir)
-    # transformers finds no loss in this class's name and would warn.
-    model.loss_type = "ForCausalLM"
-    return model
+    return with_loss(GPT2LMHeadModel.from_pretrained(dense_dir))
 
 
 def _moe(stage: Stage, settings: Settings, seed: int, **overrides: Any) -> GPT2WithMoE:

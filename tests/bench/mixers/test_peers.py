@@ -25,6 +25,6 @@ def test_the_scan_of_unbound_tokens_is_mamba_s_in_value_and_gradient() -> None:
 @torch.no_grad()
 def test_the_cached_dot_product_is_hyena_s_decoding() -> None:
     layer, x_BSD = Layer("Hyena", WIDTH), drawn(LENGTH, WIDTH)
-    peer = CachedDotProduct(layer, x_BSD[:, :-2], room=4)
+    peer = CachedDotProduct(layer.mixer, x_BSD[:, :-2], room=4)
     parts = [peer.step(x_BSD[:, n : n + 1]) for n in (LENGTH - 2, LENGTH - 1)]
     assert close(torch.cat(parts, dim=1), layer(x_BSD)[:, -2:])

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from moe_hf.bench.harness.training import update
 from moe_hf.bench.studies.recall.tasks import IGNORED, Examples, Task
 
 # Far from every seed of a run.
@@ -102,9 +103,7 @@ def _train_step(model: Any, optimizer: torch.optim.Optimizer, examples: Examples
     asked_NS = examples.labels_NS != IGNORED
     logits_NSV = model(input_ids=examples.ids_NS, use_cache=False).logits
     cross_entropy(logits_NSV[asked_NS], examples.labels_NS[asked_NS]).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    update(model, optimizer)
 
 
 @torch.no_grad()
