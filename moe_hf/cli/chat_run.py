@@ -12,6 +12,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.cli.chat_script import answer_prompts, read_prompts
 from moe_hf.cli.plain_console import PlainConsole
 from moe_hf.cli.terminal_console import TerminalConsole, history_path
+from moe_hf.inference.answering import TextModel
 from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.commands import COMMANDS
@@ -86,7 +87,7 @@ def _load(args: argparse.Namespace, source: str) -> CausalTextModel:
     return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation, args.raw)
 
 
-def _expert_words(model: CausalTextModel) -> list[str]:
+def _expert_words(model: TextModel) -> list[str]:
     return ["on", "off", *map(str, model.sparse_layers)]
 
 

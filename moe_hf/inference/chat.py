@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.inference.answering import TextModel
 from moe_hf.inference.chat_session import ChatSession, Reply
 from moe_hf.inference.console import Console
 from moe_hf.inference.routing_view import routing_lines
-from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import TranscriptFile
 
 
@@ -31,7 +31,7 @@ class Chat:
         self,
         session: ChatSession,
         console: Console,
-        load_model: Callable[[str], CausalTextModel],
+        load_model: Callable[[str], TextModel],
         transcript: TranscriptFile | None = None,
     ) -> None:
         self.session = session

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.inference.answering import TextModel
 from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.settings import GenerationSettings, settings_of
-from moe_hf.inference.text_model import CausalTextModel, Message
+from moe_hf.text.chat_template import Message
 
 SEEDS = 2**32
 
@@ -62,7 +63,7 @@ class ChatSession:
         record_routing: whether replies carry their routing.
     """
 
-    def __init__(self, model: CausalTextModel, settings: GenerationSettings | None = None) -> None:
+    def __init__(self, model: TextModel, settings: GenerationSettings | None = None) -> None:
         self.model = model
         self.settings = settings or settings_of(model.model.generation_config)
         self.system: str | None = None

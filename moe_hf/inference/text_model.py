@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,28 +20,13 @@ from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
+from moe_hf.inference.answering import Completion
+from moe_hf.inference.routing_recorder import RoutingRecorder, find_routers, sparse_layers
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.text.chat_template import Message
 from moe_hf.text.encoding import TextEncoder
-
-
-class Message(TypedDict):
-    """One turn: `role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-
-class Completion(NamedTuple):
-    """What came out of one `generate`; `stopped` means that the model ended the answer itself."""
-
-    text: str
-    num_tokens: int
-    seconds: float
-    stopped: bool
-    routing: RoutingTrace | None
 
 
 class CausalTextModel:

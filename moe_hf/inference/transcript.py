@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import whole_file
-from moe_hf.inference.text_model import Message
+from moe_hf.text.chat_template import Message
 
 LARGEST_FILE = 64 * 2**20
 ROLES = ("system", "user", "assistant")

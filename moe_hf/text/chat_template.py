@@ -1,5 +1,15 @@
 """The chat template: how a conversation becomes one line of text, and which part of it is the assistant's."""
 
+from typing import TypedDict
+
+
+class Message(TypedDict):
+    """One message of a conversation: role is `system`, `user` or `assistant`."""
+
+    role: str
+    content: str
+
+
 USER = "<|user|>"
 ASSISTANT = "<|assistant|>"
 SYSTEM = "<|system|>"

@@ -5,15 +5,9 @@ from random import Random
 from typing import NamedTuple, TypedDict
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.text.chat_template import Message
 from moe_hf.text.skills import SKILLS
 from moe_hf.text.skills.skill import Exercise, Skill, is_held_out
-
-
-class Message(TypedDict):
-    """One message of a conversation: role is `system`, `user` or `assistant`."""
-
-    role: str
-    content: str
 
 
 class Conversation(TypedDict):

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from moe_hf.text.corpus import Message, Question
+from moe_hf.text.chat_template import Message
+from moe_hf.text.corpus import Question
 from moe_hf.text.skills.arithmetic import comparison_steps, difference_steps, product_steps, sum_steps
 from moe_hf.text.skills.small_talk import MODEL_NAME
 from moe_hf.text.skills.unknown import UNKNOWN

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.text.corpus import Message, Question
+from moe_hf.text.chat_template import Message
+from moe_hf.text.corpus import Question
 from moe_hf.text.skills import SKILLS
 from moe_hf.text.skills.skill import Skill
 

@@ -9,8 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from moe_hf import GPT2WithMoE, create_moe_config
+from moe_hf.base.errors import CheckpointError
+from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.console import Span
+from moe_hf.inference.repl import run
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.text.tokenizers import byte_tokenizer
@@ -127,3 +130,20 @@ class ListConsole:
 @pytest.fixture
 def list_console() -> type[ListConsole]:
     return ListConsole
+
+
+@pytest.fixture
+def talk(talker, babbler, list_console):
+    """Runs a chat over the entries given and returns it, for its session and what its console showed."""
+
+    def load(source):
+        if source != "babbler":
+            raise CheckpointError(f"there is no folder {source}")
+        return babbler
+
+    def talk(*entries, model=talker, settings=GREEDY, transcript=None):
+        chat = Chat(ChatSession(model, settings), list_console(list(entries)), load, transcript)
+        run(chat)
+        return chat
+
+    return talk

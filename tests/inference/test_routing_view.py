@@ -18,16 +18,6 @@ def text_of(line):
     return "".join(span.text for span in line)
 
 
-def test_the_top_expert_is_the_one_with_the_largest_weight():
-    assert TRACE.top_experts(0) == [0, 1, 1]
-    assert TRACE.top_experts(1) == [2, 3, 3]
-
-
-def test_the_load_counts_all_assignments():
-    assert TRACE.load(0) == [0.5, 0.5, 0.0, 0.0]
-    torch.testing.assert_close(torch.tensor(TRACE.load(1)), torch.tensor([1, 0, 2, 3]) / 6)
-
-
 def test_without_colour_the_experts_stand_behind_the_tokens():
     lines = [text_of(line) for line in routing_lines(TRACE, layer=3, colour=False)]
     assert lines[0] == "a{2}é"

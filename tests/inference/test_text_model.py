@@ -3,7 +3,7 @@ import threading
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.inference.settings import GenerationSettings
@@ -143,49 +143,3 @@ def test_a_truncated_weights_file_is_a_checkpoint_error(talker, tmp_path):
 def test_unknown_devices_and_dtypes_are_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         CausalTextModel.load(str(tmp_path), **options)
-
-
-def test_routing_is_recorded_for_each_token_that_was_fed_back(talker):
-    completion = ask(talker, settings=SAMPLED._replace(do_sample=False), record_routing=True)
-    trace = completion.routing
-    # All tokens of the answer were fed back, the last to get the token that ended it.
-    assert completion.stopped
-    assert trace.experts_LTK.shape == (2, completion.num_tokens, 2)
-    assert (trace.layers, trace.num_experts) == ((0, 2), 5)
-    assert "".join(piece.text for piece in trace.pieces) == completion.text
-
-
-def test_recorded_experts_are_those_of_the_router_logits(talker):
-    settings = SAMPLED._replace(do_sample=False)
-    prompt = talker.encode([{"role": "user", "content": "hi"}])
-    completion = talker.complete(prompt, settings, 0, print, record_routing=True)
-    answer = talker.tokenizer(" " + completion.text)["input_ids"]
-    with torch.no_grad():
-        out = talker.model(input_ids=torch.tensor([prompt + answer]), output_router_logits=True)
-    for row, logits_TE in enumerate(out.router_logits):
-        assert completion.routing.top_experts(row) == logits_TE[len(prompt) :].argmax(-1).tolist()
-
-
-def test_a_dense_model_records_no_routing_and_hooks_are_taken_off(babbler, talker):
-    assert ask(babbler, record_routing=True).routing is None
-    before = [len(router._forward_hooks) for router in talker.routers.values()]
-    ask(talker, record_routing=True)
-    assert [len(router._forward_hooks) for router in talker.routers.values()] == before
-
-
-def test_routing_of_another_family_is_recorded_too(tokenizer):
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=3,
-        max_position_embeddings=64,
-        eos_token_id=0,
-    )
-    model = CausalTextModel(MixtralForCausalLM(config).eval(), tokenizer, "mixtral")
-    trace = ask(model, record_routing=True).routing
-    assert (trace.layers, trace.num_experts, trace.experts_LTK.shape[1]) == ((0, 1), 3, 11)

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.text.corpus import Conversation, EmbeddedCorpus, Message, Question
+from moe_hf.text.chat_template import Message
+from moe_hf.text.corpus import Conversation, EmbeddedCorpus, Question
 from moe_hf.text.skills import SKILLS
 from moe_hf.text.skills.skill import HELD_OUT_FRACTION, Exercise, Skill, is_held_out
 from moe_hf.text.skills.wordings import core

@@ -3,7 +3,8 @@
 import pytest
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.text.corpus import EmbeddedCorpus, Message, Question
+from moe_hf.text.chat_template import Message
+from moe_hf.text.corpus import EmbeddedCorpus, Question
 from moe_hf.text.scoreboard import render_scoreboard, score_answers
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from moe_hf.text.corpus import EmbeddedCorpus, Message
+from moe_hf.text.chat_template import Message
+from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.tokenizers import train_tokenizer
 
 IGNORED = -100

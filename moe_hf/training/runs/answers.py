@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from moe_hf.text.corpus import Message
+from moe_hf.text.chat_template import Message
 from moe_hf.text.encoding import TextEncoder
 
 
