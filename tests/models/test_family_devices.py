@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from moe_hf.config.decoder import ROUTER_BALANCE_LOSSES, ROUTER_TYPES
+from moe_hf.config.validation import ROUTER_BALANCE_LOSSES, ROUTER_TYPES
 from tests.models.families import KINDS, tiny_family
 from tests.models.two_devices import HERE, THERE, TwoDevices
 

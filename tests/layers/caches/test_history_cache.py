@@ -1,4 +1,4 @@
-"""The history of a Hyena layer: decoding, cutting back, choosing rows, moving; dynamic and static."""
+"""The history of a Hyena layer: decoding, cutting back, choosing rows, moving."""
 
 import copy
 
@@ -6,44 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from moe_hf import HyenaWithMoE, HyenaWithMoEConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.caches import history_cache
-from moe_hf.layers.caches.history_cache import HistoryLayer, StaticHistoryLayer
+from moe_hf.layers.caches.history_cache import HistoryLayer
 from moe_hf.layers.caches.states import padding_seen
 from moe_hf.ops.sequence import future_fill
-
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-
-
-def make(**overrides) -> HyenaWithMoE:
-    torch.manual_seed(0)
-    config = HyenaWithMoEConfig(
-        **{
-            "vocab_size": 41,
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 24,
-            "num_experts": 3,
-            "max_position_embeddings": 120,
-            "hyena_filter_embedding": 5,
-            "hyena_filter_width": 8,
-            "initializer_range": 0.3,
-            **overrides,
-        }
-    )
-    return HyenaWithMoE(config).eval()
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def model(request: pytest.FixtureRequest) -> HyenaWithMoE:
-    return make(hyena_order=request.param)
-
-
-@pytest.fixture(scope="module")
-def ids() -> torch.Tensor:
-    return torch.randint(3, 41, (3, 90), generator=torch.Generator().manual_seed(1))
+from tests.layers.caches.tiny_hyena import CLOSE, make, run
 
 
 @pytest.fixture
@@ -51,11 +19,6 @@ def short_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several epochs of FutureFill within few tokens."""
     monkeypatch.setattr(future_fill, "SHORTEST_EPOCH", 4)
     monkeypatch.setattr(future_fill, "EPOCH_FACTOR", 0.5)
-
-
-def run(model: HyenaWithMoE, ids: torch.Tensor, cache, **kwargs) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids, past_key_values=cache, use_cache=cache is not None, **kwargs).logits
 
 
 def starts_of(cache: DynamicCache) -> list[int]:
@@ -282,45 +245,6 @@ class TestCrop:
         layer = HistoryLayer()
         layer.crop(-3)
         assert layer.get_seq_length() == 0
-
-
-class TestStatic:
-    def test_padding_packing_and_pieces(self, model, ids) -> None:
-        mask = torch.ones(3, 30, dtype=torch.long)
-        mask[0, :11] = mask[1, 17:] = mask[2, 5:9] = 0
-        cache = StaticCache(model.config, max_cache_len=60)
-        run(model, ids[:, :30] * mask, cache, attention_mask=mask)
-        pieces = [run(model, ids[:, 30:31], cache), run(model, ids[:, 31:40], cache), run(model, ids[:, 40:41], cache)]
-        for row in range(3):
-            alone = torch.cat([ids[row, :30][mask[row].bool()], ids[row, 30:41]])[None]
-            torch.testing.assert_close(torch.cat(pieces, dim=1)[row], run(model, alone, None)[0, -11:], **CLOSE)
-
-    def test_the_last_document_alone_stays(self, model, ids) -> None:
-        cache = StaticCache(model.config, max_cache_len=40)
-        positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
-        run(model, ids[:1, :30], cache, position_ids=positions)
-        out = run(model, ids[:1, 30:31], cache)
-        torch.testing.assert_close(out, run(model, ids[:1, 12:31], None)[:, -1:], **CLOSE)
-
-    def test_more_tokens_than_room_are_an_error(self, model, ids) -> None:
-        cache = StaticCache(model.config, max_cache_len=20)
-        run(model, ids[:, :20], cache)
-        with pytest.raises(ConfigError, match="21 tokens does not fit into a static cache with max_cache_len=20"):
-            run(model, ids[:, 20:21], cache)
-
-    def test_a_compiled_step_gives_the_same(self, ids) -> None:
-        torch.compiler.reset()
-        model = make(hyena_order=3, num_hidden_layers=1, mlp_layer_types=["dense"])
-        cache = StaticCache(model.config, max_cache_len=40)
-        run(model, ids[:, :20], cache)
-        step = torch.compile(model.model, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            out = [step(ids[:, i : i + 1], past_key_values=cache, use_cache=True) for i in range(20, 24)]
-        logits = model.lm_head(torch.cat([o.last_hidden_state for o in out], dim=1))
-        torch.testing.assert_close(logits, run(model, ids[:, :24], None)[:, 20:], **CLOSE)
-        layer = cache.layers[0]
-        assert isinstance(layer, StaticHistoryLayer)
-        assert layer.read("count_0").tolist() == [24] * 3
 
 
 class TestLength:

@@ -99,13 +99,6 @@ def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
         torch.testing.assert_close(ours.out_BSD, theirs.out_BSD, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("mixer", "first"), [("rwkv", 0), ("attention,rwkv,rwkv,rwkv", 1)])
-def test_the_first_rwkv_layer_gives_its_value_to_the_later_ones(mixer: str, first: int) -> None:
-    config = RWKVWithMoEConfig(hidden_size=D, num_attention_heads=H, num_hidden_layers=4, mixer=mixer)
-    for layer in range(first, 4):
-        assert (MIXERS["rwkv"](config, layer).v_lora is None) == (layer == first)
-
-
 def test_a_later_layer_uses_the_first_value() -> None:
     _, second = mixers()
     x = torch.randn(B, S, D, dtype=torch.float64)

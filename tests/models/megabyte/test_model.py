@@ -11,18 +11,12 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.text_model import CausalTextModel
-from moe_hf.layers.caches.megabyte import MegaByteCache
-from moe_hf.layers.caches.states import detach_states
-from moe_hf.models.auto import FAMILIES
 from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEModel
 from moe_hf.models.router_states import RouterStates
 from moe_hf.text.tokenizers import byte_tokenizer
-from tests.models.families import TINY, tiny_family
+from tests.models.families import tiny_family
+from tests.models.megabyte.tiny import CLOSE, NEW, PADS, B, P, S, greedy, tiny
 
-B, S, P, NEW = 3, 14, 4, 9
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-# Left padding, so that the rows stand at different places of their patch.
-PADS = (0, 3, 9)
 STATES = [
     {},
     {"local_lookback": 0},
@@ -32,29 +26,9 @@ STATES = [
 ]
 
 
-def tiny(seed: int = 0, **overrides: Any) -> MegaByteWithMoE:
-    model = tiny_family("megabyte", seed, **{"num_hidden_layers": 2, **overrides})
-    # Loud mixers: each byte depends on many of those before it.
-    with torch.no_grad():
-        for decoder in (model.model.global_decoder, model.model.local_decoder):
-            for layer in decoder.layers:
-                layer.mixer.o_proj.weight *= 4
-    return model
-
-
 @pytest.fixture(scope="module", params=STATES, ids=["looks-back", "plain", "rotary-conv", "local-conv", "capacity"])
 def model(request: pytest.FixtureRequest) -> MegaByteWithMoE:
     return tiny(**request.param)
-
-
-@pytest.fixture(scope="module")
-def ids() -> torch.Tensor:
-    return torch.randint(3, 61, (B, S), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def mask() -> torch.Tensor:
-    return (torch.arange(S) >= torch.tensor(PADS)[:, None]).long()
 
 
 def uncached(model: MegaByteWithMoE, prompt: torch.Tensor) -> torch.Tensor:
@@ -63,10 +37,6 @@ def uncached(model: MegaByteWithMoE, prompt: torch.Tensor) -> torch.Tensor:
         for _ in range(NEW):
             tokens = torch.cat([tokens, model(tokens, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     return tokens
-
-
-def greedy(model: MegaByteWithMoE, prompt: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-    return model.generate(prompt, max_new_tokens=NEW, do_sample=False, **kwargs)
 
 
 def written_out(model: MegaByteWithMoEModel, row: list[int]) -> torch.Tensor:
@@ -174,21 +144,6 @@ def test_padding_may_stand_anywhere_and_pieces_may_have_any_size(model, ids, siz
             torch.testing.assert_close(logits[row, mask[row]], alone[0], **CLOSE)
 
 
-def test_the_last_byte_s_prediction_alone_is_the_same(ids, mask) -> None:
-    model = tiny(output_router_logits=True)
-    longer = torch.cat([mask, torch.ones(B, 5, dtype=torch.long)], dim=1)
-    with torch.no_grad():
-        for given in ({}, {"attention_mask": mask}, {"attention_mask": mask.flip(1)}):
-            whole, last = (model(ids, **given, last_only=last_only) for last_only in (False, True))
-            real = given.get("attention_mask", torch.ones_like(ids))[:, -1:].bool()[:, 0]
-            torch.testing.assert_close(last.logits[real], whole.logits[real, -1:], **CLOSE)
-            torch.testing.assert_close(last.router_logits[1][real], whole.router_logits[1].view(B, S, -1)[real, -1])
-        # The state is all the same.
-        caches = [model(ids, attention_mask=mask, last_only=last_only).past_key_values for last_only in (False, True)]
-        one, other = (model(ids[:, :5], attention_mask=longer, past_key_values=cache).logits for cache in caches)
-        torch.testing.assert_close(one, other, **CLOSE)
-
-
 def test_packed_documents_have_patches_of_their_own(model, ids) -> None:
     bounds = [(0, 5, 6, S), (0, S), (0, 4, 8, 13, S)]
     positions = torch.zeros(B, S, dtype=torch.long)
@@ -203,82 +158,6 @@ def test_packed_documents_have_patches_of_their_own(model, ids) -> None:
             for start, stop in itertools.pairwise(documents):
                 alone = model(ids[row : row + 1, start:stop], use_cache=False).logits
                 torch.testing.assert_close(out.logits[row, start:stop], alone[0], **CLOSE)
-
-
-def test_the_global_cache_grows_once_per_patch_and_the_local_one_is_reset(ids) -> None:
-    back = 1
-    model, cache = tiny(local_lookback=back), None
-    patches, places = [], []
-    for t in range(S):
-        cache = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).past_key_values
-        patches.append(cache.global_cache.get_seq_length())
-        places.append(cache.local_cache.get_seq_length() if cache.local_cache is not None else None)
-    assert patches == [1 + (t + 1) // P for t in range(S)]
-    # The first call reads all at once.
-    assert places[1:] == [(t + 1) % P + back + 1 for t in range(1, S)]
-    assert cache.global_mask_BC is None
-
-
-@pytest.mark.parametrize("lookback", [0, 2])
-def test_uneven_rows_never_keep_more_than_a_patch(lookback: int, ids, mask) -> None:
-    model = tiny(local_lookback=lookback)
-    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
-    for extra in range(1, 3 * P):
-        longer = torch.cat([mask, torch.ones(B, extra, dtype=torch.long)], dim=1)
-        model(ids[:, :1], attention_mask=longer, past_key_values=cache, use_cache=True)
-        assert cache.local_cache.get_seq_length() <= P + lookback
-    # Each row's visible columns are its patch of start and those that it finished.
-    assert cache.global_mask_BC.sum(1).tolist() == [1 + (int(n) + 3 * P - 1) // P for n in mask.sum(1)]
-
-
-def test_a_cache_can_be_repeated_chosen_and_emptied_at_uneven_places(ids, mask) -> None:
-    model = tiny()
-    longer = torch.cat([mask, torch.ones(B, 2, dtype=torch.long)], dim=1)
-    rows = torch.tensor([2, 0, 1])
-    with torch.no_grad():
-        cache = model(ids, attention_mask=mask).past_key_values
-        expected = model(ids[:, :1], attention_mask=longer[:, :-1], past_key_values=cache).logits
-        cache = model(ids, attention_mask=mask).past_key_values
-        cache.batch_repeat_interleave(2)
-        assert cache.batch_size == 2 * B
-        cache.batch_select_indices(torch.tensor([4, 0, 3]))
-        out = model(ids[rows, :1], attention_mask=longer[rows, :-1], past_key_values=cache).logits
-        torch.testing.assert_close(out, expected[rows], **CLOSE)
-        cache.reset()
-        assert cache.get_seq_length() == 0
-        again = model(ids, attention_mask=mask, past_key_values=cache).logits
-        torch.testing.assert_close(again, model(ids, attention_mask=mask).logits, **CLOSE)
-
-
-def test_a_detached_cache_carries_no_gradient(ids) -> None:
-    model = tiny()
-    cache = model(ids[:, :5], use_cache=True).past_key_values
-    detach_states(cache)
-    model(ids[:, 5:6], past_key_values=cache, use_cache=True).logits.sum().backward()
-    # Patches were read by the first call alone.
-    assert model.model.patching.start.grad is None
-    assert model.model.to_local.weight.grad is None
-
-
-def test_routing_is_told_byte_by_byte(ids, mask) -> None:
-    model = tiny(output_router_logits=True)
-    with torch.no_grad():
-        whole = model(ids, attention_mask=mask, use_cache=False)
-        assert [tuple(x.shape) for x in whole.router_logits] == [(B * S, 4)] * 2
-        assert [tuple(x.shape) for x in whole.router_experts] == [(B * S, 2)] * 2
-        cache, steps = None, []
-        for t in range(S):
-            given = {"attention_mask": mask[:, : t + 1], "past_key_values": cache, "use_cache": True}
-            out = model(ids[:, t : t + 1], **given)
-            cache = out.past_key_values
-            steps.append(torch.stack(out.router_logits))
-        of_steps = torch.stack(steps, dim=2).flatten(1, 2)
-        real = mask.flatten().bool()
-        torch.testing.assert_close(of_steps[:, real], torch.stack(whole.router_logits)[:, real], **CLOSE)
-        # All bytes whose predictions read the same patch have its routing.
-        first = model(ids[:1], use_cache=False).router_logits[0]
-        assert first[0].equal(first[P - 2])
-        assert not first[P - 2].equal(first[P - 1])
 
 
 def test_padding_has_no_share_in_the_balance_loss(ids) -> None:
@@ -314,16 +193,6 @@ def test_capacity_in_training_drops_in_both_decoders(ids) -> None:
     assert all(0 < float(dropped) < 1 for dropped in out.router_dropped)
 
 
-def test_states_and_attentions_can_be_recorded(ids) -> None:
-    model = tiny(attn_implementation="eager")
-    out = model(ids, output_hidden_states=True, output_attentions=True, use_cache=False)
-    assert len(out.hidden_states) == 2
-    assert out.hidden_states[-1].shape == (B, S, 24)
-    assert [tuple(x.shape) for x in out.attentions] == [(B, 4, 4, 4)] * 2 + [(B * 4, 2, P + 2, P + 2)]
-    step = greedy(model, ids, output_attentions=True, output_hidden_states=True, return_dict_in_generate=True)
-    assert step.hidden_states[1][0].shape == (B, 1, 24)
-
-
 def test_another_attention_reaches_both_decoders(ids) -> None:
     model = tiny()
     before = model(ids, use_cache=False).logits
@@ -331,30 +200,6 @@ def test_another_attention_reaches_both_decoders(ids) -> None:
     assert model.model.global_decoder.config._attn_implementation == "eager"
     assert model.model.local_decoder.config._attn_implementation == "eager"
     torch.testing.assert_close(model(ids, use_cache=False).logits, before, **CLOSE)
-
-
-def test_new_ids_get_vectors_in_both_embeddings(ids, tmp_path) -> None:
-    model = tiny(tie_word_embeddings=True)
-    before = model(ids, use_cache=False).logits
-    model.resize_token_embeddings(64)
-    after = model(ids, use_cache=False).logits
-    assert after.shape[-1] == 64
-    torch.testing.assert_close(after[..., :61], before)
-    assert torch.isfinite(model(torch.full((1, 9), 63), use_cache=False).logits).all()
-    model.save_pretrained(tmp_path)
-    loaded = MegaByteWithMoE.from_pretrained(tmp_path)
-    assert loaded.lm_head.weight is loaded.model.local_decoder.embed_tokens.weight
-    torch.testing.assert_close(loaded(ids, use_cache=False).logits, after)
-
-
-def test_fresh_the_global_decoder_is_as_loud_as_the_bytes() -> None:
-    torch.manual_seed(0)
-    fields = {**TINY, "hidden_size": 256, "patch_size": 8, "num_hidden_layers": 2, "initializer_range": 0.02}
-    model = MegaByteWithMoEModel(FAMILIES["megabyte_moe"].config(**fields))
-    with torch.no_grad():
-        told = model.to_local(torch.randn(500, 32))
-    assert float(told.std()) == pytest.approx(0.02, rel=0.1)
-    assert float(model.local_start.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
 def test_a_chat_streams_whole_characters() -> None:
@@ -375,12 +220,6 @@ def test_a_chat_streams_whole_characters() -> None:
     assert pieces == list(answer)
 
 
-def test_a_row_longer_than_the_positions_is_a_clear_error(ids) -> None:
-    model = tiny(max_position_embeddings=12)
-    with pytest.raises(ConfigError, match="byte 16 is beyond max_position_embeddings=12; shorten the input"):
-        greedy(model, ids[:, :11])
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -397,5 +236,3 @@ def test_what_it_cannot_read_is_a_clear_error(ids, given: dict[str, Any], messag
 def test_other_caches_of_generate_are_clear_errors(ids) -> None:
     with pytest.raises(ConfigError, match="cache_implementation='static' is not allowed"):
         greedy(tiny(), ids, cache_implementation="static")
-    with pytest.raises(ConfigError, match="cannot be cut back"):
-        MegaByteCache(DynamicCache()).crop(-1)
