@@ -1,5 +1,6 @@
 """What all tests share: no network, quiet progress bars, tiny configurations, models and dense checkpoints."""
 
+import gc
 import os
 import signal
 import warnings
@@ -51,6 +52,15 @@ def quiet_and_single_threaded() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_was_imported_is_no_garbage() -> Iterator[None]:
+    """Every training run ends with `gc.collect()`, which would look at all of torch and transformers: half its time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
