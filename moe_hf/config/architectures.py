@@ -25,9 +25,6 @@ ARCHITECTURES: Registry[type[MoEDecoderConfig]] = Registry(
     },
 )
 
-# Whose defaults (norms, FFNs) a pattern takes: those of the family of its first mixer that is not attention.
-_FAMILY_OF_MIXER = {"attention": "gpt2", "retention": "retnet"}
-
 
 def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, Any]]:
     """The configuration class that `word` means, and the fields that come with it.
@@ -58,7 +55,8 @@ def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, An
     fields: dict[str, Any] = {"mixer": word}
     if "attention" in mixers:
         fields["position_embedding_type"] = "rotary"
-    return ARCHITECTURES[_FAMILY_OF_MIXER.get(first, first)], fields
+    # A pattern takes the defaults (norms, FFNs) of the family whose own mixer is its first that is not attention.
+    return next(config for config in ARCHITECTURES.values() if config.mixer == first), fields
 
 
 def is_of_architecture(config: Any, word: str) -> bool:

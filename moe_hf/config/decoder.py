@@ -7,20 +7,10 @@ from moe_hf.config.mixers.hyena import HyenaFields
 from moe_hf.config.mixers.mamba import MambaFields
 from moe_hf.config.mixers.retention import RetentionFields
 from moe_hf.config.mixers.rwkv import RWKVFields
-from moe_hf.config.pattern import mixers_of_layers
+from moe_hf.config.pattern import CACHE_OF_MIXER, mixers_of_layers
 from moe_hf.config.reading import ReadConfig
 from moe_hf.config.strict import strict_config
 from moe_hf.config.validation import ValidDecoder
-
-# What a layer keeps between calls, by its mixer; "attention_with_state" keeps more than keys and values.
-_CACHE_OF_MIXER = {
-    "attention": "full_attention",
-    "retention": "recurrent",
-    "mamba": "recurrent",
-    "rwkv": "recurrent",
-    "hyena": "history",
-    "none": "recurrent",
-}
 
 
 @strict_config
@@ -51,8 +41,8 @@ class MoEDecoderConfig(DerivedFields, ReadConfig, ValidDecoder, RetentionFields,
         position_embedding_type: "learned" (GPT-2's table, added to the embedding), "rotary" (Su et al. 2021, RoFormer;
             turns attention's queries and keys) or "none" (the mixers know the order by themselves).
         rope_theta: base of the rotary frequencies.
-        mixer: what moves information between tokens: one name for all layers ("attention", "retention", "mamba",
-            "hyena", "rwkv"), one name per layer, or a pattern such as "mamba*3,attention" that is repeated.
+        mixer: what moves information between tokens: one name for all layers (`moe_hf.config.pattern.MIXER_NAMES`), one
+            name per layer, or a pattern such as "mamba*3,attention" that is repeated.
         mixer_backend: "auto", "torch", "fla" or "mamba_ssm": who computes the recurrences; packages run on CUDA only.
         mixer_short_conv: taps of a causal depthwise convolution over attention's queries, keys and values (So et al.
             2021, Primer); 0 turns it off.
@@ -259,7 +249,7 @@ class MoEDecoderConfig(DerivedFields, ReadConfig, ValidDecoder, RetentionFields,
         caches = []
         for mixer, mlp in zip(self.mixer_of_layer, self.mlp_layer_types or [], strict=False):
             more = (stateful and mlp != "none") or self.mixer_short_conv
-            caches.append("attention_with_state" if mixer == "attention" and more else _CACHE_OF_MIXER[mixer])
+            caches.append("attention_with_state" if mixer == "attention" and more else CACHE_OF_MIXER[mixer])
         return caches
 
     @property

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.pattern import MIXER_NAMES
 from moe_hf.config.rules import require
 from moe_hf.config.strict import strict_config
 
@@ -25,7 +26,8 @@ _OWN = {
     "router_eval_capacity_factor": None,
     "output_router_logits": False,
 }
-_MIXER_FIELDS = ("retention_", "mamba_", "hyena_", "rwkv_")
+# Those of attention are for both decoders.
+_MIXER_FIELDS = tuple(f"{mixer}_" for mixer in MIXER_NAMES if mixer != "attention")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 _SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", *_WIDTHS)
 

@@ -3,7 +3,16 @@
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
 
-MIXER_NAMES = ("attention", "retention", "mamba", "hyena", "rwkv", "none")
+# The mixers, and what a layer with one keeps between calls.
+CACHE_OF_MIXER = {
+    "attention": "full_attention",
+    "retention": "recurrent",
+    "mamba": "recurrent",
+    "hyena": "history",
+    "rwkv": "recurrent",
+    "none": "recurrent",
+}
+MIXER_NAMES = tuple(CACHE_OF_MIXER)
 
 
 def mixers_of_layers(mixer: str | list[str], num_layers: int) -> list[str]:

@@ -17,6 +17,7 @@ from transformers import Cache
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import whole_file
+from moe_hf.config.pattern import CACHE_OF_MIXER
 from moe_hf.layers.caches.states import StateLayer, advance, detach_states, states_of
 from moe_hf.models.heads import MoEForCausalLM
 from moe_hf.models.router_losses import BalanceWindow
@@ -215,8 +216,9 @@ def _constant_memory(model: MoEForCausalLM) -> Iterator[None]:
 def _stream_cache(model: MoEForCausalLM) -> Cache:
     growing = [index for index, kind in enumerate(model.config.layer_types or []) if kind != "recurrent"]
     if growing:
+        states = [mixer for mixer, kept in CACHE_OF_MIXER.items() if kept == "recurrent"]
         raise ConfigError(
             f"mixer={model.config.mixer!r} is not allowed on a stream without end, since what layers {growing} keep "
-            "grows with it; it must be made of rwkv, mamba and retention"
+            f"grows with it; it must be made of {', '.join(states)}"
         )
     return model.model.new_cache()

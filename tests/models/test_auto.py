@@ -1,9 +1,15 @@
 """The Auto classes know the families, with and without weights."""
 
+import re
+from pathlib import Path
+
 import pytest
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from moe_hf import GPT2WithMoE, GPT2WithMoEConfig, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf.config.architectures import ARCHITECTURES
+from moe_hf.config.pattern import MIXER_NAMES
+from moe_hf.layers.mixers import MIXERS
 from moe_hf.models.auto import FAMILIES
 
 CLASSES = [
@@ -49,3 +55,20 @@ def test_every_family_is_whole(model_type: str) -> None:
     for member in (family.model, family.causal_lm, family.sequence_classification):
         assert member.config_class is family.config
     assert family.causal_lm.model_class is family.sequence_classification.model_class is family.model
+
+
+def test_every_word_for_a_family_is_that_of_a_registered_one() -> None:
+    assert {config.model_type for config in ARCHITECTURES.values()} == set(FAMILIES)
+    assert {*MIXERS, "none"} == set(MIXER_NAMES)
+
+
+def test_a_mixer_and_its_family_stand_in_the_files_that_a_contributor_is_told() -> None:
+    root = Path(__file__).parent.parent.parent
+    page = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Adding a mixer")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`(moe_hf/[\w/]+\.py)`", section))
+    named = re.compile(r"\"retention\"|retention import|RetNetWithMoE|DenseRetNet|\"RetNet\"")
+    # What is measured names what it measures.
+    sources = [path for path in (root / "moe_hf").rglob("*.py") if "bench" not in path.parts]
+    found = {str(p.relative_to(root)) for p in sources if p.stem == "retention" or named.search(p.read_text())}
+    assert found == listed
