@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar
 
-from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.strict import strict_config
+from moe_hf.config.translation import renamed, require_value
 
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
@@ -17,11 +17,6 @@ _GPT2_NAMES = {
     "embd_pdrop": "embd_dropout",
     "attn_pdrop": "attention_dropout",
 }
-# What a dense GPT-2 says and this family has too, under the same name.
-_SHARED_NAMES = (
-    "vocab_size layer_norm_epsilon initializer_range use_cache bos_token_id eos_token_id pad_token_id "
-    "tie_word_embeddings scale_attn_by_inverse_layer_idx dtype torch_dtype id2label label2id problem_type"
-).split()
 # What would change the function that GPT-2 computes, with the only value that this family can reproduce.
 _UNSUPPORTED = {"reorder_and_upcast_attn": False, "add_cross_attention": False, "scale_attn_weights": True}
 
@@ -59,12 +54,9 @@ class GPT2WithMoEConfig(MoEDecoderConfig):
             CheckpointError: the dense model uses a feature that would change its logits here.
         """
         for name, supported in _UNSUPPORTED.items():
-            if dense.get(name, supported) != supported:
-                raise CheckpointError(
-                    f"the dense GPT-2 sets {name}={dense[name]!r}; only {supported!r} can be carried over exactly"
-                )
+            require_value("GPT-2", dense, name, supported)
         # GPT2Config's own defaults stand for what an old or trimmed config.json leaves out.
         defaults = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-        dense = {**defaults, **dense}
-        names = {**_GPT2_NAMES, **{name: name for name in [*_GPT2_NAMES.values(), *_SHARED_NAMES]}}
-        return {"model_type": cls.model_type, **{names[key]: value for key, value in dense.items() if key in names}}
+        same = "vocab_size layer_norm_epsilon initializer_range scale_attn_by_inverse_layer_idx "
+        same += " ".join(_GPT2_NAMES.values())
+        return {"model_type": cls.model_type, **renamed({**defaults, **dense}, _GPT2_NAMES, same)}

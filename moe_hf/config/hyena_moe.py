@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.strict import strict_config
+from moe_hf.config.translation import renamed
 
 _HYENA_DNA_NAMES = {
     "d_model": "hidden_size",
@@ -20,13 +21,6 @@ _HYENA_DNA_NAMES = {
     "train_freq": "hyena_filter_train_frequency",
     "hyena_dropout": "hyena_dropout",
     "embed_dropout": "embd_dropout",
-    **{
-        name: name
-        for name in (
-            "initializer_range bos_token_id eos_token_id pad_token_id tie_word_embeddings dtype torch_dtype id2label "
-            "label2id problem_type"
-        ).split()
-    },
 }
 # HyenaDNA's own defaults, for what a trimmed config.json leaves out.
 _HYENA_DNA_DEFAULTS: dict[str, Any] = {
@@ -82,10 +76,9 @@ class HyenaWithMoEConfig(MoEDecoderConfig):
                 "alone; only 1e-05, that of all the others, can be carried over exactly"
             )
         multiple, width = dense["pad_vocab_size_multiple"], dense["d_model"]
-        translated = {ours: dense[theirs] for theirs, ours in _HYENA_DNA_NAMES.items() if theirs in dense}
         return {
             "model_type": cls.model_type,
-            **translated,
+            **renamed(dense, _HYENA_DNA_NAMES, same="initializer_range"),
             "vocab_size": -(-dense["vocab_size"] // multiple) * multiple,
             # No layer attends, but the number must divide the width.
             "num_attention_heads": next(heads for heads in (width // 64, 1) if heads and width % heads == 0),

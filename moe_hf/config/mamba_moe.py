@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.strict import strict_config
+from moe_hf.config.translation import renamed, require_value
 
 # What a dense model says under another name.
 _NAMES = {
@@ -24,10 +25,6 @@ _NAMES = {
     "time_step_scale": "mamba_time_step_scale",
     "mixer_rms_eps": "mamba_bcdt_norm_eps",
 }
-_SHARED_NAMES = (
-    "vocab_size hidden_size num_hidden_layers layer_norm_epsilon use_cache bos_token_id eos_token_id pad_token_id "
-    "tie_word_embeddings dtype torch_dtype id2label label2id problem_type"
-).split()
 # transformers' defaults, for what a config.json leaves out.
 _MAMBA = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 32, "state_size": 16, "expand": 2}
 _MAMBA |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": True}
@@ -85,19 +82,14 @@ class MambaWithMoEConfig(MoEDecoderConfig):
         """
         model_type = dense["model_type"]
         dense = {**_DENSE_DEFAULTS[model_type], **dense}
-        if dense.get("hidden_act", "silu") not in ("silu", "swish"):
-            raise CheckpointError(
-                f"the dense {model_type} sets hidden_act={dense['hidden_act']!r}; only 'silu' can be carried over "
-                "exactly"
-            )
+        require_value(model_type, dense, "hidden_act", "silu", "swish")
         inner = int(dense["expand"] * dense["hidden_size"])
         if model_type == "mamba2" and dense["num_heads"] * dense["head_dim"] != inner:
             raise CheckpointError(
                 f"the dense mamba2 has {dense['num_heads']} heads of {dense['head_dim']} channels; there must be "
                 f"{inner} channels in all, expand * hidden_size"
             )
-        names = {**_NAMES, **{name: name for name in _SHARED_NAMES}}
-        found = {names[key]: value for key, value in dense.items() if key in names}
+        found = renamed(dense, _NAMES, same="vocab_size hidden_size num_hidden_layers layer_norm_epsilon")
         if model_type == "mamba2" or found.get("mamba_time_step_rank") == "auto":
             # (transformers derives a rank for Mamba-2 as well, which has none.)
             found.pop("mamba_time_step_rank", None)

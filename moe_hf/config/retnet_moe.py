@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.strict import strict_config
+from moe_hf.config.translation import renamed, require_value
 
 _RETNET_NAMES = {
     "num_heads": "num_attention_heads",
@@ -14,11 +15,6 @@ _RETNET_NAMES = {
     "elementwise_affine": "retention_norm_affine",
     "norm_eps": "layer_norm_epsilon",
 }
-# What a dense RetNet says and this family has too, under the same name.
-_SHARED_NAMES = (
-    "vocab_size hidden_size num_hidden_layers intermediate_size max_position_embeddings initializer_range use_cache "
-    "bos_token_id eos_token_id pad_token_id tie_word_embeddings dtype torch_dtype id2label label2id problem_type"
-).split()
 # The defaults of flash-linear-attention, which stand for what its config.json leaves out.
 _DENSE_DEFAULTS = {
     "vocab_size": 32000,
@@ -89,10 +85,7 @@ class RetNetWithMoEConfig(MoEDecoderConfig):
             CheckpointError: the dense model uses a feature that would change its logits here.
         """
         for name, supported in _UNSUPPORTED.items():
-            if dense.get(name, supported[0]) not in supported:
-                raise CheckpointError(
-                    f"the dense RetNet sets {name}={dense[name]!r}; only {supported[0]!r} can be carried over exactly"
-                )
+            require_value("RetNet", dense, name, *supported)
         dense = {**_DENSE_DEFAULTS, **dense}
         key_heads = dense.get("num_kv_heads")
         if key_heads not in (None, dense["num_heads"]):
@@ -104,8 +97,8 @@ class RetNetWithMoEConfig(MoEDecoderConfig):
             dense["intermediate_size"] = _ffn_width(dense["hidden_size"], dense.get("hidden_ratio", 2) or 4)
         # Its norm takes null for no.
         dense["elementwise_affine"] = bool(dense["elementwise_affine"])
-        names = {**_RETNET_NAMES, **{name: name for name in _SHARED_NAMES}}
-        return {"model_type": cls.model_type, **{names[key]: value for key, value in dense.items() if key in names}}
+        same = "vocab_size hidden_size num_hidden_layers intermediate_size max_position_embeddings initializer_range"
+        return {"model_type": cls.model_type, **renamed(dense, _RETNET_NAMES, same)}
 
 
 def _ffn_width(hidden_size: int, ratio: int = 2) -> int:

@@ -3,10 +3,10 @@
 import math
 from typing import Any, ClassVar
 
-from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.mixers.rwkv import RANK_FACTORS
 from moe_hf.config.strict import strict_config
+from moe_hf.config.translation import renamed, require_value
 
 _RWKV4_NAMES = {"attention_hidden_size": "rwkv_inner_width", "context_length": "max_position_embeddings"}
 _RWKV7_NAMES = {
@@ -19,10 +19,7 @@ _RWKV7_NAMES = {
     "initializer_range": "initializer_range",
 }
 # What a dense RWKV says and this family has too, under the same name.
-_SHARED_NAMES = (
-    "vocab_size hidden_size num_hidden_layers intermediate_size use_cache bos_token_id eos_token_id pad_token_id "
-    "tie_word_embeddings dtype torch_dtype id2label label2id problem_type"
-).split()
+_SAME = "vocab_size hidden_size num_hidden_layers intermediate_size"
 # What RwkvConfig takes where a config.json leaves it out.
 _RWKV4_DEFAULTS = {
     "vocab_size": 50277,
@@ -109,11 +106,11 @@ class RWKVWithMoEConfig(MoEDecoderConfig):
 
 def _version_4(dense: dict[str, Any]) -> dict[str, Any]:
     dense = {**_RWKV4_DEFAULTS, **dense}
-    _require(dense, "layer_norm_epsilon", _NORM_EPSILON, "RWKV-4")
+    require_value("RWKV-4", dense, "layer_norm_epsilon", _NORM_EPSILON)
     width = dense["hidden_size"]
     # Version 4 has no heads; attention layers of a hybrid would have these.
     heads = width // 64 if width % 64 == 0 else 1
-    return {"rwkv_version": 4, "num_attention_heads": heads, **_renamed(dense, _RWKV4_NAMES)}
+    return {"rwkv_version": 4, "num_attention_heads": heads, **renamed(dense, _RWKV4_NAMES, _SAME)}
 
 
 def _version_7(dense: dict[str, Any]) -> dict[str, Any]:
@@ -121,9 +118,10 @@ def _version_7(dense: dict[str, Any]) -> dict[str, Any]:
     width = dense["hidden_size"]
     head_dim = dense["head_dim"] if "head_dim" in dense else width // dense.get("num_heads", width // 64)
     for name, needed in {"attn": None, "norm_bias": True, "hidden_act": "sqrelu"}.items():
-        _require({name: needed, **dense}, name, needed, "RWKV-7")
+        require_value("RWKV-7", dense, name, needed)
     values = dense.get("value_dim", width)
-    _require({"value_dim": values if isinstance(values, int) else max(values)}, "value_dim", width, "RWKV-7")
+    widest = values if isinstance(values, int) else max(values)
+    require_value("RWKV-7", {"value_dim": widest}, "value_dim", width)
     # As flash-linear-attention rounds it.
     inner = dense.get("intermediate_size", 32 * math.ceil(width * dense["hidden_ratio"] / 32))
     return {
@@ -131,7 +129,7 @@ def _version_7(dense: dict[str, Any]) -> dict[str, Any]:
         "num_attention_heads": width // head_dim,
         "embedding_norm": dense["norm_first"],
         **{f"rwkv_{what}_rank": _rank(what, width, head_dim) for what in ("decay", "rate", "value", "gate")},
-        **_renamed(dense, _RWKV7_NAMES),
+        **renamed(dense, _RWKV7_NAMES, _SAME),
         "intermediate_size": inner,
     }
 
@@ -140,15 +138,3 @@ def _rank(what: str, width: int, head_dim: int) -> int:
     # flash-linear-attention widens all but the gate's with the heads, where the configuration says nothing.
     factor = 1.0 if what == "gate" else head_dim / 64
     return max(32, round(RANK_FACTORS[what] * width**0.5 * factor / 32) * 32)
-
-
-def _renamed(dense: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    names = {**names, **{name: name for name in _SHARED_NAMES}}
-    return {names[key]: value for key, value in dense.items() if key in names}
-
-
-def _require(dense: dict[str, Any], name: str, needed: Any, what: str) -> None:
-    if dense[name] != needed:
-        raise CheckpointError(
-            f"the dense {what} sets {name}={dense[name]!r}; only {needed!r} can be carried over exactly"
-        )

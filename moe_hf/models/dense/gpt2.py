@@ -35,13 +35,11 @@ class DenseGPT2(DecoderFormat):
     mixing = "attention in every layer"
     positions = ("learned",)
     needs: ClassVar[dict[str, Any]] = {
+        **DecoderFormat.needs,
         "norm_type": "layer",
         "mlp_gated": False,
         "mlp_bias": True,
         "attention_bias": True,
-        "embedding_norm": False,
-        "mlp_token_shift": "none",
-        "mlp_placement": "each",
     }
 
     def outside_layers(self, source: DenseSource, config: MoEDecoderConfig) -> dict[str, LazyTensor]:

@@ -46,12 +46,10 @@ class HyenaDNA(DecoderFormat):
     mixing = "Hyena operators in all layers"
     positions = ("none",)
     needs: ClassVar[dict[str, Any]] = {
+        **DecoderFormat.needs,
         "norm_type": "layer",
         "mlp_gated": False,
         "mlp_bias": True,
-        "embedding_norm": False,
-        "mlp_token_shift": "none",
-        "mlp_placement": "each",
     }
 
     def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:

@@ -11,7 +11,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.fit import fitting_state
-from moe_hf.models.dense.source import DenseFormat, indexed_files, json_object, listed, open_slices
+from moe_hf.models.dense.source import (
+    DenseFormat,
+    indexed_files,
+    json_object,
+    listed,
+    open_slices,
+    require_inside,
+    require_safetensors,
+)
 
 _SAFE_INDEXES = "model.safetensors.index*.json"
 _WAY_OUT = (
@@ -70,8 +78,7 @@ class LoadsDense(PreTrainedModel):
             pickled = _pickled_weights(pretrained_model_name_or_path)
             if pickled is None:
                 raise
-            # Names the file and the way out.
-            open_slices([pickled])
+            require_safetensors([pickled])
             raise error
 
     @classmethod
@@ -174,12 +181,9 @@ def _refuse_chance(model: PreTrainedModel, source: Any, missing: set[str], unexp
 
 def _require_safe_files(files: list[str], source: str | os.PathLike | None) -> None:
     """Whatever named the files: an index on the Hub, or a `config.json`."""
-    open_slices([file for file in files if not file.endswith(".safetensors")])
-    # Not resolved: the files of the Hub's cache are links.
-    folder = os.path.abspath(source or "")
-    outside = [file for file in files if not Path(os.path.abspath(file)).is_relative_to(folder)]
-    if source is not None and Path(folder).is_dir() and outside:
-        raise CheckpointError(f"{source} leads out of its folder, to {listed(outside)}; don't use this model")
+    require_safetensors(files)
+    if source is not None and Path(source).is_dir():
+        require_inside(source, [os.path.abspath(file) for file in files], source)
 
 
 def _require_safe_index(folder: str | os.PathLike | None, subfolder: str | None, variant: str | None) -> None:

@@ -34,13 +34,11 @@ class DenseRetNet(DecoderFormat):
     mixing = "retention in every layer"
     positions = ("none", "rotary")
     needs: ClassVar[dict[str, Any]] = {
+        **DecoderFormat.needs,
         "norm_type": "rms",
         "mlp_gated": True,
         "mlp_bias": False,
         "retention_bias": False,
-        "embedding_norm": False,
-        "mlp_token_shift": "none",
-        "mlp_placement": "each",
     }
 
     def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:

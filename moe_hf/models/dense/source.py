@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -215,11 +216,7 @@ def open_slices(files: list[str]) -> dict[str, Any]:
     """
     slices: dict[str, Any] = {}
     for file in files:
-        if not file.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{Path(file).name} is not a safetensors file; pickled checkpoints can run code and are not read: "
-                f"{_CONVERT}"
-            )
+        require_safetensors([file])
         try:
             opened = safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
@@ -228,6 +225,43 @@ def open_slices(files: list[str]) -> dict[str, Any]:
             ) from error
         slices.update({name: opened.get_slice(name) for name in opened.keys()})
     return slices
+
+
+def require_safetensors(files: Iterable[str]) -> None:
+    """Check that all files are safetensors, by their names.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for file in files:
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{Path(file).name} is not a safetensors file; pickled checkpoints can run code and are not read: "
+                f"{_CONVERT}"
+            )
+
+
+def require_inside(folder: str | os.PathLike, files: Iterable[str], source: Any) -> None:
+    """Check that files, which something on the Hub may have named, stand in a folder.
+
+    Args:
+        folder: where they must stand; relative names start there.
+        files: their names.
+        source: what the error calls whatever named them.
+
+    Raises:
+        CheckpointError: one stands somewhere else.
+    """
+    # Not resolved: the files of the Hub's cache are links.
+    root = os.path.abspath(folder)
+    # A name that climbs may come back by another way than it seems, through a link.
+    outside = [
+        file
+        for file in files
+        if ".." in Path(file).parts or not Path(os.path.abspath(os.path.join(root, file))).is_relative_to(root)
+    ]
+    if outside:
+        raise CheckpointError(f"{source} leads out of its folder, to {listed(outside)}; don't use this model")
 
 
 def indexed_files(index: Path) -> list[str]:
@@ -239,12 +273,9 @@ def indexed_files(index: Path) -> list[str]:
     weight_map = json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map, a table from tensors to files; download it again")
-    # Names in an index are untrusted data.
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        raise CheckpointError(f"{index} leads out of its folder, to {listed(outside)}; don't use this model")
-    open_slices([name for name in names if not name.endswith(".safetensors")])
+    require_inside(index.parent, names, index)
+    require_safetensors(names)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")

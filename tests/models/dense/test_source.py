@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_hf import CheckpointError, GPT2WithMoE
 from moe_hf.models.auto import family_of
-from moe_hf.models.dense.source import open_slices
+from moe_hf.models.dense.source import open_slices, require_inside
 
 
 @pytest.mark.parametrize("source", ["dense", "ours"])
@@ -88,3 +88,22 @@ def test_slices_outlive_the_call_that_opened_them(dense_folder) -> None:
     value = open_slices([str(dense_folder / "model.safetensors")])[name][:]
     with safe_open(dense_folder / "model.safetensors", framework="pt") as file:
         assert value.equal(file.get_tensor(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("a.safetensors", True),
+        ("sub/a", True),
+        ("sub/../a", False),
+        ("../a", False),
+        ("sub/../../a", False),
+        ("/a", False),
+    ],
+)
+def test_a_file_is_inside_its_folder_or_refused(tmp_path, name: str, inside: bool) -> None:
+    if inside:
+        require_inside(tmp_path, [name], "the index")
+        return
+    with pytest.raises(CheckpointError, match=f"the index leads out of its folder, to {name}; don't use this model"):
+        require_inside(tmp_path, [name], "the index")
