@@ -12,9 +12,9 @@ from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.norms import make_norm
 from moe_hf.models.decoder import DecoderLayer
-from moe_hf.models.megabyte.info import megabyte_info
 from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
 
+_PARAMS = ("total_params", "active_params", "dense_twin_params", "embedding_params")
 _FLOAT32 = 4
 # AdamW keeps a weight, its gradient and two moments.
 _ADAMW_COPIES = 4
@@ -34,8 +34,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         A token of MegaByte is a byte.
     """
     if isinstance(config, MegaByteWithMoEConfig):
-        of_decoders = (get_moe_model_info(part) for part in (config.global_config, config.local_decoder_config))
-        return megabyte_info(config, *of_decoders)
+        return _with_sizes(_of_megabyte(config))
     width, experts = config.hidden_size, config.num_experts
     moe_layers = len(config.sparse_layers)
     embedding = config.vocab_size * width
@@ -54,29 +53,56 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
 
     total = embedding + head + norms + sum(map(_count, layers))
     active = total - routed + _visited_experts(config) * expert
-    twin = total - sparse_ffns + moe_layers * dense_ffn
-
     # Every matrix a token meets costs a multiply-add per weight; the embedding is looked up, the head is multiplied.
     matrices = active - embedding - head + config.vocab_size * width
     mixing = sum(layer.mixer.multiply_adds(config.max_position_embeddings) for layer in layers if layer.mixer)
+    return _with_sizes(
+        {
+            "total_params": total,
+            "active_params": active,
+            "dense_twin_params": total - sparse_ffns + moe_layers * dense_ffn,
+            "embedding_params": embedding,
+            "expert_utilization": f"{100 * config.num_experts_per_tok / experts:.1f}%",
+            "num_experts": experts,
+            "num_experts_per_tok": config.num_experts_per_tok,
+            "moe_layers": moe_layers,
+            "dense_layers": (config.mlp_layer_types or []).count("dense"),
+            "context_length": config.max_position_embeddings,
+            "flops_per_token": 2 * (matrices + mixing),
+        }
+    )
+
+
+def _of_megabyte(config: MegaByteWithMoEConfig) -> dict[str, Any]:
+    """The counts of a whole MegaByte, from those of its two decoders; a token is a byte."""
+    size, width, local = config.patch_size, config.hidden_size, config.local_decoder_config
+    of_global, of_local = get_moe_model_info(config.global_config), get_moe_model_info(local)
+    added = (*_PARAMS, "moe_layers", "dense_layers")
+    info = {**of_global, **{name: of_global[name] + of_local[name] for name in added}}
+    # The global decoder has neither the one id nor, untied, the head of one id that its configuration names.
+    absent = width if config.tie_word_embeddings else 2 * width
+    embedding, bridge = config.vocab_size * width // size, width // size * local.hidden_size
+    for name in ("total_params", "active_params", "dense_twin_params"):
+        info[name] += embedding + width + bridge + local.hidden_size - absent
+    info["embedding_params"] += embedding - width
+    info["context_length"] = config.max_position_embeddings
+    # The global decoder runs once per patch, and multiplies by no head.
+    of_patch = of_global["flops_per_token"] - 2 * width
+    head = 2 * config.vocab_size * local.hidden_size
+    # The local decoder reads again what it looks back at, but predicts nothing there.
+    of_place = of_local["flops_per_token"] - head
+    info["flops_per_token"] = of_patch / size + of_place * (size + config.lookback) / size + head + 2 * bridge
+    return info
+
+
+def _with_sizes(info: dict[str, Any]) -> dict[str, Any]:
+    """The counts, and what follows from them."""
+    total, active, embedding = info["total_params"], info["active_params"], info["embedding_params"]
     return {
-        "total_params": total,
-        "active_params": active,
-        "dense_twin_params": twin,
-        "embedding_params": embedding,
-        "total_params_m": total / 1e6,
-        "active_params_m": active / 1e6,
-        "dense_twin_params_m": twin / 1e6,
-        "embedding_params_m": embedding / 1e6,
+        **info,
+        **{f"{name}_m": info[name] / 1e6 for name in _PARAMS},
         "active_non_embedding_params_m": (active - embedding) / 1e6,
         "active_fraction": active / total,
-        "expert_utilization": f"{100 * config.num_experts_per_tok / experts:.1f}%",
-        "num_experts": experts,
-        "num_experts_per_tok": config.num_experts_per_tok,
-        "moe_layers": moe_layers,
-        "dense_layers": (config.mlp_layer_types or []).count("dense"),
-        "context_length": config.max_position_embeddings,
-        "flops_per_token": 2 * (matrices + mixing),
         "weight_bytes": _FLOAT32 * total,
         "train_state_bytes": _ADAMW_COPIES * _FLOAT32 * total,
     }

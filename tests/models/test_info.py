@@ -1,10 +1,13 @@
 """Parameter counts and FLOPs: equal to the built model, for every preset."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_hf import GPT2WithMoE, create_moe_config, get_moe_model_info
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import PRESETS
 from moe_hf.models.megabyte.model import MegaByteWithMoE
 
@@ -97,3 +100,52 @@ def test_what_a_reader_finds(tiny_config) -> None:
     for name in ("total_params", "active_params", "dense_twin_params", "embedding_params"):
         assert info[f"{name}_m"] == info[name] / 1e6
     assert info["active_non_embedding_params_m"] == (info["active_params"] - info["embedding_params"]) / 1e6
+
+
+MEGABYTE: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 6, "patch_size": 6}
+MEGABYTE |= {"num_experts": 4, "num_experts_per_tok": 1, "max_position_embeddings": 60, "mixer_short_conv": 3}
+
+
+def info_of_megabyte(**overrides: Any) -> tuple[MegaByteWithMoEConfig, dict[str, Any]]:
+    config = MegaByteWithMoEConfig(**{**MEGABYTE, **overrides})
+    return config, get_moe_model_info(config)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_megabyte_parameters_are_those_of_the_model(tied: bool, positions: str) -> None:
+    config, info = info_of_megabyte(tie_word_embeddings=tied, position_embedding_type=positions)
+    model = MegaByteWithMoE(config)
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    experts = sum(parameter.numel() for name, parameter in parameters.items() if ".experts." in name)
+    assert info["total_params"] == total
+    assert info["active_params"] == total - experts * 3 // 4
+    assert info["embedding_params"] == sum(
+        parameters[name].numel() for name in parameters if "embed" in name and "lm_head" not in name
+    )
+    assert info["weight_bytes"] == 4 * total
+    assert info["train_state_bytes"] == 16 * total
+    assert (info["moe_layers"], info["dense_layers"], info["context_length"]) == (3, 3, 60)
+    assert info["total_params_m"] == total / 1e6
+
+
+def test_megabyte_the_dense_twin_has_no_experts() -> None:
+    _, info = info_of_megabyte()
+    dense = MegaByteWithMoE(MegaByteWithMoEConfig(**MEGABYTE, mlp_layer_types=["dense"] * 4))
+    assert info["dense_twin_params"] == sum(parameter.numel() for parameter in dense.parameters())
+
+
+def test_megabyte_a_larger_patch_costs_fewer_operations_per_byte() -> None:
+    costs = [
+        info_of_megabyte(patch_size=size, local_config={"hidden_size": 24})[1]["flops_per_token"] for size in (2, 4, 8)
+    ]
+    assert costs == sorted(costs, reverse=True)
+    # A byte's multiplications, written out for one dense layer each, without positions.
+    _, info = info_of_megabyte(
+        num_hidden_layers=1, mlp_layer_types=["dense"], mixer_short_conv=0, local_config={"hidden_size": 24}
+    )
+    of_patch = 12 * 48 * 48 + (4 + 4 + 1) * 48 + 3 * 2 * 48 + 2 * 11 * 48
+    # Six places of a patch, behind three that are looked back at.
+    of_place = 12 * 24 * 24 + (4 + 4 + 1) * 24 + 3 * 2 * 24 + 2 * 9 * 24
+    assert info["flops_per_token"] == pytest.approx(2 * (of_patch / 6 + of_place * 9 / 6 + 264 * 24 + 8 * 24))

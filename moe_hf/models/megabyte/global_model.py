@@ -10,24 +10,14 @@ from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.caches.megabyte import MegaByteCache
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
+from moe_hf.layers.caches.megabyte import MegaByteCache, Routing
 from moe_hf.layers.patching import MegaBytePatching
-from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.megabyte.base import MegaBytePreTrainedModel
 from moe_hf.models.megabyte.outputs import ROUTING, PatchContext, routing_of
 from moe_hf.ops.patching import PatchLayout
 
 
-class PatchDecoder(MoEDecoderModel):
-    """A decoder over vectors: it has no vocabulary."""
-
-    def __init__(self, config: MoEDecoderConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens: Any = None
-
-
-class GlobalModel(MegaBytePreTrainedModel):
+class GlobalModel(nn.Module):
     """The half of MegaByte that reads patches (Yu et al. 2023, sections 2.2.1 and 2.2.2).
 
     Attributes:
@@ -36,8 +26,9 @@ class GlobalModel(MegaBytePreTrainedModel):
         to_local: from the part of a patch's vector that belongs to a place to the local decoder's width, (L, D / P).
     """
 
+    config: MegaByteWithMoEConfig
     patching: MegaBytePatching
-    global_decoder: PatchDecoder
+    global_decoder: Any
     to_local: nn.Linear
 
     def context_of_patches(
@@ -57,38 +48,26 @@ class GlobalModel(MegaBytePreTrainedModel):
             cache: of earlier calls; what it holds is the context of the first patch of the grid.
             wanted: recordings, by keyword argument.
         """
-        if cache is None or not cache.seen:
-            return self._from_the_start(grid_BKP, layout, packed, cache, wanted)
-        # The context of the first patch is known; those of the others come of what the grid holds.
-        known = PatchContext(cache.context_BPL[:, None], {}, None)
-        vectors_BKD = self.patching(grid_BKP[:, :-1].flatten(1))
-        if not vectors_BKD.shape[1]:
-            return known._replace(routing=cache.behind_known({name: [] for name in ROUTING}))
-        position_BK = cache.patch_B[:, None] + layout.position_BK[:, 1:]
-        real_BK = None if layout.slot_BS is None or packed else layout.real_BK[:, 1:]
-        outputs = self._read_patches(vectors_BKD, position_BK, real_BK, cache, wanted)
-        return PatchContext(
-            torch.cat([known.context_BKPL, self._context(outputs)], dim=1),
-            cache.behind_known(routing_of(outputs, len(grid_BKP))),
-            outputs,
-        )
-
-    def _from_the_start(
-        self,
-        grid_BKP: torch.Tensor,
-        layout: PatchLayout,
-        packed: bool,
-        cache: MegaByteCache | None,
-        wanted: dict[str, bool],
-    ) -> PatchContext:
-        plain = layout.slot_BS is None
-        vectors_BKD = self.patching(grid_BKP.flatten(1), shift=True, begins=None if plain else layout.begins_BK)
-        # The patch of start is there even where all bytes are padding.
-        real_BK = layout.real_BK.clone()
-        real_BK[:, 0] = True
-        hidden_BK = None if plain or packed else real_BK
-        outputs = self._read_patches(vectors_BKD, layout.position_BK, hidden_BK, cache, wanted, plain)
-        return PatchContext(self._context(outputs), routing_of(outputs, len(grid_BKP)), outputs)
+        known, plain = cache if cache is not None and cache.seen else None, layout.slot_BS is None
+        if known is not None:
+            # The context of the first patch is known; those of the others come of what the grid holds.
+            vectors_BKD = self.patching(grid_BKP[:, :-1].flatten(1))
+            position_BK, real_BK = known.patch_B[:, None] + layout.position_BK[:, 1:], layout.real_BK[:, 1:]
+        else:
+            vectors_BKD = self.patching(grid_BKP.flatten(1), shift=True, begins=None if plain else layout.begins_BK)
+            position_BK, real_BK = layout.position_BK, layout.real_BK.clone()
+            # The patch of start is there even where all bytes are padding.
+            real_BK[:, 0] = True
+        contexts: list[torch.Tensor] = []
+        routing: Routing = {name: [] for name in ROUTING}
+        outputs = None
+        if vectors_BKD.shape[1]:
+            hidden_BK = None if plain or packed else real_BK
+            outputs = self._read_patches(vectors_BKD, position_BK, hidden_BK, cache, wanted, plain and known is None)
+            contexts, routing = [self._context(outputs)], routing_of(outputs, len(grid_BKP))
+        if known is not None:
+            contexts, routing = [known.context_BPL[:, None], *contexts], known.behind_known(routing)
+        return PatchContext(torch.cat(contexts, dim=1), routing, outputs)
 
     def finish_patches(self, cache: MegaByteCache, wanted: dict[str, bool]) -> MoeModelOutputWithPast | None:
         """Read the patches that are full, and begin the next ones in the cache; None where no row's is."""

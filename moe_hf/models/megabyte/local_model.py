@@ -4,16 +4,17 @@ Shapes: B batch, P bytes per patch, K patches, R bytes looked back at, W places 
 local decoder.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.layers.caches.megabyte import MegaByteCache
-from moe_hf.models.decoder import MoEDecoderModel
-from moe_hf.models.megabyte.base import MegaBytePreTrainedModel
 
 
-class LocalModel(MegaBytePreTrainedModel):
+class LocalModel(nn.Module):
     """The half of MegaByte that reads places (Yu et al. 2023, section 2.2.3): bytes, plus the context of their patch.
 
     Attributes:
@@ -21,7 +22,8 @@ class LocalModel(MegaBytePreTrainedModel):
         local_start: stands where the first place of a patch has no byte before it; (L,).
     """
 
-    local_decoder: MoEDecoderModel
+    config: MegaByteWithMoEConfig
+    local_decoder: Any
     local_start: nn.Parameter
 
     def read_places(

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.layers.attention.packed_rows import positions_from, starts_unless_hindered
 from moe_hf.layers.caches.host import CACHE_NAME, one_cache
@@ -21,17 +22,47 @@ from moe_hf.layers.caches.megabyte import MegaByteCache, real_bytes
 from moe_hf.layers.caches.states import require_rows, unless_exporting
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.patching import MegaBytePatching
-from moe_hf.models.decoder import MoEDecoderModel
+from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 from moe_hf.models.keywords import refuse_unknown
-from moe_hf.models.megabyte.base import MegaBytePreTrainedModel
-from moe_hf.models.megabyte.global_model import GlobalModel, PatchDecoder
+from moe_hf.models.megabyte.global_model import GlobalModel
 from moe_hf.models.megabyte.local_model import LocalModel
 from moe_hf.models.megabyte.outputs import joined, recordings
 from moe_hf.ops.patching import PatchLayout, last_of_patch_before, lay_out, patch_layout, pick_up
 
 
-class MegaByteWithMoEModel(GlobalModel, LocalModel, DrawsOwnWeights):
+class PatchDecoder(MoEDecoderModel):
+    """A decoder over vectors: it has no vocabulary."""
+
+    def __init__(self, config: MoEDecoderConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens: Any = None
+
+
+class MegaBytePreTrainedModel(MoEPreTrainedModel):
+    """What the MegaByte classes tell transformers about themselves."""
+
+    config: MegaByteWithMoEConfig
+    # The layout of patches depends on how many bytes are real.
+    _can_compile_fullgraph = False
+    # The two decoders record for themselves.
+    _can_record_outputs: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def _is_stateful(self) -> bool:
+        return True
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; the patch embedder and the local configuration follow."""
+        embedding = super().resize_token_embeddings(*args, **kwargs)
+        model: Any = self.base_model
+        size = embedding.num_embeddings
+        model.patching.embedding = self._get_resized_embeddings(model.patching.embedding, size)
+        self.config.local_decoder_config.vocab_size = size
+        return embedding
+
+
+class MegaByteWithMoEModel(MegaBytePreTrainedModel, GlobalModel, LocalModel, DrawsOwnWeights):
     """Bytes to the hidden states that predict the byte behind each (Yu et al. 2023, 2305.07185, section 2).
 
     The place of byte t in its patch is given the bytes of the patch before t, and the context that the global model

@@ -236,3 +236,17 @@ def test_what_it_cannot_read_is_a_clear_error(ids, given: dict[str, Any], messag
 def test_other_caches_of_generate_are_clear_errors(ids) -> None:
     with pytest.raises(ConfigError, match="cache_implementation='static' is not allowed"):
         greedy(tiny(), ids, cache_implementation="static")
+
+
+def test_new_ids_get_vectors_in_both_embeddings(ids, tmp_path) -> None:
+    model = tiny(tie_word_embeddings=True)
+    before = model(ids, use_cache=False).logits
+    model.resize_token_embeddings(64)
+    after = model(ids, use_cache=False).logits
+    assert after.shape[-1] == 64
+    torch.testing.assert_close(after[..., :61], before)
+    assert torch.isfinite(model(torch.full((1, 9), 63), use_cache=False).logits).all()
+    model.save_pretrained(tmp_path)
+    loaded = MegaByteWithMoE.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.local_decoder.embed_tokens.weight
+    torch.testing.assert_close(loaded(ids, use_cache=False).logits, after)

@@ -152,13 +152,18 @@ class LearnedRouter(Router):
     @classmethod
     def from_config(cls, config: MoEDecoderConfig) -> Self:
         """The router of one sparse layer of a model."""
-        return cls(
-            config.hidden_size,
-            config.num_experts,
-            config.num_experts_per_tok,
-            normalize=config.norm_topk_prob,
-            jitter=config.router_jitter_noise,
-        )
+        return cls(**cls.options(config))
+
+    @classmethod
+    def options(cls, config: MoEDecoderConfig) -> dict[str, Any]:
+        """The arguments of the router, as the configuration names them."""
+        return {
+            "dim": config.hidden_size,
+            "num_experts": config.num_experts,
+            "k": config.num_experts_per_tok,
+            "normalize": config.norm_topk_prob,
+            "jitter": config.router_jitter_noise,
+        }
 
     def logits(self, x_TD: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
         """Raw logits (T, E), float32; `token_ids` is not looked at."""

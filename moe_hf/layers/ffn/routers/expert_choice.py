@@ -4,7 +4,7 @@ Shapes: T tokens, E experts. Any number of experts may take a token, so K = E sl
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,17 +48,10 @@ class _ThresholdKeeper(LoadLearner):
         self.register_buffer("score_threshold", torch.full((num_experts,), self.fresh_state, dtype=torch.float32))
 
     @classmethod
-    def from_config(cls, config: MoEDecoderConfig) -> Self:
-        """The router of one sparse layer of a model."""
-        return cls(
-            config.hidden_size,
-            config.num_experts,
-            config.num_experts_per_tok,
-            normalize=config.norm_topk_prob,
-            jitter=config.router_jitter_noise,
-            capacity_factor=config.router_capacity_factor or 1.0,
-            decay=config.router_threshold_decay,
-        )
+    def options(cls, config: MoEDecoderConfig) -> dict[str, Any]:
+        """As in LearnedRouter, with the share of the tokens and the decay."""
+        factor, decay = config.router_capacity_factor or 1.0, config.router_threshold_decay
+        return {**super().options(config), "capacity_factor": factor, "decay": decay}
 
     def tokens_per_expert(self, num_tokens: torch.Tensor) -> torch.Tensor:
         """How many of `num_tokens` tokens each expert takes, at least 1; whole numbers, as a tensor."""
@@ -131,11 +124,9 @@ class ExpertThresholdRouter(_ThresholdKeeper):
         return torch.where(self.score_threshold < 0, self.best_tokens(score_TE, mask_T), causal_TE)
 
     @classmethod
-    def from_config(cls, config: MoEDecoderConfig) -> Self:
-        """The router of one sparse layer of a model; `router_capacity_factor` limits its experts, not their share."""
-        router = super().from_config(config)
-        router.capacity_factor = 1.0
-        return router
+    def options(cls, config: MoEDecoderConfig) -> dict[str, Any]:
+        """As in LearnedRouter; `router_capacity_factor` limits its experts, not their share."""
+        return {**super().options(config), "capacity_factor": 1.0}
 
 
 def _num_real(score_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Shapes: T tokens, E experts, K experts per token.
 """
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from transformers.utils import logging
@@ -54,24 +54,20 @@ class SigmoidBiasRouter(LoadLearner):
         self.register_buffer("e_score_correction_bias", torch.zeros(num_experts, dtype=torch.float32))
 
     @classmethod
-    def from_config(cls, config: MoEDecoderConfig) -> Self:
-        """The router of one sparse layer of a model."""
+    def options(cls, config: MoEDecoderConfig) -> dict[str, Any]:
+        """As in LearnedRouter, with groups, scale and the speed of the bias."""
         if config.num_experts_per_tok == 1 and config.num_experts > 1:
             logger.warning_once(
                 "sigmoid_bias with num_experts_per_tok=1: normalised, the weight is always 1 and teaches the router "
                 "nothing, else it shuts experts off; set num_experts_per_tok to 2 or more, with norm_topk_prob=True"
             )
-        return cls(
-            config.hidden_size,
-            config.num_experts,
-            config.num_experts_per_tok,
-            normalize=config.norm_topk_prob,
-            jitter=config.router_jitter_noise,
-            num_groups=config.router_num_groups,
-            groups_per_token=config.router_groups_per_tok,
-            scale=config.router_scale,
-            update_speed=config.router_bias_update_speed,
-        )
+        return {
+            **super().options(config),
+            "num_groups": config.router_num_groups,
+            "groups_per_token": config.router_groups_per_tok,
+            "scale": config.router_scale,
+            "update_speed": config.router_bias_update_speed,
+        }
 
     def choose(self, logits_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:
         """The k best experts by score plus bias, within the best groups."""
