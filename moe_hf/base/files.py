@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, flushed to disk, then renamed."""
+"""Atomic writes of files and folders: written under another name, flushed to disk, then renamed."""
 
 import errno
 import os
@@ -15,8 +15,8 @@ if sys.platform != "win32":
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path]:
-    """A path to write to; on leaving without an error the file takes its place at `path` in one step.
+def atomic_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path]:
+    """A temporary path to write to; on leaving without an error it is renamed to `path` in one atomic step.
 
     A file that is there already keeps its mode, and a symbolic link stays one: what it leads to is replaced.
 
@@ -42,8 +42,8 @@ def whole_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path]
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A new folder to fill; on leaving without an error it takes its place at `path` in one step.
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder to fill; on leaving without an error it is renamed to `path` in one atomic step.
 
     A folder that is already at `path` is removed only once the new one has taken its place.
     """
@@ -75,7 +75,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def _names_aside(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Names beside `path` for what is not whole yet, and for what was there before.
+    """Temporary names beside `path`: for what is being written, and for what was there before.
 
     What killed processes left under such names is removed first. Every writer holds a shared lock on the folder, so
     whoever gets it alone knows that the leftovers are nobody's; a number of a process says less: it may be given

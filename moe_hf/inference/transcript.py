@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.text.chat_template import Message
 
 LARGEST_FILE = 64 * 2**20
@@ -39,7 +39,7 @@ class TranscriptFile:
         conversations = [*self._earlier, list(messages)]
         text = "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in conversations)
         try:
-            with whole_file(self.path, private=True) as aside:
+            with atomic_file(self.path, private=True) as aside:
                 aside.write_text(text, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"can't write the transcript {self.path}: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.ops.routing.balance import expert_counts
 
@@ -395,5 +395,5 @@ def keep_metrics_until(output_dir: str, step: int, log_history: Sequence[Mapping
     known = sum(entry.get("step") == step for entry in log_history)
     at_step = [record for record in records if record["step"] == step and "train_runtime" not in record]
     kept += at_step[:known] if step else []
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import Cache
 
 from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.config.pattern import CACHE_OF_MIXER
 from moe_hf.layers.caches.states import StateLayer, advance, detach_states, states_of
 from moe_hf.models.heads import MoEForCausalLM
@@ -167,7 +167,7 @@ def save_stream_state(cache: Cache, path: str | os.PathLike) -> None:
         if isinstance(layer, StateLayer)
         for name, state in layer.states.items()
     }
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         save_file(tensors, aside, metadata={_TOKENS_SEEN: str(int(cache.get_seq_length()))})
 
 

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from moe_hf.base.files import whole_file, whole_folder
+from moe_hf.base.files import atomic_file, atomic_folder
 
 
 def test_file_appears_only_when_complete(tmp_path):
     target = tmp_path / "a.txt"
-    with whole_file(target) as aside:
+    with atomic_file(target) as aside:
         aside.write_text("new", encoding="utf-8")
         assert not target.exists()
     assert target.read_text(encoding="utf-8") == "new"
@@ -29,7 +29,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old", encoding="utf-8")
     with pytest.raises(RuntimeError, match="killed"):
-        _fill_and_fail(whole_file(target))
+        _fill_and_fail(atomic_file(target))
     assert target.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -39,7 +39,7 @@ def test_failed_folder_keeps_the_old_folder(tmp_path):
     target.mkdir()
     (target / "old").touch()
     with pytest.raises(RuntimeError, match="killed"):
-        _fill_and_fail(whole_folder(target), "new")
+        _fill_and_fail(atomic_folder(target), "new")
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
 
@@ -47,7 +47,7 @@ def test_failed_folder_keeps_the_old_folder(tmp_path):
 def test_complete_folder_replaces_the_old_one_and_makes_its_parents(tmp_path):
     target = tmp_path / "runs" / "model"
     for name in ("first", "second"):
-        with whole_folder(target) as aside:
+        with atomic_folder(target) as aside:
             (aside / name).mkdir()
             (aside / name / "file").touch()
     assert [path.name for path in target.iterdir()] == ["second"]
@@ -68,7 +68,7 @@ def test_a_rename_that_fails_leaves_the_old_folder_in_its_place(tmp_path, monkey
         real(source, destination)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(PermissionError), whole_folder(target) as aside:
+    with pytest.raises(PermissionError), atomic_folder(target) as aside:
         (aside / "new").touch()
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
@@ -76,9 +76,9 @@ def test_a_rename_that_fails_leaves_the_old_folder_in_its_place(tmp_path, monkey
 
 WRITER = """
 import sys, time
-from moe_hf.base.files import whole_file, whole_folder
+from moe_hf.base.files import atomic_file, atomic_folder
 kind, path = sys.argv[1:]
-with {"file": whole_file, "folder": whole_folder}[kind](path) as aside:
+with {"file": atomic_file, "folder": atomic_folder}[kind](path) as aside:
     (aside / "half" if kind == "folder" else aside).touch()
     print("writing", flush=True)
     time.sleep(60)
@@ -97,7 +97,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_but_not_what_a_living_one_
         (tmp_path / name).touch()
 
     def write() -> set[str]:
-        with (whole_folder if kind == "folder" else whole_file)(target) as aside:
+        with (atomic_folder if kind == "folder" else atomic_file)(target) as aside:
             aside.touch()
         return {path.name for path in tmp_path.iterdir()} - kept
 
@@ -117,6 +117,6 @@ def test_a_folder_that_a_kill_between_two_renames_took_away_is_put_back(tmp_path
     (tmp_path / ".model.old-7" / "old").touch()
     (tmp_path / ".model.partial-7").mkdir()
     with pytest.raises(RuntimeError, match="killed"):
-        _fill_and_fail(whole_folder(target), "new")
+        _fill_and_fail(atomic_folder(target), "new")
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 
 HOUSE_STYLE = Path(__file__).with_name("house.mplstyle")
 INK, QUIET = "#222222", "#555555"
@@ -116,7 +116,7 @@ def picture(
             figure.suptitle(title)
         yield figure, figure.subplots(rows, columns, squeeze=False, **grid)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as aside:
+        with atomic_file(file) as aside:
             figure.savefig(aside, format="png")
 
 

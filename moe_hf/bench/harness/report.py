@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.bench.harness.cases import Goal
 from moe_hf.bench.harness.goals import Verdict, judge
 from moe_hf.bench.harness.results import Report, plain, to_json
@@ -34,7 +34,7 @@ def write_report(report: Report, folder: Path, page: Page, goals: Sequence[Goal]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = page.draw(report, folder)
     data = write_report_json(report, folder, goals)
-    with whole_file(folder / "report.md") as aside:
+    with atomic_file(folder / "report.md") as aside:
         aside.write_text(report_text(report, page, goals, [picture.name for picture in pictures]))
     return [folder / "report.md", data, *pictures]
 
@@ -58,7 +58,7 @@ def write_report_json(report: Report, folder: Path, goals: Sequence[Goal] = ()) 
 def write_json(data: Any, file: Path) -> Path:
     """Write the data as a JSON file, aside first, in a folder that is made if it is missing; returns its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as aside:
+    with atomic_file(file) as aside:
         aside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return file
 

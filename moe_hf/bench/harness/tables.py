@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.bench.harness.arms import FUSED, GEMM, OWN, PACKAGE, ROOF, TRANSFORMERS
 from moe_hf.bench.harness.goals import Verdict
 from moe_hf.bench.harness.results import ArmResult, GroupResult
@@ -133,6 +133,6 @@ def fill_page(page: Path, name: str, text: str) -> bool:
     marked = f"{re.escape(begin)}.*?{re.escape(end)}"
     new, count = re.subn(marked, lambda _: f"{begin}\n\n{text}\n\n{end}", old, flags=re.DOTALL)
     if count:
-        with whole_file(page) as aside:
+        with atomic_file(page) as aside:
             aside.write_text(new, encoding="utf-8")
     return count > 0

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.bench.harness.tables import markdown_table, milliseconds
 from moe_hf.bench.speed.profiling import GLUE, KINDS, PARTS, REST, Profile
 
@@ -59,7 +59,7 @@ def write_profile_reports(
     }
     texts["profile.json"] = json.dumps(data, indent=1) + "\n"
     for name, text in texts.items():
-        with whole_file(folder / name) as aside:
+        with atomic_file(folder / name) as aside:
             aside.write_text(text)
     return [folder / name for name in texts]
 

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.base.registry import Registry
 from moe_hf.bench.harness.arms import TRAINING, Arm, Group, Options
 from moe_hf.bench.harness.memory import quiet_profiler
@@ -187,6 +187,6 @@ def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, trac
     trace = None
     if traces is not None:
         trace = f"trace_{part}_{arm.name.replace(' ', '_').replace(',', '')}.json"
-        with whole_file(traces / trace) as aside:
+        with atomic_file(traces / trace) as aside:
             profiler.export_chrome_trace(str(aside))
     return Profile(part, TRAINING, arm.name, size, steps, operators, table, trace)

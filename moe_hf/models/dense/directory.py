@@ -1,4 +1,4 @@
-"""Writes a Mixture-of-Experts directory from a dense model's, a shard at a time, whole or not at all."""
+"""Writes a Mixture-of-Experts directory from a dense model's: one shard at a time, and atomically."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download, split_state_dict_into_shards_fact
 from safetensors.torch import save_file
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.files import whole_folder
+from moe_hf.base.files import atomic_folder
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
@@ -79,7 +79,7 @@ def upcycle_directory(
     config.dtype = dtype or dtype_named(state["model.embed_tokens.weight"].get_dtype())
     total = sum(_size(value, config.dtype) for value in state.values())
 
-    with whole_folder(destination) as aside:
+    with atomic_folder(destination) as aside:
         # Here what a killed run left behind is gone.
         _require_space(destination, total)
         num_shards = _write_weights(state, aside, config.dtype, max_shard_size, on_shard)

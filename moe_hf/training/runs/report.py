@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.text.scoreboard import render_scoreboard
 from moe_hf.training.data.sources import SOURCES
 from moe_hf.training.metrics import METRICS_NAME, read_metrics
@@ -36,7 +36,7 @@ def write_report(report: TrainingReport, settings: Settings, folder: Path) -> li
     title = f"{name}: how evenly the experts are used"
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
-    with whole_file(folder / CARD_FILE) as aside:
+    with atomic_file(folder / CARD_FILE) as aside:
         bits = next((event[_BITS] for event in reversed(events) if _BITS in event), None)
         aside.write_text(model_card(report, settings, [file.name for file in written], bits), encoding="utf-8")
     return [folder / CARD_FILE, *written]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 
 
 class RunFileDumper(yaml.SafeDumper):
@@ -100,5 +100,5 @@ def write_run_file(path: str | Path, settings: Mapping[str, Any], headline: str)
         headline: one line about the run, written as a comment.
     """
     text = yaml.dump(dict(settings), Dumper=RunFileDumper, sort_keys=False, allow_unicode=True, width=110)
-    with whole_file(path) as aside:
+    with atomic_file(path) as aside:
         aside.write_text(f"# {headline}\n{text}", encoding="utf-8")

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 from moe_hf.bench.harness.drawing import QUIET, look_number, picture
 from moe_hf.bench.harness.tables import fill_page, markdown_table
 from moe_hf.bench.studies.recall.arms import ARMS
@@ -83,7 +83,7 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
     """Write `data/recall.md` and `images/recall.png`, and fill the place between the marks of `mixers.md`."""
     text = table(rows)
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "data" / "recall.md") as aside:
+    with atomic_file(folder / "data" / "recall.md") as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     fill_page(folder / PAGE, MARK, text)
     chosen = [row for row in rows if row.task == SWEPT]

@@ -15,7 +15,7 @@ import torch
 import triton  # noqa: TID251
 from triton.runtime.errors import OutOfResources, PTXASError  # noqa: TID251
 
-from moe_hf.base.files import whole_file
+from moe_hf.base.files import atomic_file
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether the kernels were imported with TRITON_INTERPRET=1 and so run on the CPU, in NumPy."""
@@ -212,7 +212,7 @@ def write_tiles(path: Path, table: dict[str, Tiles]) -> None:
     """Puts the table where `read_tiles` finds it, whole or not at all; a folder that can't be written is left alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_text(json.dumps(table, sort_keys=True), encoding="utf-8")
     except OSError:
         # A home that cannot be written costs a timing per process, not the run.
