@@ -19,6 +19,7 @@ class DerivedFields(PreTrainedConfig):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
+        # This runs at every read of any attribute: only one that holds None pays for the look-up.
         if value is None:
             cls = type(self)
             method = cls.derived_fields.get(cls.attribute_map.get(name, name))

@@ -60,6 +60,7 @@ def check(config: Any, rules: Iterable[Rule]) -> None:
     Raises:
         ConfigError: a field holds what its rule does not allow.
     """
+    # Ranges are written so that NaN, which no comparison holds for, is refused.
     for rule in rules:
         for name in rule.names.split():
             require(config, rule.holds(getattr(config, name)), name, rule.allowed)

@@ -73,6 +73,7 @@ class ValidDecoder(PreTrainedConfig):
         check(self, _NUMBERS)
         hashed, sparse = self.router_num_hash_layers, len(self.sparse_layers)
         require(self, hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
+        # Only now: the remainder needs both to be positive.
         heads = self.num_attention_heads
         require(self, self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
         if self.position_embedding_type == "rotary":

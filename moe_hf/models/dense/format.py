@@ -51,6 +51,7 @@ class DecoderFormat(DenseFormat):
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of this architecture."""
         names = list(names)
+        # A name may end like a mark and be another list's: "players.0." is no layer.
         layer = rf"(^|\.){re.escape(self.layers)}\.\d+\."
         return all(any(re.search(f"{layer}{re.escape(mark)}$", name) for name in names) for mark in self.marks)
 
@@ -64,6 +65,7 @@ class DecoderFormat(DenseFormat):
     ) -> dict[str, LazyTensor]:
         """As in DenseFormat."""
         source = DenseSource(dense, self.name, self.prefix, self.ignored)
+        # Noted, not raised: `raise_if_incomplete` names all that is wrong in one error.
         self._check(source, config)
         embedding = source.sliced(source.stored_name(*self.embedding), (config.vocab_size, config.hidden_size))
         state: dict[str, LazyTensor] = {
@@ -78,6 +80,7 @@ class DecoderFormat(DenseFormat):
             else:
                 parts |= fresh_ffn(config, layer, dtype)
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
+        # Copying the embedding over a head that was trained by itself would lose it.
         was_tied = head_was_tied and not (self.may_untie_head and source.has(self.head))
         state |= source.head(self.head, embedding, config, with_head, was_tied)
         if "score.weight" in dense:
@@ -101,6 +104,8 @@ class DecoderFormat(DenseFormat):
 
     def norm(self, source: DenseSource, config: MoEDecoderConfig, ours: str, theirs: str) -> dict[str, LazyTensor]:
         """Weight, and bias where the format's norms have one, of a norm of the residual stream, by our name."""
+        # By the format's norm, not the configuration's: a bias that the file never had would be reported as missing,
+        # and that hides the field which is wrong.
         kinds = ("weight", "bias") if self.needs["norm_type"] == "layer" else ("weight",)
         return {f"{ours}.{kind}": source.sliced(f"{theirs}.{kind}", (config.hidden_size,)) for kind in kinds}
 

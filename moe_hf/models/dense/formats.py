@@ -26,5 +26,6 @@ DENSE_FORMATS: Registry[DenseFormat] = Registry(
 
 def formats_of(config_class: type[MoEDecoderConfig]) -> tuple[DenseFormat, ...]:
     """The formats that a family can start from: those of the dense models whose `config.json` it reads."""
+    # Old files of GPT-2 name no type: within a family, a format is told by the names of its tensors.
     read = {*config_class.dense_model_types}
     return tuple(dense for dense in DENSE_FORMATS.values() if not read.isdisjoint(dense.model_types))

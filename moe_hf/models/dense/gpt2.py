@@ -54,6 +54,7 @@ class DenseGPT2(DecoderFormat):
             **self.norm(source, config, "input_layernorm", f"{dense}.ln_1"),
             **self.norm(source, config, "post_attention_layernorm", f"{dense}.ln_2"),
         }
+        # Conv1D holds its weight as (in, out), and queries, keys and values side by side.
         for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
             third = (index, 3)
             joined = source.sliced(f"{dense}.attn.c_attn.weight", (width, 3 * width), transpose=True, part=third)
@@ -61,6 +62,7 @@ class DenseGPT2(DecoderFormat):
             state[f"mixer.{name}.bias"] = source.sliced(f"{dense}.attn.c_attn.bias", part=third)
         state["mixer.o_proj.weight"] = source.sliced(f"{dense}.attn.c_proj.weight", (width, width), transpose=True)
         state["mixer.o_proj.bias"] = source.sliced(f"{dense}.attn.c_proj.bias")
+        # The convolution is added to what it reads: all zeros change nothing.
         if config.mixer_short_conv:
             state["mixer.short_conv.weight"] = Drawn((3 * width, config.mixer_short_conv), 0.0, 0)
         return state

@@ -27,6 +27,7 @@ class _DenseMamba(DecoderFormat):
         mixers = config.mixer_of_layer
         if mixers[layer] != "mamba":
             return {}
+        # Interleaved layers of FFNs alone are counted in this model, and not in the dense one.
         theirs = f"layers.{mixers[:layer].count('mamba')}"
         state = self.norm(source, config, "input_layernorm", f"{theirs}.norm")
         # The parameters have the same names in both models.
