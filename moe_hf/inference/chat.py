@@ -81,7 +81,10 @@ class Chat:
                 finally:
                     self.console.end_answer()
         except torch.OutOfMemoryError as error:
-            raise ConfigError("the GPU's memory is full; shorten the conversation (/undo, /reset) or answer") from error
+            device = self.session.model.model.device
+            raise ConfigError(
+                f"the memory of the GPU ({device}) is full; shorten the conversation (/undo, /reset) or answer"
+            ) from error
         self.replies.append(reply)
         self.notice_unseen(reply)
         self.console.notice(reply_summary(reply))
