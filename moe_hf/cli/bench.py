@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
@@ -23,15 +22,14 @@ from moe_hf.bench.harness.results import GroupResult, Report
 from moe_hf.bench.harness.runner import run_cases
 from moe_hf.bench.harness.suite import Suite
 from moe_hf.bench.harness.tables import arm_table, goal_table
-from moe_hf.bench.harness.timing import CLOCKS, SamplingPlan
+from moe_hf.bench.harness.timing import SamplingPlan, require_clock
 from moe_hf.bench.mixers.suite import MIXERS_SUITE
 from moe_hf.bench.speed.moe_vs_dense import VS_DENSE_ROUTERS, compare_with_dense
-from moe_hf.bench.speed.opponents import backend_names
+from moe_hf.bench.speed.opponents import require_backends
 from moe_hf.bench.speed.report import SPEED_PAGE
 from moe_hf.bench.speed.sizes import DTYPES, Size, sweep
 from moe_hf.bench.speed.suites import CASES, MODES, SPEED_SUITES, case_of, sizes_of_mode, used_experts
 from moe_hf.cli.measuring import chosen_device, report_folder, table_of, wide_console
-from moe_hf.layers.ffn.routers import ROUTERS
 
 SUITES: Registry[Suite] = Registry("bench suite", {**SPEED_SUITES, "mixers": MIXERS_SUITE})
 VS_DENSE = "moe_vs_dense"
@@ -72,9 +70,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "moe-hf bench") -> int:
         raise ConfigError(f"--router belongs to {VS_DENSE}; the router of other cases is --router_type")
     suite = _chosen(args)
     cases = suite.cases(args.quick)
-    options = Options(_device(args), args.seed, _backends(args.backends), _memory_limit(args.memory_limit))
+    backends = None if args.backends is None else require_backends(args.backends)
+    options = Options(_device(args), args.seed, backends, _memory_limit(args.memory_limit))
     plan = suite.plans[args.quick] if suite.plans else _plan(args)
-    clock = suite.clock or _clock(args.clock)
+    clock = suite.clock or args.clock
     goals = [*goals_of(cases), *suite.goals]
     folder = report_folder(args.report)
     title = f"moe-hf bench: {suite.meaning}" if args.suite is None else f"moe-hf bench: suite {args.suite}"
@@ -160,13 +159,14 @@ def _vs_dense(args: argparse.Namespace, console: Console) -> int:
     if ignored:
         allowed = ", ".join(_VS_DENSE_FLAGS)
         raise ConfigError(f"{VS_DENSE} has one size and no report; leave out {' '.join(ignored)} (allowed: {allowed})")
+    require_clock(args.clock, threads=1)
     chosen = args.threads or [1]
     if len(chosen) > 1 or chosen[0] < 1:
         raise ConfigError(f"threads={chosen} is not allowed with {VS_DENSE}; it must be one integer >= 1")
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen[0])
     try:
-        found = compare_with_dense(args.router or "hash", _clock(args.clock), args.seed, _plan(args))
+        found = compare_with_dense(args.router or "hash", args.clock, args.seed, _plan(args))
     finally:
         torch.set_num_threads(threads)
     for line in found.quoted_lines:
@@ -186,7 +186,7 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 def _chosen(args: argparse.Namespace) -> Suite:
     """What to measure: the suite of that name, or one made of the cases, sizes and modes that were given."""
-    _clock(args.clock)
+    require_clock(args.clock, threads=1)
     if args.suite is not None:
         suite = SUITES[args.suite]
         extra = [flag for flag in _given(args) if flag not in ("--suite", "--report", "--device", "--memory_limit")]
@@ -233,13 +233,6 @@ def _sizes(given: dict[str, list[Any]]) -> list[Size]:
     for flag, (field, _, default, _) in _SWEEPS.items():
         values[field] = list(dict.fromkeys(given.get(flag, [default])))
     values["capacity_factor"] = [_capacity_factor(word) for word in values["capacity_factor"]]
-    for name in values["dtype"]:
-        DTYPES[name]
-    for name in values["router_type"]:
-        ROUTERS[name]
-    for name in values["activation"]:
-        if name not in ACT2FN:
-            raise ConfigError(f"activation={name!r} is not allowed; it must be a name of transformers' ACT2FN")
     return sweep(**values)
 
 
@@ -250,22 +243,6 @@ def _capacity_factor(word: str | None) -> float | None:
         return float(word)
     except ValueError:
         raise ConfigError(f"capacity_factor={word!r} is not allowed; it must be a number > 0, or none") from None
-
-
-def _backends(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    allowed = backend_names()
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"unknown backend {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
-    return tuple(names)
-
-
-def _clock(clock: str) -> str:
-    if clock not in CLOCKS:
-        raise ConfigError(f"clock={clock!r} is not allowed; it must be one of {', '.join(CLOCKS)}")
-    return clock
 
 
 def _plan(args: argparse.Namespace) -> SamplingPlan:

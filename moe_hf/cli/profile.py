@@ -5,19 +5,29 @@ import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
-from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
 from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.harness.machine import describe_machine
-from moe_hf.bench.speed.opponents import PACKED, backend_names
+from moe_hf.bench.speed.opponents import require_backends
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
 from moe_hf.bench.speed.profiling import PARTS, Profile, default_profiles
-from moe_hf.bench.speed.sizes import DTYPES, Size
+from moe_hf.bench.speed.sizes import Size
 from moe_hf.cli.measuring import chosen_device, report_folder, table_of, wide_console
-from moe_hf.layers.ffn.routers import ROUTERS
+
+_SIZE_FLAGS: dict[str, tuple[str, int | str]] = {
+    # flag: field of Size, default
+    "tokens": ("tokens", 2048),
+    "hidden_size": ("hidden_size", 256),
+    "expert_width": ("expert_width", 1024),
+    "num_experts": ("num_experts", 8),
+    "top_k": ("k", 2),
+    "dtype": ("dtype", "float32"),
+    "activation": ("activation", "gelu_new"),
+    "threads": ("threads", 1),
+    "router_type": ("router_type", "top_k"),
+}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "moe-hf profile") -> int:
@@ -25,27 +35,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "moe-hf profile") -> int
     words = list(argv or [])
     args = _parser(prog).parse_args(words)
     logging.set_verbosity_error()
-    for name in (args.backend, args.against):
-        allowed = [known for known in backend_names() if known != PACKED]
-        if name not in allowed:
-            raise ConfigError(f"unknown backend {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
+    require_backends((args.backend, args.against), packed=False)
     for part in args.parts:
         PARTS[part]
-    DTYPES[args.dtype]
-    ROUTERS[args.router_type]
-    if args.activation not in ACT2FN:
-        raise ConfigError(f"activation={args.activation!r} is not allowed; it must be a name of transformers' ACT2FN")
-    size = Size(
-        tokens=args.tokens,
-        hidden_size=args.hidden_size,
-        expert_width=args.expert_width,
-        num_experts=args.num_experts,
-        k=args.top_k,
-        dtype=args.dtype,
-        activation=args.activation,
-        threads=args.threads,
-        router_type=args.router_type,
-    ).require_possible()
+    size = Size(**{field: getattr(args, flag) for flag, (field, _) in _SIZE_FLAGS.items()}).require_possible()
     if args.steps < 1:
         raise ConfigError(f"steps={args.steps} is not allowed; it must be an integer >= 1")
     device = chosen_device(args.device)
@@ -85,18 +78,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and tokens (default: 0)")
     group = parser.add_argument_group("size")
-    for name, kind, default in (
-        ("tokens", int, 2048),
-        ("hidden_size", int, 256),
-        ("expert_width", int, 1024),
-        ("num_experts", int, 8),
-        ("top_k", int, 2),
-        ("dtype", str, "float32"),
-        ("activation", str, "gelu_new"),
-        ("threads", int, 1),
-        ("router_type", str, "top_k"),
-    ):
-        group.add_argument(f"--{name}", type=kind, default=default, metavar="VALUE", help=f"default: {default}")
+    for flag, (_, default) in _SIZE_FLAGS.items():
+        group.add_argument(
+            f"--{flag}", type=type(default), default=default, metavar="VALUE", help=f"default: {default}"
+        )
     return parser
 
 

@@ -108,6 +108,7 @@ def picture(
         **grid: further arguments of `Figure.subplots`.
     """
     size = [margin + inches * count for margin, inches, count in zip(_MARGIN, panel, (columns, rows), strict=True)]
+    # Ticks are made only when the figure is drawn, so that saving belongs inside the style as well.
     with matplotlib.rc_context(fname=HOUSE_STYLE):
         figure = Figure(figsize=(size[0], size[1]))
         # The canvas by hand: pyplot would pick a window system and keep every figure alive.
@@ -175,6 +176,7 @@ def legend_below(
 def load_norm(loads: Iterable[numpy.ndarray], most: float = math.inf) -> TwoSlopeNorm:
     """Colours of loads over their fair share: 0 is blue, 1 white, the largest (2 at least, `most` at most) red."""
     largest = max(float(load.max()) for load in loads)
+    # Twice the fair share is always red, or else a balanced layer would look as torn as a collapsed one.
     return TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=max(2.0, min(most, largest)))
 
 

@@ -64,6 +64,7 @@ def judge(
     """One verdict for each quantity, with what the groups and the report's further numbers say about it."""
     rows: dict[str, Verdict] = {}
     for goal in goals:
+        # Several cases may claim the same quantity; they share a row, and the worst of them decides it.
         verdict = rows.setdefault(goal.quantity, Verdict(goal, []))
         if goal.of in _BYTES or goal.of == TIME:
             for group in groups:
@@ -93,6 +94,7 @@ def _values(goal: Goal, group: GroupResult) -> list[Value]:
     if not numbers or limit is None:
         return []
     least_bytes = min(numbers)
+    # Bytes repeat exactly, so there is no second ratio that would have to agree.
     if goal.of == SAVED:
         what = f"{least_bytes / group.size.tokens:,.0f} B per token"
     else:
@@ -106,6 +108,7 @@ def _arms(which: Any, group: GroupResult) -> list[ArmResult]:
         found = [group.best(which.family)]
     else:
         found = [group.arm(name) for name in ([which] if isinstance(which, str) else which)]
+    # The best of several opponents is not known while one of them is missing.
     return [] if None in found else [arm for arm in found if arm is not None]
 
 

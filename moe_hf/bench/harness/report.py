@@ -34,6 +34,7 @@ def write_report(report: Report, folder: Path, page: Page, goals: Sequence[Goal]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = page.draw(report, folder)
     data = write_report_json(report, folder, goals)
+    # Last, so that whoever finds report.md finds all that it shows.
     with atomic_file(folder / "report.md") as aside:
         aside.write_text(report_text(report, page, goals, [picture.name for picture in pictures]))
     return [folder / "report.md", data, *pictures]

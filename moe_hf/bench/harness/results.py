@@ -130,6 +130,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}
+    # A NamedTuple is a tuple, which JSON would write as a list without names.
     fields = getattr(type(value), "_fields", None)
     if fields is not None:
         return {name: plain(getattr(value, name)) for name in fields}
@@ -169,7 +170,7 @@ def _arm_to_json(arm: ArmResult) -> dict[str, Any]:
 
 
 def _arm_from_json(data: Mapping[str, Any], group: Mapping[str, Any]) -> ArmResult:
-    # Reports of version 0.1 say once per group what its backends return.
+    # Reports of version 0.1, such as docs/data/performance_cpu.json, say once per group what its backends return.
     returned = 0 if data["family"] == ROOF else group.get("gradient_bytes", 0)
     fields = {name: data[name] for name in ArmResult._fields if name in data}
     return ArmResult(**{"gradient_bytes": returned, **fields, "samples": Samples(**data["samples"])})

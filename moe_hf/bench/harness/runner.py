@@ -64,6 +64,7 @@ def run_cases(
                 latest = [GroupResult(case.name, case.mode, case.size, clock, [], [nothing])]
             groups += latest
             on_group(groups[-1])
+            # What one case leaves in cycles would still be held while the next one's memory is counted.
             gc.collect()
     except KeyboardInterrupt:
         return Measured(groups, interrupted=True)
@@ -79,6 +80,7 @@ def _measure(
     on_progress(case, "building")
     group = case.build(options)
     on_progress(case, "comparing results")
+    # Where only memory is counted a comparison would cost more than the measurement, and its case is timed elsewhere.
     arms, errors, skipped = _compared(group) if case.timed else Compared(group.arms, {}, list(group.skipped))
     saved: dict[str, int] = {}
     peak: dict[str, int] = {}
@@ -129,6 +131,7 @@ def _timed(arms: list[Arm], plan: SamplingPlan, clock: str, options: Options) ->
         yield found
     for arm in arms:
         if arm.once:
+            # Cold, and outside the turns: it takes minutes, in which the machine is not the same any more anyway.
             seconds = seconds_per_call(arm.step, 1, clock, options.device) / arm.tokens
             found[arm.name] = Samples(1, [seconds], [0])
             yield found

@@ -130,6 +130,7 @@ def fill_page(page: Path, name: str, text: str) -> bool:
         return False
     begin, end = f"<!-- measured: {name} -->", f"<!-- end of {name} -->"
     old = page.read_text(encoding="utf-8")
+    # Replaced by a function: in a text, re would read a backslash of the table as a group.
     marked = f"{re.escape(begin)}.*?{re.escape(end)}"
     new, count = re.subn(marked, lambda _: f"{begin}\n\n{text}\n\n{end}", old, flags=re.DOTALL)
     if count:

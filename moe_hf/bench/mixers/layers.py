@@ -81,6 +81,7 @@ def layer_case(
 
     def held_against_the_first(options: Options) -> Group:
         arms = build()
+        # No form is the reference by itself; what matters is that all compute the same.
         checked = [arm for arm in arms if arm.check is not None]
         for index, arm in enumerate(arms):
             if arm.check is not None and checked[0].check is not None:
@@ -126,6 +127,7 @@ class Layer:
                 **fields,
             }
         )
+        # All forms of a kind draw the same weights, so that their results can be compared.
         torch.manual_seed(_SEED)
         self.model: Any = family.model(config).eval()
         self.mixer: Mixer = self.model.layers[0].mixer
@@ -232,6 +234,7 @@ def layer_arm(
 
 
 def _gradient(name: str, call: Callable[[torch.Tensor], torch.Tensor], x_BSD: torch.Tensor) -> torch.Tensor:
+    # A fresh leaf each time; weights keep adding up, which costs every arm the same and is never read.
     leaf = x_BSD.clone().requires_grad_()
     call(leaf).square().mean().backward()
     if leaf.grad is None:

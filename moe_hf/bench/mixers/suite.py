@@ -22,6 +22,7 @@ def suite_cases(quick: bool) -> list[Case]:
 def _further(
     quick: bool, options: Options, whole: bool, on_progress: Callable[[str], None]
 ) -> Iterator[tuple[str, Any]]:
+    # First, since it is a number to reach; the lengths are for pictures alone.
     on_progress("perplexity of a small trained model")
     schooling = Schooling(steps=20, heldout=4) if quick else Schooling()
     yield PERPLEXITIES, perplexities(schooling, options.seed)

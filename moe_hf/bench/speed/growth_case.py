@@ -25,6 +25,7 @@ def at(name: str, num_experts: int) -> str:
 def build_growth(size: Size, mode: str, options: Options) -> Group:
     """Every backend with 8 and with 64 experts as arms of one group; `size.num_experts` is not looked at."""
     arms, skipped = [], []
+    # In one group, so that both numbers of experts meet the same load of the machine.
     for num_experts in (FEW, MANY):
         group = build_experts(size._replace(num_experts=num_experts), mode, options)
         arms += [

@@ -3,6 +3,7 @@
 Shapes: T tokens, D width, E experts, K experts per token, F width of one expert, N rows.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
+from moe_hf.base.registry import did_you_mean
 from moe_hf.bench.harness.arms import FUSED, OWN, PACKAGE, TRANSFORMERS, Options, Skipped
 from moe_hf.bench.speed.configs import moe_config
 from moe_hf.bench.speed.sizes import Size
@@ -30,9 +32,17 @@ _PACKAGES = ("scattermoe",)
 _ONE_KERNEL = ", one kernel"
 
 
-def backend_names() -> list[str]:
-    """Every backend that can be asked for: transformers', then ours."""
-    return [*TRANSFORMERS_BACKENDS, *EXPERTS_BACKENDS, PACKED]
+def require_backends(names: Iterable[str], packed: bool = True) -> tuple[str, ...]:
+    """The names themselves, each of a backend that can be measured; `packed` allows our packed weights too.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    allowed = [*TRANSFORMERS_BACKENDS, *EXPERTS_BACKENDS, *([PACKED] if packed else [])]
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"unknown backend {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
+    return tuple(names)
 
 
 @use_experts_implementation(has_gate=False, has_bias=True)

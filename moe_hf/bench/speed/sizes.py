@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
+from moe_hf.layers.ffn.routers import ROUTERS
 
 DTYPES: Registry[torch.dtype] = Registry(
     "dtype", {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,8 +85,15 @@ class Size(NamedTuple):
         """This size itself.
 
         Raises:
-            ConfigError: a number is out of range.
+            ConfigError: a number is out of range, or there is no such dtype, router or activation.
         """
+        for table, name in ((DTYPES, self.dtype), (ROUTERS, self.router_type)):
+            # A miss says which names there are.
+            table[name]
+        if self.activation not in ACT2FN:
+            raise ConfigError(
+                f"activation={self.activation!r} is not allowed; it must be a name of transformers' ACT2FN"
+            )
         for name in ("tokens", "hidden_size", "expert_width", "num_experts", "k", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; it must be an integer >= 1")

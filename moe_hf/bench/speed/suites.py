@@ -61,7 +61,7 @@ def sizes_of_mode(sizes: Iterable[Size], mode: str) -> list[Size]:
     return list(dict.fromkeys(sizes))
 
 
-# Rows per expert: 1024, 512, 256 and 64.
+# Rows per expert: 1024, 512, 256 and 64. With few rows reading weights decides, with many the multiplication does.
 NARROW = Size(4096, 256, 1024, 8, 2)
 WIDE = Size(2048, 768, 3072, 8, 2)
 WIDEST = Size(2048, 1024, 4096, 16, 2)

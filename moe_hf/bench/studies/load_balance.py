@@ -327,7 +327,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     (given,) = parsed([Arguments], words, MODULE, __doc__)
     if given.model is None and given.runs is None:
-        raise ConfigError("nothing to measure; give --model FOLDER, --runs FOLDER ..., or both")
+        raise ConfigError(
+            f"model={given.model} and runs={given.runs} leave nothing to measure; give --model FOLDER, "
+            "--runs FOLDER ..., or both"
+        )
     page, data = given.output_dir / PAGE, given.output_dir / "data"
     if given.model is not None:
         result = measure_model(given.model, given.questions_per_skill, given.batch_size)

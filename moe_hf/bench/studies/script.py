@@ -24,6 +24,7 @@ def parsed(kinds: Sequence[Any], words: Sequence[str] | None, module: str, descr
     for name in [one.name for kind in kinds for one in fields(kind) if one.default is True and "_" in one.name]:
         # As argparse spells it; HfArgumentParser knows --no_x_y and --no-x-y.
         parser.add_argument(f"--no-{name}", dest=name, action="store_false", help=SUPPRESS)
+    # A flag that no dataclass knows is an error, and so is a missing one: both end with code 2.
     found = parser.parse_args_into_dataclasses(args=None if words is None else list(words))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     return found

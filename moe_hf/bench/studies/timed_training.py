@@ -87,6 +87,7 @@ def seconds_per_step(models: Mapping[str, PreTrainedModel], batch_BS: torch.Tens
     """Median CPU seconds of one training step of each model, measured in turns; the models are changed by it."""
     steps = {}
     for name, model in models.items():
+        # So small that the routes hardly move while they are timed.
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         steps[name] = partial(train_step, model, optimizer, batch_BS)
     return cpu_seconds(steps, turns)
