@@ -41,7 +41,7 @@ def compare(arms: Iterable[Arm]) -> Compared:
         if arm.check is None:
             found.arms.append(arm)
             continue
-        # A reference in float32 costs as much as all arms together, so that arms which share one run it once.
+        # A reference is slow by design, so that arms which share one run it once.
         if arm.check.reference is not source:
             source, expected = arm.check.reference, arm.check.reference()
         try:

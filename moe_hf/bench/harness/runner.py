@@ -80,7 +80,7 @@ def _measure(
     on_progress(case, "building")
     group = case.build(options)
     on_progress(case, "comparing results")
-    # Where only memory is counted a comparison would cost more than the measurement, and its case is timed elsewhere.
+    # Where only memory is counted nothing is compared: the same arms are compared at the size at which they are timed.
     arms, errors, skipped = _compared(group) if case.timed else Compared(group.arms, {}, list(group.skipped))
     saved: dict[str, int] = {}
     peak: dict[str, int] = {}
