@@ -3,6 +3,7 @@
 Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,17 +12,8 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter
-from moe_hf.ops.routing.balance import (
-    cv_squared,
-    expert_counts,
-    flat_mask,
-    importance,
-    layer_balance_loss,
-    mean_over_layers,
-    router_z_loss,
-    sequence_balance_loss,
-)
-from moe_hf.ops.routing.routing import router_scores, routing_weights
+from moe_hf.ops.routing.balance import BALANCE_LOSSES, Routed, flat_mask, mean_over_layers, router_z_loss
+from moe_hf.ops.routing.routing import router_scores
 
 
 class RouterLosses(NamedTuple):
@@ -87,8 +79,9 @@ def router_losses(
                 total_T1 = score_TE.sum(dim=-1, keepdim=True)
                 prob_TE = score_TE / total_T1.clamp(min=torch.finfo(total_T1.dtype).tiny)
             mask_T = flat_mask(mask_BS, logits_TE)
-            loss = config.router_balance_loss
-            balances.append(_balance(loss, prob_TE, expert_TK, mask_T, batch_size, training, window, layer))
+            pooled = partial(_pooled, training=training, window=window, layer=layer)
+            routed = Routed(prob_TE, expert_TK, batch_size, mask_T, pooled)
+            balances.append(BALANCE_LOSSES[config.router_balance_loss](routed))
     return RouterLosses(
         mean_over_layers(balances) if balances else None,
         router_z_loss(learned, mask_BS) if learned else None,
@@ -105,28 +98,10 @@ def mask_of_call(attention_mask: Any, num_tokens: int) -> torch.Tensor | None:
     return attention_mask[:, -(num_tokens // len(attention_mask)) :]
 
 
-def _balance(
-    kind: str,
-    prob_TE: torch.Tensor,
-    expert_TK: torch.Tensor,
-    mask_T: torch.Tensor | None,
-    batch_size: int,
-    training: bool,
-    window: BalanceWindow | None,
-    layer: int,
-) -> torch.Tensor:
-    num_experts = prob_TE.shape[-1]
-    if kind == "sequence":
-        return sequence_balance_loss(prob_TE, expert_TK, batch_size, mask_T)
-    if kind == "cv_squared":
-        weight_TK = routing_weights(prob_TE, expert_TK, normalize=False)
-        if mask_T is not None:
-            weight_TK = weight_TK * mask_T[:, None]
-        return cv_squared(importance(weight_TK, expert_TK, num_experts))
-    count_E = expert_counts(expert_TK, num_experts, mask_T)
-    if kind == "global_batch" and training:
-        if distributed.is_initialized():
-            distributed.all_reduce(count_E)
-        if window is not None:
-            count_E = window.add(layer, count_E)
-    return layer_balance_loss(prob_TE, count_E, mask_T)
+def _pooled(count_E: torch.Tensor, training: bool, window: BalanceWindow | None, layer: int) -> torch.Tensor:
+    """The counts of the optimizer step so far, where this forward belongs to one."""
+    if not training:
+        return count_E
+    if distributed.is_initialized():
+        distributed.all_reduce(count_E)
+    return count_E if window is None else window.add(layer, count_E)

@@ -6,7 +6,7 @@ Shapes: N rows, I columns in, O columns out.
 import torch
 from torch.nn import functional as F
 
-from moe_hf.ops.experts.activations import Activation, activate
+from moe_hf.ops.experts.activations import Activation, activate, function_of
 
 # When oneDNN's linear layer beats F.linear, measured on Zen 4: its call costs some 15 microseconds more, which large
 # weights or many products repay. It reorders the weights at each call, which few rows repay in float32 unless the
@@ -15,14 +15,6 @@ ONEDNN_FROM_WEIGHTS = 2**19
 ONEDNN_FROM_PRODUCTS = 3 * 2**22
 ONEDNN_FROM_ROWS = {torch.float32: 1, torch.bfloat16: 129}
 ONEDNN_FROM_ROWS_TRANSPOSED = {torch.float32: 16, torch.bfloat16: 129}
-
-# What oneDNN can compute on the product before it is written.
-FUSED_ACTIVATIONS: dict[str, tuple[str, list[float], str]] = {
-    "gelu": ("gelu", [], "none"),
-    "gelu_tanh": ("gelu", [], "tanh"),
-    "relu": ("relu", [], ""),
-    "silu": ("swish", [], ""),
-}
 
 _HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Without AVX-512 or AVX-NE-CONVERT oneDNN has no bfloat16, and its linear layer raises where F.linear falls back.
@@ -58,8 +50,10 @@ def pointwise(
     bias_O = None if bias_O is None else bias_O.contiguous()
     if activation is None:
         return product(x_NI, weight_OI, bias_O, "none", [], "")
-    if activation.gate == "none" and activation.name in FUSED_ACTIVATIONS:
-        return product(x_NI, weight_OI, bias_O, *FUSED_ACTIVATIONS[activation.name])
+    fused = function_of(activation).onednn
+    if activation.gate == "none" and fused is not None:
+        # Computed on the product before it is written.
+        return product(x_NI, weight_OI, bias_O, *fused)
     return activate(product(x_NI, weight_OI, bias_O, "none", [], ""), activation)
 
 

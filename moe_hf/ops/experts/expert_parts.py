@@ -3,12 +3,23 @@
 Shapes: T tokens, D width, E experts, F width of one expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 from moe_hf.ops.experts.reference import ExpertStack
+
+
+class ExpertCall(NamedTuple):
+    """What `reference_experts` takes, the activation aside, and the dtype of the products."""
+
+    x_TD: torch.Tensor
+    expert_TK: torch.Tensor
+    weight_TK: torch.Tensor
+    stack: ExpertStack
+    dtype: torch.dtype
+
 
 # Temporaries above 32 MiB are handed back to the system by glibc and faulted in anew at each call.
 CHUNK_BYTES = 16 * 2**20
@@ -66,6 +77,31 @@ class StackGradients(NamedTuple):
     def of(self, expert: int) -> "StackGradients":
         """One expert's gradients, as views."""
         return StackGradients(*(None if part is None else part[expert] for part in self))
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for.
+
+    `stack` says it for the parts of an `ExpertStack`, `parameters` for what else learns.
+    """
+
+    x: bool
+    weight: bool
+    stack: tuple[bool, ...]
+    parameters: tuple[bool, ...] = ()
+
+
+class Gradients(NamedTuple):
+    """What a backward pass gives; `parameters` are those of what learns besides the experts' weights."""
+
+    x_TD: torch.Tensor | None
+    weight_TK: torch.Tensor | None
+    stack: StackGradients
+    parameters: Sequence[torch.Tensor | None] = ()
+
+
+# Takes what the forward pass hands over to the backward pass, one tensor after the other.
+Keep = Callable[[torch.Tensor], None]
 
 
 def room_for_gradients(stack: ExpertStack, needs: Sequence[bool], unused: Sequence[int]) -> StackGradients:

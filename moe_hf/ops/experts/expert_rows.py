@@ -82,3 +82,8 @@ def combine_rows(y_ND: torch.Tensor, slot_N: torch.Tensor, weight_TK: torch.Tens
     if y_ND.device.type == "cpu":
         return F.embedding_bag(row_TK, y_ND, mode="sum", per_sample_weights=weight_TK)
     return torch.einsum("tkd,tk->td", y_ND[row_TK], weight_TK)
+
+
+def spread_slots(value_N: torch.Tensor, slot_N: torch.Tensor, like_TK: torch.Tensor) -> torch.Tensor:
+    """A number per row back at its slot, (T, K); exactly zero at skipped slots."""
+    return like_TK.new_zeros(like_TK.numel()).index_copy_(0, slot_N, value_N).view(like_TK.shape)

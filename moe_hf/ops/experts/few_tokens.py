@@ -8,9 +8,8 @@ import torch
 from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.activations import Activation, activate
 from moe_hf.ops.experts.cpu_gemm import linear, linear_activated
-from moe_hf.ops.experts.expert_parts import bias_of, expert_of, rows_per_group
+from moe_hf.ops.experts.expert_parts import ExpertCall, bias_of, expert_of, rows_per_group
 from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_rows
-from moe_hf.ops.experts.reference import ExpertStack
 
 # Up to here gathering the weights of every slot is cheaper than some 50 microseconds for each expert in a loop.
 GATHERED_BYTES = 2**20
@@ -18,37 +17,25 @@ GATHERED_BYTES = 2**20
 HIDDEN_BYTES = 2**20
 
 
-def few_tokens_experts(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
-    activation: Activation,
-    dtype: torch.dtype,
-) -> torch.Tensor | None:
+def few_tokens_experts(call: ExpertCall, activation: Activation) -> torch.Tensor | None:
     """What `reference_experts` gives, (T, D), or None where the tokens are too many for a form of its own."""
+    x_TD, expert_TK, _, stack, dtype = call
     num_slots = expert_TK.numel()
     if num_slots == 0 or x_TD.device.type != "cpu":
         return None
     if num_slots * stack.up_EFD[0].numel() * stack.up_EFD.element_size() <= GATHERED_BYTES:
         # A skipped slot has no weights to gather.
         if int(expert_TK.max()) < len(stack.up_EFD):
-            return _gathered(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+            return _gathered(call, activation)
     if len(x_TD) == 1:
-        return _one_token(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+        return _one_token(call, activation)
     if rows_per_group(stack, dtype) == 0 and num_slots * stack.up_EFD.shape[1] * dtype.itemsize <= HIDDEN_BYTES:
-        return _all_up_then_all_down(x_TD, expert_TK, weight_TK, stack, activation, dtype)
+        return _all_up_then_all_down(call, activation)
     return None
 
 
-def _gathered(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
-    activation: Activation,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _gathered(call: ExpertCall, activation: Activation) -> torch.Tensor:
+    x_TD, expert_TK, weight_TK, stack, dtype = call
     with without_autocast(x_TD):
         expert_S = expert_TK.reshape(-1)
         x_SD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
@@ -67,14 +54,8 @@ def _product(
     return torch.baddbmm(bias_EO.index_select(0, expert_S).to(x_SI1.dtype)[..., None], weight_SOI, x_SI1)[..., 0]
 
 
-def _one_token(
-    x_1D: torch.Tensor,
-    expert_1K: torch.Tensor,
-    weight_1K: torch.Tensor,
-    stack: ExpertStack,
-    activation: Activation,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _one_token(call: ExpertCall, activation: Activation) -> torch.Tensor:
+    x_1D, expert_1K, weight_1K, stack, dtype = call
     out_1D = torch.zeros_like(x_1D)
     for expert, weight in zip(expert_1K[0].tolist(), weight_1K[0].tolist(), strict=True):
         if expert >= len(stack.up_EFD):
@@ -85,14 +66,8 @@ def _one_token(
     return out_1D
 
 
-def _all_up_then_all_down(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
-    activation: Activation,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _all_up_then_all_down(call: ExpertCall, activation: Activation) -> torch.Tensor:
+    x_TD, expert_TK, weight_TK, stack, dtype = call
     with without_autocast(x_TD):
         slot_N, chunks, _ = sort_rows(expert_TK, len(stack.up_EFD), expert_TK.numel())
         x_ND = x_TD.index_select(0, slot_N // expert_TK.shape[1]).to(dtype)

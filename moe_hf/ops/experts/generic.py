@@ -4,15 +4,20 @@ Shapes: T tokens, D width, E experts, K experts per token, N rows (visited slots
 expert.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.cpu_gemm import linear
+from moe_hf.ops.experts.differentiated import Passes, differentiated
 from moe_hf.ops.experts.expert_parts import (
+    ExpertCall,
+    Gradients,
+    Keep,
+    Needs,
     StackGradients,
     add_product,
     compute_dtype,
@@ -20,8 +25,9 @@ from moe_hf.ops.experts.expert_parts import (
     room_for_gradients,
     rows_per_chunk,
 )
-from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows
+from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows, spread_slots
 from moe_hf.ops.experts.reference import ExpertStack
+from moe_hf.ops.operators import needs_gradient
 
 RowFunction = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,23 +51,17 @@ def generic_experts(
 
     Ids from E on mark slots to skip. Returns (T, D) in the dtype of `x_TD`.
     """
-    dtype = compute_dtype(x_TD, stack)
-    inputs = (x_TD, weight_TK, *stack, *functions.parameters)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
-        return _GenericExperts.apply(x_TD, expert_TK, weight_TK, *stack, functions, dtype, *functions.parameters)
-    return _forward(x_TD, expert_TK, weight_TK, stack, functions, dtype, None)[0]
+    call = ExpertCall(x_TD, expert_TK, weight_TK, stack, compute_dtype(x_TD, stack))
+    if needs_gradient(x_TD, weight_TK, *stack, *functions.parameters):
+        return differentiated(
+            call, Passes(partial(_forward, functions), partial(_backward, functions), functions.parameters)
+        )
+    return _forward(functions, call, None)[0]
 
 
-def _forward(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
-    functions: RowFunctions,
-    dtype: torch.dtype,
-    z_chunks: list[torch.Tensor] | None,
-) -> tuple[torch.Tensor, ExpertRows]:
-    """The output, (T, D), and the rows; pre-activations are appended to `z_chunks` where it is given."""
+def _forward(functions: RowFunctions, call: ExpertCall, keep: Keep | None) -> tuple[torch.Tensor, ExpertRows]:
+    """The output, (T, D), and the rows; `keep`, where it is given, gets the pre-activations of chunk after chunk."""
+    x_TD, expert_TK, weight_TK, stack, dtype = call
     with without_autocast(x_TD):
         rows = sort_rows(expert_TK, len(stack.up_EFD), rows_per_chunk(stack, dtype))
         token_N = rows.slot_N // expert_TK.shape[1]
@@ -72,61 +72,42 @@ def _forward(
             z_nF = linear(x_nD, part.up_EFD, part.up_bias_EF)
             y_nD = linear(functions.activate(z_nF).to(dtype), part.down_EDF, part.down_bias_ED)
             y_ND[start:stop] = y_nD if functions.finish is None else functions.finish(y_nD)
-            if z_chunks is not None:
-                z_chunks.append(z_nF)
+            if keep is not None:
+                keep(z_nF)
         return combine_rows(y_ND, rows.slot_N, weight_TK), rows
 
 
-class _GenericExperts(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: torch.Tensor,
-        expert_TK: torch.Tensor,
-        weight_TK: torch.Tensor,
-        up_EFD: torch.Tensor,
-        down_EDF: torch.Tensor,
-        up_bias_EF: torch.Tensor | None,
-        down_bias_ED: torch.Tensor | None,
-        functions: RowFunctions,
-        dtype: torch.dtype,
-        *parameters: torch.Tensor,
-    ) -> torch.Tensor:
-        stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
-        z_chunks: list[torch.Tensor] = []
-        out_TD, rows = _forward(x_TD, expert_TK, weight_TK, stack, functions, dtype, z_chunks)
-        ctx.functions, ctx.dtype, ctx.chunks, ctx.unused = functions, dtype, rows.chunks, rows.unused
-        ctx.save_for_backward(x_TD, weight_TK, *stack, rows.slot_N, *z_chunks)
-        return out_TD
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout_TD: torch.Tensor) -> tuple[Any, ...]:
-        x_TD, weight_TK, up_EFD, down_EDF, up_bias_EF, down_bias_ED, slot_N, *z_chunks = ctx.saved_tensors
-        stack = ExpertStack(up_EFD, down_EDF, up_bias_EF, down_bias_ED)
-        dstack = room_for_gradients(stack, ctx.needs_input_grad[3:7], ctx.unused)
-        functions = _Differentiable(ctx.functions, ctx.needs_input_grad[9:])
-        token_N = slot_N // weight_TK.shape[1]
-        weight_N1 = weight_TK.reshape(-1, 1)[slot_N].to(x_TD.dtype)
-        dweight_N = weight_TK.new_empty(len(slot_N))
-        dx_ND = room_for_rows(slot_N, weight_TK, x_TD)
-        with without_autocast(x_TD):
-            for (expert, start, stop, is_first), z_nF in zip(ctx.chunks, z_chunks, strict=True):
-                part, dpart = expert_of(stack, expert, ctx.dtype), dstack.of(expert)
-                dout_nD = dout_TD.index_select(0, token_N[start:stop])
-                h_nF, dz_of = functions.activate(z_nF)
-                y_nD = linear(h_nF.to(ctx.dtype), part.down_EDF, part.down_bias_ED)
-                y_nD, dy_of = functions.finish(y_nD)
-                dweight_N[start:stop] = (dout_nD * y_nD).sum(dim=-1)
-                dy_nD = dy_of((dout_nD * weight_N1[start:stop]).to(y_nD.dtype)).to(ctx.dtype)
-                dz_nF = dz_of(linear(dy_nD, part.down_EDF.t()).to(h_nF.dtype)).to(ctx.dtype)
-                dx_ND[start:stop] = linear(dz_nF, part.up_EFD.t())
-                x_nD = x_TD.index_select(0, token_N[start:stop]).to(ctx.dtype)
-                _add_gradients(dpart, x_nD, dz_nF, h_nF.to(ctx.dtype), dy_nD, is_first)
-            dx_TD = combine_rows(dx_ND, slot_N, torch.ones_like(weight_TK))
-        # Skipped slots keep a gradient of exactly zero.
-        dweight_S = weight_TK.new_zeros(weight_TK.numel()).index_copy_(0, slot_N, dweight_N)
-        return dx_TD, None, dweight_S.view(weight_TK.shape), *dstack, None, None, *functions.gradients
+def _backward(
+    row_functions: RowFunctions,
+    dout_TD: torch.Tensor,
+    call: ExpertCall,
+    rows: ExpertRows,
+    z_chunks: Sequence[torch.Tensor],
+    needs: Needs,
+) -> Gradients:
+    x_TD, _, weight_TK, stack, dtype = call
+    dstack = room_for_gradients(stack, needs.stack, rows.unused)
+    functions = _Differentiable(row_functions, needs.parameters)
+    slot_N = rows.slot_N
+    token_N = slot_N // weight_TK.shape[1]
+    weight_N1 = weight_TK.reshape(-1, 1)[slot_N].to(x_TD.dtype)
+    dweight_N = weight_TK.new_empty(len(slot_N))
+    dx_ND = room_for_rows(slot_N, weight_TK, x_TD)
+    with without_autocast(x_TD):
+        for (expert, start, stop, is_first), z_nF in zip(rows.chunks, z_chunks, strict=True):
+            part, dpart = expert_of(stack, expert, dtype), dstack.of(expert)
+            dout_nD = dout_TD.index_select(0, token_N[start:stop])
+            h_nF, dz_of = functions.activate(z_nF)
+            y_nD = linear(h_nF.to(dtype), part.down_EDF, part.down_bias_ED)
+            y_nD, dy_of = functions.finish(y_nD)
+            dweight_N[start:stop] = (dout_nD * y_nD).sum(dim=-1)
+            dy_nD = dy_of((dout_nD * weight_N1[start:stop]).to(y_nD.dtype)).to(dtype)
+            dz_nF = dz_of(linear(dy_nD, part.down_EDF.t()).to(h_nF.dtype)).to(dtype)
+            dx_ND[start:stop] = linear(dz_nF, part.up_EFD.t())
+            x_nD = x_TD.index_select(0, token_N[start:stop]).to(dtype)
+            _add_gradients(dpart, x_nD, dz_nF, h_nF.to(dtype), dy_nD, is_first)
+        dx_TD = combine_rows(dx_ND, slot_N, torch.ones_like(weight_TK))
+    return Gradients(dx_TD, spread_slots(dweight_N, slot_N, weight_TK), dstack, functions.gradients)
 
 
 def _add_gradients(

@@ -4,8 +4,7 @@ Shapes: T tokens, D width, E experts, K experts per token, N rows (visited slots
 group, r rows of one chunk, F width of one expert; z has F columns, or 2F where the activation is gated.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 
@@ -13,29 +12,30 @@ from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.activations import Activation, activate, activate_backward
 from moe_hf.ops.experts.cpu_gemm import linear, linear_activated, linear_into
 from moe_hf.ops.experts.expert_parts import (
-    StackGradients,
+    ExpertCall,
+    Gradients,
+    Keep,
+    Needs,
     add_product,
     bias_of,
     room_for_gradients,
     rows_per_chunk,
     rows_per_group,
 )
-from moe_hf.ops.experts.expert_rows import Chunk, ExpertRows, combine_rows, group_chunks, room_for_rows, sort_rows
-from moe_hf.ops.experts.reference import ExpertStack
+from moe_hf.ops.experts.expert_rows import (
+    Chunk,
+    ExpertRows,
+    combine_rows,
+    group_chunks,
+    room_for_rows,
+    sort_rows,
+    spread_slots,
+)
 
-Keep = Callable[[torch.Tensor], None]
 
-
-def forward_pass(
-    x_TD: torch.Tensor,
-    expert_TK: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
-    activation: Activation,
-    dtype: torch.dtype,
-    keep: Keep | None,
-) -> tuple[torch.Tensor, ExpertRows]:
+def forward_pass(activation: Activation, call: ExpertCall, keep: Keep | None) -> tuple[torch.Tensor, ExpertRows]:
     """The output, (T, D), and the rows; `keep`, where it is given, gets the pre-activations of group after group."""
+    x_TD, expert_TK, weight_TK, stack, dtype = call
     with without_autocast(x_TD):
         rows = sort_rows(expert_TK, len(stack.up_EFD), rows_per_chunk(stack, dtype))
         token_N = rows.slot_N // expert_TK.shape[1]
@@ -93,29 +93,19 @@ def _project_into(
         out_nO.copy_(into_nO)
 
 
-class Needs(NamedTuple):
-    """Which gradients are asked for; `stack` says it for the parts of an `ExpertStack`."""
-
-    x: bool
-    weight: bool
-    stack: tuple[bool, ...]
-
-
 def backward_pass(
+    activation: Activation,
     dout_TD: torch.Tensor,
-    x_TD: torch.Tensor,
-    weight_TK: torch.Tensor,
-    stack: ExpertStack,
+    call: ExpertCall,
     rows: ExpertRows,
     z_groups: Sequence[torch.Tensor],
-    activation: Activation,
-    dtype: torch.dtype,
     needs: Needs,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, StackGradients]:
+) -> Gradients:
     """The gradients of x, of the routing weights and of the stack, each where it is needed.
 
     All are linear in a row's routing weight, so that it is multiplied where the rows are D wide, never F.
     """
+    x_TD, _, weight_TK, stack, dtype = call
     dstack = room_for_gradients(stack, needs.stack, rows.unused)
     token_N = rows.slot_N // weight_TK.shape[1]
     weight_N1 = weight_TK.reshape(-1, 1)[rows.slot_N].to(x_TD.dtype)
@@ -144,11 +134,8 @@ def backward_pass(
             if dstack.up_bias_EF is not None:
                 _add_products(dstack.up_bias_EF[:, None], weight_n1.to(dtype), dz_nF, chunks)
         dx_TD = None if dx_ND is None else combine_rows(dx_ND, rows.slot_N, weight_TK)
-    if dweight_N is None:
-        return dx_TD, None, dstack
-    # Skipped slots keep a gradient of exactly zero.
-    dweight_S = weight_TK.new_zeros(weight_TK.numel()).index_copy_(0, rows.slot_N, dweight_N)
-    return dx_TD, dweight_S.view(weight_TK.shape), dstack
+    dweight_TK = None if dweight_N is None else spread_slots(dweight_N, rows.slot_N, weight_TK)
+    return Gradients(dx_TD, dweight_TK, dstack)
 
 
 def _routing_gradient(

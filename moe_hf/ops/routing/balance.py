@@ -4,10 +4,12 @@ Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token, 
 an empty slot, which counts for nobody.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+
+from moe_hf.ops.routing.routing import routing_weights
 
 
 def divisor(count: Any) -> Any:
@@ -89,6 +91,46 @@ def cv_squared(value_E: torch.Tensor) -> torch.Tensor:
     """
     mean = value_E.mean()
     return (value_E - mean).square().mean() / mean.square().clamp(min=torch.finfo(value_E.dtype).tiny)
+
+
+class Routed(NamedTuple):
+    """What one router did with the tokens of a forward.
+
+    Attributes:
+        prob_TE: probabilities; each row sums to 1.
+        expert_TK: chosen experts.
+        batch_size: B.
+        mask_T: nonzero where a token counts; None counts all.
+        pooled: from this forward's counts (E,) to those of the whole optimizer step, over micro-batches and ranks.
+    """
+
+    prob_TE: torch.Tensor
+    expert_TK: torch.Tensor
+    batch_size: int
+    mask_T: torch.Tensor | None
+    pooled: Callable[[torch.Tensor], torch.Tensor]
+
+
+def _count(routed: Routed) -> torch.Tensor:
+    """Slots that each expert received in this forward."""
+    return expert_counts(routed.expert_TK, routed.prob_TE.shape[-1], routed.mask_T)
+
+
+def _importance(routed: Routed) -> torch.Tensor:
+    """What the chosen experts weigh in all, before the weights of a token are made to sum to 1."""
+    weight_TK = routing_weights(routed.prob_TE, routed.expert_TK, normalize=False)
+    if routed.mask_T is not None:
+        weight_TK = weight_TK * routed.mask_T[:, None]
+    return importance(weight_TK, routed.expert_TK, routed.prob_TE.shape[-1])
+
+
+# By the words of `router_balance_loss`.
+BALANCE_LOSSES: dict[str, Callable[[Routed], torch.Tensor]] = {
+    "batch": lambda routed: layer_balance_loss(routed.prob_TE, _count(routed), routed.mask_T),
+    "global_batch": lambda routed: layer_balance_loss(routed.prob_TE, routed.pooled(_count(routed)), routed.mask_T),
+    "sequence": lambda routed: sequence_balance_loss(*routed[:4]),
+    "cv_squared": lambda routed: cv_squared(_importance(routed)),
+}
 
 
 def load_balance_loss(

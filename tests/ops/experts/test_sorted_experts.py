@@ -344,7 +344,7 @@ def test_no_gradient_of_the_pre_activations_is_made_up() -> None:
 
     x, (expert, weight), stack = tokens_for().requires_grad_(), routes(), stack_for(Activation("gelu"))
     # What torch.compile calls.
-    out, z = torch.ops.moe_hf.sorted_experts(x, expert, weight, *stack, "gelu", "none", torch.float32, True)
+    out, z = torch.ops.moe_hf.sorted_experts(x, expert, weight, *stack, torch.float32, "gelu", "none", True)
     assert z.shape == (T * K, F)
     with Zeros() as zeros:
         out.sum().backward()

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from moe_hf.ops.routing.balance import expert_counts, load_balance_loss, router_z_loss
+from moe_hf.config.validation import ROUTER_BALANCE_LOSSES
+from moe_hf.ops.routing.balance import BALANCE_LOSSES, Routed, expert_counts, load_balance_loss, router_z_loss
 
 SIZES = [(2, 1), (4, 1), (4, 2), (7, 3), (8, 8), (16, 2)]
 
@@ -117,3 +118,26 @@ def test_no_tokens_no_loss() -> None:
     logits = torch.zeros(0, 4, requires_grad=True)
     for loss in (load_balance_loss([logits], 2), router_z_loss([logits])):
         assert loss.item() == 0.0
+
+
+def test_the_words_of_the_configuration_are_those_of_the_table() -> None:
+    assert tuple(BALANCE_LOSSES) == ROUTER_BALANCE_LOSSES
+
+
+@pytest.mark.parametrize("word", BALANCE_LOSSES)
+def test_each_loss_is_at_its_least_when_balanced_and_counts_no_padding(word: str) -> None:
+    # Two sequences, each of which asks two experts equally; the last token of each is padding that would tip it.
+    prob = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]]).repeat(2, 1)
+    mask = torch.tensor([1.0, 1, 0, 1, 1, 0])
+    expert = prob.argmax(dim=-1, keepdim=True)
+    loss = BALANCE_LOSSES[word](Routed(prob, expert, 2, mask, lambda count: count))
+    assert loss.item() == pytest.approx(0.0 if word == "cv_squared" else 1.0, abs=1e-6)
+    assert BALANCE_LOSSES[word](Routed(prob, expert, 2, None, lambda count: count)).item() > loss.item() + 0.01
+
+
+def test_only_the_loss_of_the_global_batch_pools_its_counts() -> None:
+    prob, expert = torch.tensor([[0.9, 0.1]]), torch.tensor([[0]])
+    for word, loss in BALANCE_LOSSES.items():
+        alone = loss(Routed(prob, expert, 1, None, lambda count: count))
+        pooled = loss(Routed(prob, expert, 1, None, lambda count: torch.ones_like(count)))
+        assert torch.equal(alone, pooled) == (word != "global_batch")
