@@ -1,7 +1,8 @@
-"""Checkpoints that are either complete or not there: written aside, checked before they are used."""
+"""The format of checkpoints, which are either complete or not there: written aside, checked before they are used."""
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,11 +24,14 @@ from moe_hf.base.files import flush, one_disk_error
 
 MANIFEST_NAME = "manifest.json"
 """Last file written into a checkpoint: every other file in it, its size in bytes and its CRC-32."""
+RUN_STATE_NAME = "run_state.pt"
+"""File with what transformers' Trainer does not keep: the place in a streamed data set, the open logging window."""
+STATE_NAME = "trainer_state.json"
+"""File with the state of transformers' Trainer."""
 
 logger = logging.get_logger(__name__)
 
 _STAGING_PREFIX = "tmp-"
-_STATE_NAME = "trainer_state.json"
 _WHOLE_WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
 _WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Read by those who resume or load; what they hold is an object.
@@ -126,26 +131,8 @@ def remove_old_checkpoints(output_dir: str, newest: str, limit: int | None, best
         shutil.rmtree(aside)
 
 
-def checkpoint_to_resume(resume: str, output_dir: str) -> str | None:
-    """The checkpoint that a `resume` setting asks for.
-
-    Args:
-        resume: "auto" (the newest valid one of `output_dir`, if any), "never", or a checkpoint folder.
-        output_dir: folder of the run.
-
-    Raises:
-        CheckpointError: the folder named by `resume` is no complete checkpoint.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return newest_valid_checkpoint(output_dir)
-    require_valid_checkpoint(resume)
-    return resume
-
-
-def require_valid_checkpoint(folder: str) -> None:
-    """Do nothing when `folder` is a complete checkpoint.
+def require_valid_checkpoint(folder: str) -> str:
+    """The folder, when it is a complete checkpoint.
 
     Raises:
         CheckpointError: it is not; the text says what is missing or cut short and which other one can be used.
@@ -155,6 +142,7 @@ def require_valid_checkpoint(folder: str) -> None:
         other = newest_valid_checkpoint(str(Path(folder).parent))
         advice = f"use {other}" if other else "there is no complete checkpoint beside it; start without resuming"
         raise CheckpointError(f"cannot resume from {folder!r}: {'; '.join(problems)}. To go on, {advice}.")
+    return folder
 
 
 def checkpoint_problems(folder: str) -> list[str]:
@@ -178,6 +166,41 @@ def checkpoint_problems(folder: str) -> list[str]:
         except OSError as error:
             problems.append(f"{Path(error.filename or folder).name} cannot be read ({error.strerror or error})")
     return list(dict.fromkeys(problems))
+
+
+def save_run_state(state: dict[str, Any], folder: str) -> None:
+    """Write the state into a checkpoint folder.
+
+    Raises:
+        CheckpointError: it holds more than plain Python values and tensors, which could not be read back safely.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the place in the training stream cannot be saved safely: its state_dict() must hold only plain Python "
+            f"values and tensors ({error})"
+        ) from error
+    with open(os.path.join(folder, RUN_STATE_NAME), "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def load_run_state(folder: str) -> dict[str, Any]:
+    """The state in a checkpoint folder; empty where none was written.
+
+    Warns where the optimizer's is absent, too, which transformers passes over in silence.
+    """
+    # DeepSpeed keeps it in folders named after steps, FSDP in one of the optimizer's name.
+    if not any(name.startswith(("optimizer", "rank", "global_step")) for name in os.listdir(folder)):
+        logger.warning(
+            f"{folder} holds weights alone, as save_only_model writes them: the optimizer and the course of the "
+            "learning rate begin anew, so this is not the run that would have gone on"
+        )
+    path = os.path.join(folder, RUN_STATE_NAME)
+    return torch.load(path, weights_only=True) if os.path.isfile(path) else {}
 
 
 def safetensors_problem(path: Path) -> str | None:
@@ -258,14 +281,14 @@ def _json_problems(path: Path) -> list[str]:
 
 
 def _state_problems(path: Path) -> list[str]:
-    state = path / _STATE_NAME
+    state = path / STATE_NAME
     if not state.is_file():
-        return [f"{_STATE_NAME} is missing"]
+        return [f"{STATE_NAME} is missing"]
     content = _read_object(state)
     fields = {field.name for field in dataclasses.fields(TrainerState)}
     right = isinstance(content.get("global_step"), int) and isinstance(content.get("log_history", []), list)
     right = right and isinstance(content.get("stateful_callbacks", {}), dict) and fields >= set(content)
-    return [] if right else [f"{_STATE_NAME} is unreadable"]
+    return [] if right else [f"{STATE_NAME} is unreadable"]
 
 
 def _weight_problems(path: Path) -> list[str]:

@@ -13,27 +13,26 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.ops.routing.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
-from moe_hf.training.checkpoint import atomic_checkpoint, checkpoint_to_resume, remove_leftovers, remove_old_checkpoints
+from moe_hf.training.checkpoint import (
+    STATE_NAME,
+    atomic_checkpoint,
+    load_run_state,
+    newest_valid_checkpoint,
+    remove_leftovers,
+    remove_old_checkpoints,
+    require_valid_checkpoint,
+    save_run_state,
+)
 from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.label_smoothing import label_smoothing_term
-from moe_hf.training.metrics import (
-    CrossEntropyMeter,
-    RoutingMeter,
-    SpeedMeter,
-    append_metrics,
-    experts_per_token,
-    keep_metrics_until,
-    known_peak_flops,
-    routing_of_window,
-    training_flops,
-)
+from moe_hf.training.metrics import append_metrics, keep_metrics_until, known_peak_flops
 from moe_hf.training.moments import MomentsCallback
 from moe_hf.training.optim import decayed_names, moe_muon
 from moe_hf.training.processes import main_process_says
-from moe_hf.training.run_state import load_run_state, save_run_state
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
+from moe_hf.training.window import LoggingWindow
 
 
 class MoETrainer(Trainer):
@@ -70,11 +69,7 @@ class MoETrainer(Trainer):
         # Seconds and summed loss of the steps before this call; None where the checkpoint does not tell.
         self._before: dict[str, float] | None = None
         self._loading_from: str | None = None
-        self._flops = training_flops(model)
-        self._speed = SpeedMeter()
-        self._cross_entropy = CrossEntropyMeter() if getattr(model, "loss_type", None) == "ForCausalLM" else None
-        num_experts_per_tok = experts_per_token(model)
-        self._routing = RoutingMeter(num_experts_per_tok) if num_experts_per_tok else None
+        self._window = LoggingWindow(model)
         self.add_callback(MomentsCallback(self))
         if not any(isinstance(callback, RouterStateCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RouterStateCallback())
@@ -104,8 +99,11 @@ class MoETrainer(Trainer):
         """
         output_dir = self._get_output_dir(trial)
         if resume_from_checkpoint:
-            wish = "auto" if resume_from_checkpoint is True else str(resume_from_checkpoint)
-            resume_from_checkpoint = main_process_says(self.args, lambda: checkpoint_to_resume(wish, output_dir))
+            named = None if resume_from_checkpoint is True else str(resume_from_checkpoint)
+            resume_from_checkpoint = main_process_says(
+                self.args,
+                lambda: newest_valid_checkpoint(output_dir) if named is None else require_valid_checkpoint(named),
+            )
             if resume_from_checkpoint is None:
                 raise CheckpointError(f"no complete checkpoint in {output_dir!r}; start without resuming")
         if self.args.should_save:
@@ -213,20 +211,8 @@ class MoETrainer(Trainer):
             averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
             factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
             loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
-        if self._cross_entropy is not None and model.training and isinstance(outputs, Mapping):
-            if labels is not None and answers is None and outputs.get("cross_entropy") is not None:
-                self._cross_entropy.update_by_mean(outputs["cross_entropy"], labels)
-            elif labels is not None and outputs.get("logits") is not None:
-                self._cross_entropy.update(outputs["logits"], labels, answers)
-        if self._routing is not None and model.training and isinstance(outputs, Mapping):
-            if outputs.get("router_logits"):
-                self._routing.update(
-                    outputs["router_logits"],
-                    inputs.get("attention_mask"),
-                    outputs.get("router_experts"),
-                    outputs.get("router_dropped"),
-                    outputs.get("aux_loss"),
-                )
+        if model.training and isinstance(outputs, Mapping):
+            self._window.add_outputs(outputs, labels, answers, inputs.get("attention_mask"))
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -240,48 +226,22 @@ class MoETrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """FLOPs of training on a batch, from the parameters that a token meets; Trainer counts all experts."""
         tokens = inputs.get(self.model.main_input_name) if isinstance(self.model, PreTrainedModel) else None
-        if self._flops is None or tokens is None:
-            return super().floating_point_ops(inputs)
-        flops = self._flops.of_batch(tokens.shape[:2].numel(), tokens.shape[1])
-        mask = inputs.get("attention_mask")
-        real = mask.sum() if isinstance(mask, torch.Tensor) and mask.shape == tokens.shape[:2] else None
-        self._speed.add(tokens.shape[:2].numel() if real is None else real, flops)
-        return flops
+        flops = None if tokens is None else self._window.add_batch(tokens, inputs.get("attention_mask"))
+        return super().floating_point_ops(inputs) if flops is None else flops
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in Trainer, with routing and speed in training logs, and a line in `metrics.jsonl`."""
         details: dict[str, Any] = {}
         if "loss" in logs:
-            details = self._measure_window(logs)
+            measured, details = self._window.close(self._sums(), self.args.world_size, self._peak_flops())
+            logs.update(measured)
         super().log(logs, start_time)
         if self.is_world_process_zero():
             append_metrics(str(self.args.output_dir), {"step": self.state.global_step, **logs, **details})
 
-    def _measure_window(self, logs: dict[str, float]) -> dict[str, Any]:
-        details: dict[str, Any] = {}
-        sums = self._sums()
-        if "routing" in sums:
-            routing = routing_of_window(sums["routing"])
-            logs.update(routing.scalars())
-            details["layers"] = routing._asdict()
-        if "cross_entropy" in sums:
-            total, count = sums["cross_entropy"].tolist()
-            logs.update({"cross_entropy": total / count} if count else {})
-        for meter in self._meters.values():
-            meter.reset()
-        logs.update(self._speed.read(self.args.world_size, self._peak_flops()))
-        self._speed.reset()
-        return details
-
-    @property
-    def _meters(self) -> dict[str, RoutingMeter | CrossEntropyMeter]:
-        meters = {"routing": self._routing, "cross_entropy": self._cross_entropy}
-        return {name: meter for name, meter in meters.items() if meter is not None}
-
     def _sums(self) -> dict[str, torch.Tensor]:
         """What the meters of all processes counted in this window."""
-        counted = {name: meter.sums for name, meter in self._meters.items() if meter.sums is not None}
-        return {name: self.accelerator.reduce(sums, reduction="sum") for name, sums in counted.items()}
+        return {name: self.accelerator.reduce(sums, reduction="sum") for name, sums in self._window.sums().items()}
 
     def _peak_flops(self) -> float | None:
         if isinstance(self.args, MoETrainingArguments) and self.args.peak_flops:
@@ -289,7 +249,7 @@ class MoETrainer(Trainer):
         return known_peak_flops(self.args.device) if self.args.bf16 or self.args.fp16 else None
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        with self._speed.pause():
+        with self._window.speed.pause():
             return super()._evaluate(*args, **kwargs)
 
     # Checkpoints
@@ -323,7 +283,7 @@ class MoETrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir, step = self._get_output_dir(trial), self.state.global_step
         final = os.path.join(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        with self._speed.pause():
+        with self._window.speed.pause():
             run_state = self._current_run_state()
             with atomic_checkpoint(run_dir, step, writer=self.args.should_save) as self._staging:
                 try:
@@ -334,7 +294,7 @@ class MoETrainer(Trainer):
                 finally:
                     self._staging = None
                 if self.args.should_save:
-                    self.state.save_to_json(os.path.join(staged, "trainer_state.json"))
+                    self.state.save_to_json(os.path.join(staged, STATE_NAME))
                     if not self.args.save_only_model:
                         save_run_state(run_state, staged)
                 self.accelerator.wait_for_everyone()
@@ -385,9 +345,7 @@ class MoETrainer(Trainer):
         self._saved_step = None
         self._begun, self._begun_step = time.time(), self.state.global_step
         self._before = self._run_state.get("run") if self._begun_step else {"seconds": 0.0, "loss": 0.0}
-        self._speed.reset()
-        for meter in self._meters.values():
-            meter.reset()
+        self._window.reset()
         if self.is_world_process_zero():
             keep_metrics_until(str(self.args.output_dir), self._begun_step, self.state.log_history)
         window = self._run_state.get("window")
@@ -397,9 +355,8 @@ class MoETrainer(Trainer):
         # These steps belong to the log line that comes next, but not to the mean loss of this call alone.
         self._total_loss_scalar = -self._tr_loss.item() if self._before is None else self._before["loss"]
         self._globalstep_last_logged = window["last_logged_step"]
-        for name, meter in self._meters.items():
-            if name in window and self.is_world_process_zero():
-                meter.sums = window[name].to(self.args.device)
+        if self.is_world_process_zero():
+            self._window.restore(window, self.args.device)
 
     def begin_epoch(self) -> None:
         """Called when an epoch begins."""

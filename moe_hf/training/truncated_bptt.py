@@ -4,7 +4,7 @@ Shapes: B rows, each a stream of its own, S tokens of a chunk.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
@@ -114,19 +114,17 @@ def train_on_stream(
     """
     if chunks_per_update < 1:
         raise ConfigError(f"chunks_per_update={chunks_per_update} is not allowed; it must be an integer >= 1")
-    if any(layer.gradient_checkpointing for layer in model.model.layers):
+    recomputed = [index for index, layer in enumerate(model.model.layers) if layer.gradient_checkpointing]
+    if recomputed:
         raise ConfigError(
-            "gradient checkpointing is not allowed on a stream, since it drops the state between chunks; turn it off: "
-            "shorter chunks bound the memory as well"
+            f"gradient checkpointing (of layers {recomputed}) is not allowed on a stream, since it drops the state "
+            "between chunks; turn it off: shorter chunks bound the memory as well"
         )
     cache = _stream_cache(model) if cache is None else cache
     model.train()
-    routers, window = RouterStates(model), BalanceWindow()
-    if model.config.router_balance_loss == "global_batch":
-        model.balance_window = window
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     remaining = iter(chunks)
-    try:
+    with _balanced_routers(model) as end_update:
         while update := list(islice(remaining, chunks_per_update)):
             optimizer.zero_grad()
             with _constant_memory(model):
@@ -134,10 +132,24 @@ def train_on_stream(
                 loss.backward()
             detach_states(cache)
             norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-            routers.step()
-            window.reset()
+            end_update()
             optimizer.step()
             yield StreamStep(float(loss.detach()), float(norm), int(cache.get_seq_length()), cache)
+
+
+@contextmanager
+def _balanced_routers(model: MoEForCausalLM) -> Iterator[Callable[[], None]]:
+    """What `RouterStateCallback` does in a Trainer; gives the function to call before each optimizer step."""
+    routers, window = RouterStates(model), BalanceWindow()
+    if model.config.router_balance_loss == "global_batch":
+        model.balance_window = window
+
+    def end_update() -> None:
+        routers.step()
+        window.reset()
+
+    try:
+        yield end_update
     finally:
         routers.close()
         model.balance_window = None

@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.training import run_state
+from moe_hf.training import checkpoint
 from moe_hf.training.checkpoint import (
     MANIFEST_NAME,
     atomic_checkpoint,
     checkpoint_problems,
-    checkpoint_to_resume,
     newest_valid_checkpoint,
     remove_leftovers,
     remove_old_checkpoints,
@@ -218,17 +217,15 @@ def test_weights_alone_are_complete_when_saved_on_purpose(tmp_path):
 def test_going_on_without_the_optimizer_s_state_is_said(tmp_path, monkeypatch, alone):
     make_trainer(tmp_path, max_steps=2, save_only_model=alone).train()
     said = []
-    monkeypatch.setattr(run_state.logger, "warning", said.append)
+    monkeypatch.setattr(checkpoint.logger, "warning", said.append)
     make_trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
     assert [("holds weights alone" in text) for text in said] == [True] * alone
 
 
-def test_resume_setting_names_the_checkpoint(run_folder):
-    assert checkpoint_to_resume("never", str(run_folder)) is None
-    assert checkpoint_to_resume("auto", str(run_folder)) == str(run_folder / "checkpoint-6")
-    assert checkpoint_to_resume(str(run_folder / "checkpoint-2"), "elsewhere") == str(run_folder / "checkpoint-2")
+def test_only_a_complete_checkpoint_is_given_back(run_folder):
+    assert require_valid_checkpoint(str(run_folder / "checkpoint-2")) == str(run_folder / "checkpoint-2")
     with pytest.raises(CheckpointError, match="no such folder"):
-        checkpoint_to_resume(str(run_folder / "checkpoint-3"), str(run_folder))
+        require_valid_checkpoint(str(run_folder / "checkpoint-3"))
 
 
 def test_a_failed_save_leaves_no_checkpoint(tmp_path):

@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from moe_hf.base.files import flush, one_disk_error
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.free_wording import free_wording_questions
 from moe_hf.text.scoreboard import Scoreboard, score_answers
 from moe_hf.training.runs.answers import batch_answerer
-from moe_hf.training.trainer import MoETrainer
 
 ANSWER_TOKENS = 128
 
@@ -22,7 +21,7 @@ _STAGING = "tmp-model"
 _NOT_SHARED = ["checkpoint-*", "tmp-*", ".lock"]
 
 
-def answer_held_out(trainer: MoETrainer, tokenizer: PreTrainedTokenizerBase, per_skill: int) -> Scoreboard:
+def answer_held_out(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, per_skill: int) -> Scoreboard:
     """The trained model's scores on the embedded corpus's held-out questions, in trained, new and free wordings."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     answerer = batch_answerer(model, tokenizer, ANSWER_TOKENS)
@@ -34,13 +33,13 @@ def answer_held_out(trainer: MoETrainer, tokenizer: PreTrainedTokenizerBase, per
     return score_answers(questions, answerer, batch_size=128)._replace(free_wording=(num_right, len(free)))
 
 
-def can_generate_alone(trainer: MoETrainer) -> bool:
+def can_generate_alone(trainer: Trainer) -> bool:
     """Whether one process has all weights, so that it can generate without the others."""
     return not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.args.world_size == 1
 
 
 @contextmanager
-def final_model(trainer: MoETrainer, folder: Path) -> Iterator[Path]:
+def final_model(trainer: Trainer, folder: Path) -> Iterator[Path]:
     """Write model, tokenizer and generation settings into `folder`, beside its checkpoints, with what the body adds.
 
     All of it is written aside, into the folder that is given to the body, and moved when complete, `config.json` last:
@@ -73,7 +72,7 @@ def final_model(trainer: MoETrainer, folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging)
 
 
-def share_folder(trainer: MoETrainer, folder: Path) -> None:
+def share_folder(trainer: Trainer, folder: Path) -> None:
     """Upload the run's folder, without its checkpoints, to the repository that the Trainer has made."""
     # Made, and named, by the Trainer when it was told to push.
     assert trainer.hub_model_id is not None
