@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.training import checkpoint
@@ -26,6 +29,7 @@ from moe_hf.training.checkpoint import (
 )
 from moe_hf.training.trainer import MoETrainer
 from moe_hf.training.training_arguments import MoETrainingArguments
+from tests.training import tiny
 
 KILLED_RUN = """
 import os, signal, sys
@@ -317,3 +321,13 @@ def test_resuming_when_nothing_is_complete_is_an_error(run_folder):
         truncate(run_folder / f"checkpoint-{step}" / "optimizer.pt")
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         make_trainer(run_folder).train(resume_from_checkpoint=True)
+
+
+def test_a_place_that_cannot_be_loaded_safely_is_refused_when_saved(tmp_path):
+    class Careless(tiny.EndlessStream):
+        def state_dict(self):
+            return {"position": Path("x")}
+
+    with pytest.raises(CheckpointError, match="plain Python values"):
+        tiny.make_trainer(tmp_path, data=Careless(), save_strategy="steps", save_steps=1).train()
+    assert newest_valid_checkpoint(str(tmp_path)) is None

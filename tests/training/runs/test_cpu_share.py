@@ -1,10 +1,8 @@
 """Who takes the cores is told from the clocks, and said once."""
 
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from moe_hf.training.runs.cpu_share import CpuShare, CpuTimes, cpu_times
-from moe_hf.training.runs.listeners import ListenerCallback, RunListener
 
 
 def share_after(*later: CpuTimes) -> CpuShare:
@@ -42,29 +40,3 @@ def test_the_clocks_of_this_machine_run() -> None:
     assert second.own >= first.own > 0
     # What the kernel says of idle cores may step back a little, so that no more is sure of the others.
     assert 0 < second.busy <= second.total
-
-
-def test_a_run_says_it_once(tmp_path) -> None:
-    class Heard(RunListener):
-        def __init__(self) -> None:
-            self.notices: list[str] = []
-
-        def noticed(self, text: str) -> None:
-            self.notices.append(text)
-
-    class Plan:
-        num_steps, tokens_per_step = 10, 8
-
-    heard = Heard()
-    callback = ListenerCallback(heard, Plan())
-    args = TrainingArguments(str(tmp_path), use_cpu=True)
-    state, control = TrainerState(), TrainerControl()
-    callback.on_train_begin(args, state, control)
-    times = [CpuTimes(20.0 * i, 2.0 * i, 40.0 * i, 40.0 * i) for i in range(1, 9)]
-    callback._cpu_share = CpuShare(threads=1, read=iter(times).__next__)
-    for step in range(1, 4):
-        state.global_step = step
-        callback.on_step_end(args, state, control)
-    assert heard.notices == [
-        "the machine is busy: other programs take its cores, and alone this run would be about 10 times as fast"
-    ]

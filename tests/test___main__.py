@@ -1,4 +1,4 @@
-"""How commands begin: at once, and with threads that wait politely."""
+"""`moe-hf` finds the command, begins at once, and ends in one line where something is wrong."""
 
 import os
 import subprocess
@@ -6,6 +6,41 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from moe_hf.__main__ import COMMANDS, main
+
+
+def test_no_command_prints_all_commands_and_fails(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert main(["inof"]) == 2
+    assert "did you mean 'info'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "50m"], "unknown model size '50m'"),
+        (["info", "500m", "--num_experts_per_tok", "99"], "num_experts_per_tok=99"),
+        (["info", "500m", "--mlp_layer_types", "spares"], "mlp_layer_types='spares'"),
+        (["info", "./nowhere"], "there is no folder ./nowhere"),
+        (["upcycle", "./nowhere", "./there"], "there is no folder ./nowhere"),
+        (["upcycle", "./nowhere", "./there", "--mlp_layer_types", "all"], "there is no folder ./nowhere"),
+        (["chat", "-p", "hi", "--model", "./nowhere"], "there is no folder ./nowhere"),
+        (["train", "--model", "./nowhere"], "there is no folder ./nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_on_stderr_and_a_code_of_2(capsys, words, message):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,31 +95,33 @@ def test_a_waiting_policy_that_the_user_chose_is_kept() -> None:
     assert run_python(code, OMP_WAIT_POLICY="ACTIVE").split() == ["None"]
 
 
-def test_importing_the_package_leaves_the_waiting_policy_alone() -> None:
-    assert run_python("import os, moe_hf; moe_hf.MoE; print(os.environ.get('GOMP_SPINCOUNT'))").split() == ["None"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["moe_hf", "nosuch"],
-        ["moe_hf", "info", "--nosuch"],
-        ["moe_hf", "bench", "nosuch"],
-        ["moe_hf.bench.studies.load_balance", "--output_dir", "there"],
-        ["moe_hf.bench.studies.recall", "--output_dir", "there", "--mixers", "nosuch"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_words_end_every_command_with_code_2(words, tmp_path) -> None:
+def test_wrong_words_end_every_command_with_code_2(tmp_path) -> None:
+    commands = [
+        "moe_hf nosuch",
+        "moe_hf info --nosuch",
+        "moe_hf bench nosuch",
+        "moe_hf.bench.studies.load_balance --output_dir there",
+        "moe_hf.bench.studies.recall --output_dir there --mixers nosuch",
+    ]
+    # One process for all, since each would load torch again.
+    code = f"""
+import runpy, sys
+for command in {commands!r}:
+    sys.argv = command.split()
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except SystemExit as left:
+        print(left.code, command)
+"""
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 2, done.stderr
+    assert done.stdout.splitlines() == [f"2 {command}" for command in commands], done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,65 @@
+"""What can't work is refused with a word on what to do."""
+
+import pytest
+
+from moe_hf.base.errors import BackendUnavailableError, ConfigError
+from moe_hf.training.runs.settings import parse_arguments, resolve_settings
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--learning-rte", "1"], "--learning_rate"),
+        (["--moe_siz=tiny"], "--moe_size"),
+        (["--moe_size", "500"], "500m"),
+        (["--architecture", "mambo"], "did you mean 'mamba'"),
+        (["--learning_rate", "fast"], "fast"),
+        (["--optim", "moe_moun"], "moe_muon"),
+        (["tiny"], "tiny"),
+        (["--streaming"], "--max_steps"),
+        (["--streaming", "--max_steps", "5", "--dataloader_num_workers", "2"], "num_workers"),
+        (["--model", "a", "--upcycle", "b"], "one of the two"),
+        (["--upcycle", "b", "--moe_size", "tiny"], "--moe_size"),
+        (["--expert_init", "noise"], "--upcycle"),
+        (["--eval_fraction", "1.5"], "at least 0 and below 1"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--num_experts"], "num_experts"),
+        (["--attn_implementation", "flash_attention2"], "did you mean 'flash_attention_2'?"),
+        (["--experts_implementation", "nonsense"], "eager, batched_mm, grouped_mm"),
+        (["--per_device_train_batch_size", "0"], "at least 1, got 0"),
+        (["--gradient_accumulation_steps", "0"], "at least 1, got 0"),
+        (["--max_steps", "0", "--num_train_epochs", "0"], "trains nothing"),
+    ],
+)
+def test_a_wrong_command_line_says_what_to_do(argv, words):
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(argv)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"report_to": "wandbb"}, ConfigError, "did you mean 'wandb'"),
+        (
+            {"optim": "adamw_torch", "learning_rate": 0.5},
+            ConfigError,
+            "--learning_rate 0.5 is far above what adamw_torch",
+        ),
+        ({"muon_learning_rate": 2.0}, ConfigError, "--muon_learning_rate 2 is far above what the Muon part"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ConfigError, "--lr_scheduler_type cosine_with_min_lr"),
+        ({"metric_for_best_model": "accuracy"}, ConfigError, "--metric_for_best_model accuracy"),
+        ({"push_to_hub": True, "hub_model_id": "a/b/c", "hub_token": "x"}, ConfigError, "--hub_model_id 'a/b/c'"),
+        ({"optim": "adamw_bnb_8bit"}, BackendUnavailableError, "--optim adamw_bnb_8bit"),
+    ],
+)
+def test_settings_that_the_machine_or_a_library_refuses_are_named(given, error, words):
+    with pytest.raises(error) as caught:
+        resolve_settings(given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rate_far_too_high_can_be_insisted_on():
+    settings = resolve_settings({"learning_rate": 3.0, "allow_any_learning_rate": True})
+    assert settings.training.learning_rate == 3.0
