@@ -1,4 +1,4 @@
-"""The callback that keeps routers balanced in any Trainer: their states, and the counts of the global batch."""
+"""What keeps routers balanced in any training, and its callback for any Trainer: states, and the global batch."""
 
 from typing import Any
 
@@ -10,6 +10,29 @@ from moe_hf.models.router_losses import BalanceWindow
 from moe_hf.models.router_states import RouterStates
 
 
+class RouterUpkeep:
+    """Moves the routers' states of a model and counts the experts of a whole step, from now until it is closed."""
+
+    def __init__(self, head: MoEHeadModel) -> None:
+        self._head, self._states = head, RouterStates(head)
+        self._window = BalanceWindow() if head.config.router_balance_loss == "global_batch" else None
+        head.balance_window = self._window
+        if not self._states.needed:
+            # Hooks that see nothing would still cut a compiled forward in pieces.
+            self._states.close()
+
+    def step(self) -> None:
+        """Once before each optimizer step: move the states by what its micro-batches did, and count anew."""
+        self._states.step()
+        if self._window is not None:
+            self._window.reset()
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._states.close()
+        self._head.balance_window = None
+
+
 class RouterStateCallback(TrainerCallback):
     """Moves correction biases and thresholds once per optimizer step, and counts the experts of a whole step.
 
@@ -19,9 +42,7 @@ class RouterStateCallback(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self._states: RouterStates | None = None
-        self._window: BalanceWindow | None = None
-        self._model: MoEHeadModel | None = None
+        self._upkeep: RouterUpkeep | None = None
 
     def on_train_begin(
         self,
@@ -34,24 +55,14 @@ class RouterStateCallback(TrainerCallback):
         """Begin to watch the model."""
         self._stop()
         head = next((module for module in model.modules() if isinstance(module, MoEHeadModel)), None) if model else None
-        if head is None:
-            return
-        self._model = head
-        self._states = RouterStates(head)
-        if not self._states.needed:
-            self._states.close()
-            self._states = None
-        if head.config.router_balance_loss == "global_batch":
-            self._window = head.balance_window = BalanceWindow()
+        self._upkeep = None if head is None else RouterUpkeep(head)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Move the states by what the step's micro-batches did."""
-        if self._states is not None:
-            self._states.step()
-        if self._window is not None:
-            self._window.reset()
+        if self._upkeep is not None:
+            self._upkeep.step()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,8 +71,6 @@ class RouterStateCallback(TrainerCallback):
         self._stop()
 
     def _stop(self) -> None:
-        if self._states is not None:
-            self._states.close()
-        if self._model is not None:
-            self._model.balance_window = None
-        self._states = self._window = self._model = None
+        if self._upkeep is not None:
+            self._upkeep.close()
+        self._upkeep = None

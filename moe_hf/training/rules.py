@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from moe_hf.base.errors import ConfigError
 
@@ -66,6 +66,21 @@ def check_rules(settings: Any, rules: Sequence[Rule]) -> None:
             raise ConfigError(
                 rule.message.format_map({name: _as_typed(value) for name, value in vars(settings).items()})
             )
+
+
+class Checked:
+    """A dataclass whose values are checked whenever one is made.
+
+    Raises:
+        ConfigError: a value is out of its range in `RANGES`, or one of `RULES` is broken.
+    """
+
+    RANGES: ClassVar[Mapping[str, Range]] = {}
+    RULES: ClassVar[Sequence[Rule]] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(vars(self), self.RANGES)
+        check_rules(self, self.RULES)
 
 
 def _as_typed(value: Any) -> Any:

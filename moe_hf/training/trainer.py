@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerControl
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -28,11 +28,29 @@ from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.label_smoothing import label_smoothing_term
 from moe_hf.training.metrics import append_metrics, keep_metrics_until, known_peak_flops
-from moe_hf.training.moments import MomentsCallback
 from moe_hf.training.optim import decayed_names, moe_muon
 from moe_hf.training.processes import main_process_says
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 from moe_hf.training.window import LoggingWindow
+
+
+class _Moments(TrainerCallback):
+    """Tells the trainer of moments for which transformers has events but no methods."""
+
+    def __init__(self, trainer: "MoETrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **kwargs: Any) -> None:
+        self.trainer.begin_window()
+
+    def on_epoch_begin(self, *_: Any, **kwargs: Any) -> None:
+        self.trainer.begin_epoch()
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.end_step(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.end_epoch(control)
 
 
 class MoETrainer(Trainer):
@@ -70,7 +88,7 @@ class MoETrainer(Trainer):
         self._before: dict[str, float] | None = None
         self._loading_from: str | None = None
         self._window = LoggingWindow(model)
-        self.add_callback(MomentsCallback(self))
+        self.add_callback(_Moments(self))
         if not any(isinstance(callback, RouterStateCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RouterStateCallback())
 

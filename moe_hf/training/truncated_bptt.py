@@ -4,8 +4,8 @@ Shapes: B rows, each a stream of its own, S tokens of a chunk.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,8 +20,7 @@ from moe_hf.base.files import atomic_file
 from moe_hf.config.pattern import CACHE_OF_MIXER
 from moe_hf.layers.caches.states import StateLayer, advance, detach_states, states_of
 from moe_hf.models.heads import MoEForCausalLM
-from moe_hf.models.router_losses import BalanceWindow
-from moe_hf.models.router_states import RouterStates
+from moe_hf.training.balance import RouterUpkeep
 
 _TOKENS_SEEN = "tokens_seen"
 
@@ -124,7 +123,7 @@ def train_on_stream(
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     remaining = iter(chunks)
-    with _balanced_routers(model) as end_update:
+    with closing(RouterUpkeep(model)) as routers:
         while update := list(islice(remaining, chunks_per_update)):
             optimizer.zero_grad()
             with _constant_memory(model):
@@ -132,27 +131,9 @@ def train_on_stream(
                 loss.backward()
             detach_states(cache)
             norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
-            end_update()
+            routers.step()
             optimizer.step()
             yield StreamStep(float(loss.detach()), float(norm), int(cache.get_seq_length()), cache)
-
-
-@contextmanager
-def _balanced_routers(model: MoEForCausalLM) -> Iterator[Callable[[], None]]:
-    """What `RouterStateCallback` does in a Trainer; gives the function to call before each optimizer step."""
-    routers, window = RouterStates(model), BalanceWindow()
-    if model.config.router_balance_loss == "global_batch":
-        model.balance_window = window
-
-    def end_update() -> None:
-        routers.step()
-        window.reset()
-
-    try:
-        yield end_update
-    finally:
-        routers.close()
-        model.balance_window = None
 
 
 def stream_loss(model: MoEForCausalLM, chunks: list[StreamChunk], cache: Cache) -> torch.Tensor:

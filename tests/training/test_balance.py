@@ -79,10 +79,10 @@ def test_a_global_batch_is_counted_over_accumulation_steps(tiny_model, rows, tmp
 
     class Look(RouterStateCallback):
         def on_pre_optimizer_step(self, *args, **kwargs) -> None:
-            counts = self._model.balance_window._counts
+            counts = model.balance_window._counts
             window["tokens"] = sum(counts[0]).item() / 2
             super().on_pre_optimizer_step(*args, **kwargs)
-            window["after"] = dict(self._model.balance_window._counts)
+            window["after"] = dict(model.balance_window._counts)
 
     model = tiny_model(router_balance_loss="global_batch").train()
     args = arguments(MoETrainingArguments, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=3)

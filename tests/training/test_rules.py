@@ -7,7 +7,7 @@ import pytest
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
-from moe_hf.training.runs.arguments import DATA_RULES, MODEL_RULES, DataArguments, ModelArguments
+from moe_hf.training.runs.arguments import DataArguments, ModelArguments
 from moe_hf.training.runs.checks import RULES
 from moe_hf.training.runs.settings import resolve_settings
 
@@ -51,7 +51,11 @@ def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> No
     settings = resolve_settings({})
     parts = (settings.model, settings.data, settings.run, settings.training)
     whole = {"world_size"} | {name for part in parts for name in vars(part)}
-    tables = ((MODEL_RULES, set(vars(ModelArguments()))), (DATA_RULES, set(vars(DataArguments()))), (RULES, whole))
+    tables = (
+        (ModelArguments.RULES, set(vars(ModelArguments()))),
+        (DataArguments.RULES, set(vars(DataArguments()))),
+        (RULES, whole),
+    )
     for rules, fields in tables:
         for rule in rules:
             named = {name for _, name, _, _ in string.Formatter().parse(rule.message) if name}

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
+from moe_hf.training.rules import Checked, Range, Rule
 
 MODEL_RULES = (
     Rule(
@@ -59,7 +59,7 @@ RUN_RANGES = {"questions_per_skill": Range()}
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(Checked):
     """Which model is trained and where its first weights come from.
 
     Three sources: fresh weights of a preset (`moe_size`), a dense GPT-2 turned into experts (`upcycle`), or a
@@ -67,6 +67,7 @@ class ModelArguments:
     """
 
     _argument_group_name: ClassVar[str] = "model"
+    RULES = MODEL_RULES
 
     architecture: str = field(
         default="moe",
@@ -123,14 +124,6 @@ class ModelArguments:
         metadata={"help": "Any other field of the model's configuration, as key=value (value is YAML)."},
     )
 
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: one is out of its range, or some exclude each other.
-        """
-        check_rules(self, MODEL_RULES)
-
     @property
     def family(self) -> str:
         """The architecture as `moe_hf.config.architectures.architecture_config` knows it."""
@@ -155,10 +148,11 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Checked):
     """What is read, how it becomes tokens, and what is held out."""
 
     _argument_group_name: ClassVar[str] = "data"
+    RANGES, RULES = DATA_RANGES, DATA_RULES
 
     data: list[str] = field(
         default_factory=lambda: ["embedded"],
@@ -222,21 +216,13 @@ class DataArguments:
     )
     num_conversations: int = field(default=20_000, metadata={"help": "Size of the embedded corpus."})
 
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: one is out of its range, or some exclude each other.
-        """
-        check_ranges(vars(self), DATA_RANGES)
-        check_rules(self, DATA_RULES)
-
 
 @dataclass
-class RunArguments:
+class RunArguments(Checked):
     """How the run is begun and what is written when it ends."""
 
     _argument_group_name: ClassVar[str] = "run"
+    RANGES = RUN_RANGES
 
     resume: str = field(
         default="auto",
@@ -253,11 +239,3 @@ class RunArguments:
     allow_any_learning_rate: bool = field(
         default=False, metadata={"help": "Train even with a learning rate far above what the optimizer can learn with."}
     )
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: one is out of its range.
-        """
-        check_ranges(vars(self), RUN_RANGES)

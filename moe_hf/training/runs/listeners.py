@@ -1,7 +1,8 @@
 """What a training run tells whoever watches it, and the callback that tells it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,51 +126,31 @@ class RunListener:
         """An error or a second Ctrl-C cuts the run off; nothing follows."""
 
 
+def _to_all(event: Callable[..., None]) -> Callable[..., None]:
+    """The method that tells an event to each of several listeners, in their order."""
+
+    @wraps(event)
+    def tell(self: "Listeners", *what: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, event.__name__)(*what)
+
+    return tell
+
+
 class Listeners(RunListener):
-    """Tells each event to all of its listeners, in their order."""
+    """Several listeners as one."""
 
     def __init__(self, listeners: Sequence[RunListener]) -> None:
         self.listeners = tuple(listeners)
 
-    def noticed(self, text: str) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.noticed(text)
-
-    def working(self, what: str) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.working(what)
-
-    def planned(self, plan: RunPlan) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.planned(plan)
-
-    def progressed(self, progress: Progress) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.progressed(progress)
-
-    def evaluated(self, step: int, loss: float) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.evaluated(step, loss)
-
-    def trained(self) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.trained()
-
-    def ended(self, report: TrainingReport) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.ended(report)
-
-    def failed(self) -> None:
-        """Tell it to all."""
-        for listener in self.listeners:
-            listener.failed()
+    noticed = _to_all(RunListener.noticed)
+    working = _to_all(RunListener.working)
+    planned = _to_all(RunListener.planned)
+    progressed = _to_all(RunListener.progressed)
+    evaluated = _to_all(RunListener.evaluated)
+    trained = _to_all(RunListener.trained)
+    ended = _to_all(RunListener.ended)
+    failed = _to_all(RunListener.failed)
 
 
 class ListenerCallback(TrainerCallback):
