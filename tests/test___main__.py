@@ -42,7 +42,7 @@ def test_wrong_input_is_one_line_on_stderr_and_a_code_of_2(capsys, words, messag
     assert "Traceback" not in captured.err
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def run_python(code: str, **environment: str) -> str:
