@@ -14,7 +14,6 @@ from moe_hf.bench.mixers.layers import (
     KINDS,
     OWN,
     Layer,
-    LayerSize,
     drawn,
     layer_arm,
     layer_case,
@@ -22,6 +21,7 @@ from moe_hf.bench.mixers.layers import (
     with_other_form,
 )
 from moe_hf.bench.mixers.peers import unbinding_scan
+from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.layers.mixers import mamba1, rwkv7
 from moe_hf.ops.sequence.delta_rule import reference_delta_rule
 

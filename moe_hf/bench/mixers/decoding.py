@@ -13,7 +13,6 @@ from moe_hf.bench.mixers.layers import (
     HOST,
     OWN,
     Layer,
-    LayerSize,
     drawn,
     layer_case,
     same,
@@ -21,6 +20,7 @@ from moe_hf.bench.mixers.layers import (
     transformers_layer,
 )
 from moe_hf.bench.mixers.peers import CachedDotProduct
+from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.ops.sequence.fft_conv import dot_with_past
 from moe_hf.ops.sequence.future_fill import epoch_length, future_fill_step
 

@@ -6,7 +6,7 @@ Shapes: B batch, S positions, D width.
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +17,9 @@ from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
-from moe_hf.bench.harness.arms import DECODE, TRAINING, Arm, Check, Group, Options
+from moe_hf.bench.harness.arms import TRAINING, Arm, Check, Group, Options
 from moe_hf.bench.harness.cases import Case, Goal
+from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.layers.caches.host import MAMBA_CACHE_NAME
 from moe_hf.layers.caches.states import advance
 from moe_hf.layers.inputs import LayerInputs
@@ -47,31 +48,6 @@ _SEED = 0
 OWN, HOST = "moe_hf", "transformers"
 MOST_ERROR = 1e-3
 """The relative error between arms of one case that float32 explains over thousands of tokens."""
-
-
-class LayerSize(NamedTuple):
-    """Width of a layer, and the tokens of a call or of the context before a decoded token; one sequence, one thread."""
-
-    width: int
-    tokens: int
-
-    @property
-    def threads(self) -> int:
-        """A mixer is measured on one."""
-        return 1
-
-    def place(self, case: str, mode: str) -> str:
-        """Where a number was measured.
-
-        >>> LayerSize(768, 2048).place("Mamba-1", "forward")
-        'Mamba-1, forward, 2,048 tokens, width 768'
-        """
-        after = "after " if mode == DECODE else ""
-        return f"{case}, {mode}, {after}{self.tokens:,} tokens, width {self.width}"
-
-    def title(self, case: str, mode: str) -> str:
-        """What stands above the table of one group."""
-        return self.place(case, mode) + (", per token" if mode == DECODE else "")
 
 
 def layer_case(

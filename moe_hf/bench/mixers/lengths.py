@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -10,8 +9,8 @@ from moe_hf.bench.harness.arms import FORWARD, TRAINING
 from moe_hf.bench.harness.memory import step_memory
 from moe_hf.bench.harness.timing import seconds_per_call
 from moe_hf.bench.mixers.layers import KINDS, LONGEST, Layer, drawn, layer_arm
+from moe_hf.bench.mixers.sizes import WIDTH, Point
 
-WIDTH = 256
 SHORTEST = 512
 # A training step of attention takes 16 times as long at four times the length, and thrice a forward pass.
 _LONGEST = {FORWARD: LONGEST, TRAINING: LONGEST // 4}
@@ -19,16 +18,6 @@ _LONGEST_QUICK = {FORWARD: 4096, TRAINING: 2048}
 _CPU = torch.device("cpu")
 # A short call is repeated until it has taken so long.
 _SECONDS = 0.2
-
-
-class Point(NamedTuple):
-    """One layer at one length: CPU seconds of a call, and the most bytes that it held at once."""
-
-    kind: str
-    mode: str
-    length: int
-    seconds: float
-    peak_bytes: int
 
 
 def lengths_of(mode: str, quick: bool) -> list[int]:

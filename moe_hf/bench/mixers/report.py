@@ -9,8 +9,8 @@ from moe_hf.bench.harness.goals import Verdict
 from moe_hf.bench.harness.report import INTERRUPTED, Page, goals_section, machine_table, pictures_section
 from moe_hf.bench.harness.results import Report
 from moe_hf.bench.harness.tables import arm_table, markdown_table, milliseconds
-from moe_hf.bench.mixers.lengths import WIDTH, Point
 from moe_hf.bench.mixers.perplexity import FULL
+from moe_hf.bench.mixers.sizes import WIDTH, Point
 
 LENGTHS, PERPLEXITIES = "lengths", "perplexities"
 """Under these names the report holds, further, `Point`s, and numbers by the name of the attention."""

@@ -124,6 +124,29 @@ def run_experiment(settings: Settings, work_dir: Path) -> dict[str, Any]:
     rates = {arm: min(of_rate, key=lambda rate: of_rate[rate][-1].losses[TUNING_SET]) for arm, of_rate in tuned.items()}
     logger.info("learning rates: %s", rates)
 
+    curves = _curves(stages, settings, rates, heldout, longer)
+    return {
+        "settings": asdict(settings),
+        "machine": describe_machine(),
+        "parameters": _parameter_counts(stages[0], settings),
+        "pretraining": plain([stage.pretraining for stage in stages]),
+        "step_0": plain(differences),
+        "cpu_seconds_per_step": per_step,
+        "tuning": {arm: {str(rate): plain(points[-1]) for rate, points in of.items()} for arm, of in tuned.items()},
+        "learning_rates": rates,
+        "curves": plain(curves),
+        "extra_arms": _extra_arms(stages[0], settings, rates[MOE], heldout) if settings.extra_arms else {},
+    }
+
+
+def _curves(
+    stages: Sequence[Stage],
+    settings: Settings,
+    rates: Mapping[str, float],
+    heldout: Mapping[str, HeldOut],
+    longer: int,
+) -> dict[str, list[list[Point]]]:
+    """The points of every seed, by arm; `longer` steps cost the dense model what the MoE's cost it."""
     curves: dict[str, list[list[Point]]] = {DENSE: [], DENSE_LONGER: [], MOE: []}
     for seed, stage in enumerate(stages):
         # The first seed runs again, for its clock: the arms of one seed must share whatever else the machine does.
@@ -137,19 +160,7 @@ def run_experiment(settings: Settings, work_dir: Path) -> dict[str, Any]:
         for arm, of_seed in curves.items():
             of_seed.append(points[arm])
             logger.info("seed %d, %s: %s", seed, arm, points[arm][-1])
-
-    return {
-        "settings": asdict(settings),
-        "machine": describe_machine(),
-        "parameters": _parameter_counts(stages[0], settings),
-        "pretraining": plain([stage.pretraining for stage in stages]),
-        "step_0": plain(differences),
-        "cpu_seconds_per_step": per_step,
-        "tuning": {arm: {str(rate): plain(points[-1]) for rate, points in of.items()} for arm, of in tuned.items()},
-        "learning_rates": rates,
-        "curves": plain(curves),
-        "extra_arms": _extra_arms(stages[0], settings, rates[MOE], heldout) if settings.extra_arms else {},
-    }
+    return curves
 
 
 @torch.no_grad()

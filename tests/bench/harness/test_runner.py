@@ -9,7 +9,8 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.bench.harness.arms import DECODE, FORWARD, OWN, Arm, Check, Group, Options, Skipped
 from moe_hf.bench.harness.cases import Case
 from moe_hf.bench.harness.runner import run_cases
-from moe_hf.bench.mixers.layers import LayerSize, layer_case, same
+from moe_hf.bench.mixers.layers import layer_case, same
+from moe_hf.bench.mixers.sizes import LayerSize
 from tests.bench.measured import PLAN, SIZE, measure
 
 

@@ -13,10 +13,10 @@ from moe_hf.bench.harness.cases import Goal, goals_of
 from moe_hf.bench.harness.report import write_report
 from moe_hf.bench.harness.results import ArmResult, GroupResult, Report
 from moe_hf.bench.harness.timing import Samples
-from moe_hf.bench.mixers.layers import KINDS, LayerSize, layer_case
-from moe_hf.bench.mixers.lengths import Point
+from moe_hf.bench.mixers.layers import KINDS, layer_case
 from moe_hf.bench.mixers.perplexity import FULL, TOPK
 from moe_hf.bench.mixers.report import LENGTHS, MIXERS_PAGE, PERPLEXITIES, draw_lengths
+from moe_hf.bench.mixers.sizes import LayerSize, Point
 
 
 def test_the_report_holds_goals_first_and_every_picture(tmp_path: Path) -> None:
