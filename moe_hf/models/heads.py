@@ -68,10 +68,30 @@ class MoEHeadModel(MoEPreTrainedModel):
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
         return self.training and labels is not None and weighted
 
-    def _outputs(self, record: bool, past_key_values: Any, cache: Any, **given: Any) -> Any:
+    def _outputs(
+        self,
+        record: bool,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+        **kwargs: Any,
+    ) -> Any:
         """What the model under the head gives, with its routing where losses are made of that."""
         routing = {f"output_router_{name}": record for name in ("logits", "experts", "dropped")}
-        return self.model(past_key_values=one_cache(cache, past_key_values), **given, **routing)
+        # By their names, under which hooks on the model look for them.
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+            **routing,
+        )
 
     def _router_losses(self, outputs: MoeModelOutputWithPast, attention_mask: torch.Tensor | None) -> RouterLosses:
         return router_losses(outputs, self.config, attention_mask, self.training, self.balance_window)
@@ -163,17 +183,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         """
         targets = labels if labels is not None else kwargs.get("shift_labels")
         record = self._wants_router_losses(output_router_logits, targets)
-        outputs = self._outputs(
-            record,
-            past_key_values,
-            cache,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
+        outputs = self._outputs(record, *given, **kwargs)
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
 
@@ -265,17 +276,8 @@ class MoEForSequenceClassification(MoEHeadModel):
             ConfigError: several sequences, no mask, and no `pad_token_id` to find their ends by.
         """
         record = self._wants_router_losses(output_router_logits, labels)
-        outputs = self._outputs(
-            record,
-            past_key_values,
-            cache,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
+        outputs = self._outputs(record, *given, **kwargs)
         logits_BSN = self.score(outputs.last_hidden_state)
         last_B = self._last_token(input_ids, attention_mask, logits_BSN)
         logits_BN = logits_BSN[torch.arange(len(last_B), device=last_B.device), last_B]

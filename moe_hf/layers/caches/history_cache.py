@@ -34,6 +34,9 @@ class HistoryLayer(StateLayer, History):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._begin()
+
+    def _begin(self) -> None:
         self._inputs: dict[int, GrowingRows] = {}
         self._epochs: dict[int, Epoch] = {}
         self._versions: dict[int, tuple[tuple[int, int], ...] | None] = {}
@@ -147,9 +150,7 @@ class HistoryLayer(StateLayer, History):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self._inputs, self._epochs, self._versions, self._count_B = {}, {}, {}, 0
-        self._recent, self._real = GrowingRows(keep=RECENT_INPUTS), GrowingRows()
-        self._oldest_cut = 0
+        self._begin()
 
     def kept(self) -> list[torch.Tensor]:
         """As in NamedStates."""

@@ -43,6 +43,9 @@ class MegaByteCache(ChangesRows, Cache):
     def __init__(self, global_cache: Cache) -> None:
         super().__init__(layers=[])
         self.global_cache = global_cache
+        self._begin()
+
+    def _begin(self) -> None:
         self.local_cache: Cache | None = None
         self.seen = 0
         self.common_phase: int | None = 0
@@ -93,10 +96,7 @@ class MegaByteCache(ChangesRows, Cache):
             if isinstance(layer, DynamicLayer):
                 # Older versions of transformers keep zeros of the old length.
                 layer.keys, layer.values, layer.is_initialized = None, None, False
-        self.local_cache, self.global_mask_BC = None, None
-        self.seen, self.common_phase = 0, 0
-        self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.context_BPL = torch.empty(0)
-        self.routing = {}
+        self._begin()
 
     def change_rest(self, way: str, argument: Any) -> None:
         """The same for the caches of both decoders."""

@@ -1,6 +1,7 @@
 """Activations by transformers' names, each as one kernel where PyTorch has one, and which of them a module is."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,24 +12,20 @@ from transformers.activations import ACT2FN
 # GPT-2's gelu_new is the tanh approximation written out in seven elementwise steps; this is the same function.
 _FUSED = {"gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 
-# transformers' classes by the name that moe_hf.ops.experts.activations has for what they compute.
-_NAME_OF_CLASS: dict[type[nn.Module], str] = {
-    nn.SiLU: "silu",
-    transformers_activations.SiLUActivation: "silu",
-    nn.ReLU: "relu",
-    transformers_activations.ReLUSquaredActivation: "relu2",
-    transformers_activations.GELUActivation: "gelu",
-    transformers_activations.NewGELUActivation: "gelu_tanh",
-    transformers_activations.FastGELUActivation: "gelu_tanh",
-    transformers_activations.AccurateGELUActivation: "gelu_tanh",
-    transformers_activations.GELUTanh: "gelu_tanh",
+# What computes each of `moe_hf.ops.experts.activations.ACTIVATIONS`: classes of modules, and functions.
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "silu": (nn.SiLU, transformers_activations.SiLUActivation, F.silu),
+    "relu": (nn.ReLU, torch.relu, F.relu),
+    "relu2": (transformers_activations.ReLUSquaredActivation,),
+    "gelu": (transformers_activations.GELUActivation, F.gelu),
+    "gelu_tanh": (
+        transformers_activations.NewGELUActivation,
+        transformers_activations.FastGELUActivation,
+        transformers_activations.AccurateGELUActivation,
+        transformers_activations.GELUTanh,
+    ),
 }
-_NAME_OF_FUNCTION: dict[Callable[..., torch.Tensor], str] = {
-    F.silu: "silu",
-    torch.relu: "relu",
-    F.relu: "relu",
-    F.gelu: "gelu",
-}
+_NAMES = {known: name for name, computed_by in _KNOWN.items() for known in computed_by}
 
 
 def activation(name: str) -> nn.Module:
@@ -50,6 +47,4 @@ def activation_name(act_fn: Callable[[torch.Tensor], torch.Tensor]) -> str | Non
     """
     if isinstance(act_fn, nn.GELU) and type(act_fn) is nn.GELU:
         return "gelu_tanh" if act_fn.approximate == "tanh" else "gelu"
-    if isinstance(act_fn, nn.Module):
-        return _NAME_OF_CLASS.get(type(act_fn))
-    return _NAME_OF_FUNCTION.get(act_fn)
+    return _NAMES.get(type(act_fn) if isinstance(act_fn, nn.Module) else act_fn)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers.activations import ACT2FN
 
 from moe_hf.layers.experts.activations import activation, activation_name
-from moe_hf.ops.experts.activations import Activation, activate
+from moe_hf.ops.experts.activations import ACTIVATIONS, Activation, activate
 
 UNKNOWN = {
     "gelu_10",
@@ -51,3 +52,8 @@ def test_functions_are_known_and_subclasses_are_not() -> None:
     assert activation_name(torch.tanh) is None
     assert activation_name(torch.nn.GELU("tanh")) == "gelu_tanh"
     assert activation_name(Louder()) is None
+
+
+def test_something_computes_every_activation_that_the_operations_know() -> None:
+    known = (nn.SiLU(), nn.ReLU(), nn.GELU(), nn.GELU("tanh"), ACT2FN["relu2"])
+    assert {activation_name(act_fn) for act_fn in known} == set(ACTIVATIONS)
