@@ -10,6 +10,7 @@ class DerivedFields(PreTrainedConfig):
 
     What was left out stays None in the object and in `config.json`, and so follows when another field is overridden.
     Whoever reads the attribute, transformers among them, gets its value.
+    A list is made anew at each read: to change one, assign it whole.
 
     Attributes:
         derived_fields: the name of each such field, and of the method that gives its value.
