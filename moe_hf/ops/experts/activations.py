@@ -65,6 +65,18 @@ class Activation(NamedTuple):
     gate: str = "none"
 
 
+class RowFunctions(NamedTuple):
+    """What is done to rows besides the projections, each row for itself.
+
+    `activate` stands between the projections, `finish` after the second (None: nothing). `parameters` are what either
+    of them learns.
+    """
+
+    activate: Callable[[torch.Tensor], torch.Tensor]
+    finish: Callable[[torch.Tensor], torch.Tensor] | None = None
+    parameters: tuple[torch.Tensor, ...] = ()
+
+
 def function_of(activation: Activation) -> Function:
     """The row of `ACTIVATIONS` that an activation names."""
     if activation.name not in ACTIVATIONS:

@@ -6,11 +6,11 @@ expert.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
 from moe_hf.ops.dtypes import without_autocast
+from moe_hf.ops.experts.activations import RowFunctions
 from moe_hf.ops.experts.cpu_gemm import linear
 from moe_hf.ops.experts.differentiated import Passes, differentiated
 from moe_hf.ops.experts.expert_parts import (
@@ -28,20 +28,6 @@ from moe_hf.ops.experts.expert_parts import (
 from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows, spread_slots
 from moe_hf.ops.experts.reference import ExpertStack
 from moe_hf.ops.operators import needs_gradient
-
-RowFunction = Callable[[torch.Tensor], torch.Tensor]
-
-
-class RowFunctions(NamedTuple):
-    """What is done to rows besides the projections, each row for itself.
-
-    `activate` stands between the projections, `finish` after the second (None: nothing). `parameters` are what either
-    of them learns.
-    """
-
-    activate: RowFunction
-    finish: RowFunction | None = None
-    parameters: tuple[torch.Tensor, ...] = ()
 
 
 def generic_experts(
@@ -147,7 +133,9 @@ class _Differentiable:
             return y_nD, lambda dy_nD: dy_nD
         return self._recorded(self._functions.finish, y_nD)
 
-    def _recorded(self, function: RowFunction, rows: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+    def _recorded(
+        self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor
+    ) -> tuple[torch.Tensor, Backward]:
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
             result = function(rows)
