@@ -8,7 +8,7 @@ projection (F, or 2F where gated), G = E + 1 offsets.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from moe_hf.ops.experts.triton.gradients import hidden_gradients, routing_weight
 from moe_hf.ops.experts.triton.grouped_gemm import ExpertRows, combine_slots, rows_gemm, up_gemm
 from moe_hf.ops.experts.triton.sorting import SortedSlots, sort_by_expert
 from moe_hf.ops.experts.triton.tiles import INTERPRETED, Tiles
+from moe_hf.ops.operators import needs_gradient, opaque
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,9 +55,8 @@ def triton_experts(
     dtype = x_TD.dtype
     x_TD, stack = _autocast(x_TD, stack)
     _check(x_TD, expert_TK, stack, activation)
-    tensors = (x_TD, weight_TK, *stack)
-    keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    out_TD, _, _, _ = _experts(x_TD, weight_TK, *stack, expert_TK, *activation, keep_z, list(tiles or ()))
+    keep_z = needs_gradient(x_TD, weight_TK, *stack)
+    out_TD, _, _, _ = _experts(_Inputs(x_TD, weight_TK, stack), expert_TK, activation, keep_z, list(tiles or ()))
     return out_TD.to(dtype)
 
 
@@ -88,21 +88,17 @@ def _check(x_TD: torch.Tensor, expert_TK: torch.Tensor, stack: ExpertStack, acti
         )
 
 
-@torch.library.custom_op("moe_hf::triton_experts", mutates_args=())
-def _experts(
-    x_TD: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EUD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EU: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
-    expert_TK: torch.Tensor,
-    name: str,
-    gate: str,
-    keep_z: bool,
-    tiles: Sequence[int],
+class _Inputs(NamedTuple):
+    x_TD: torch.Tensor
+    weight_TK: torch.Tensor
+    stack: ExpertStack
+
+
+def _forward(
+    inputs: _Inputs, expert_TK: torch.Tensor, activation: Activation, keep_z: bool, tiles: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The output, and what the backward pass needs: z_NU (empty unless `keep_z`), order_N and offset_G."""
+    x_TD, weight_TK, (up_EUD, down_EDF, up_bias_EU, down_bias_ED) = inputs
     num_experts, slots_per_token = len(up_EUD), expert_TK.shape[1]
     slots = sort_by_expert(expert_TK, num_experts)
     if expert_TK.numel() == 0:
@@ -113,43 +109,40 @@ def _experts(
     with torch.cuda.device_of(x_TD):
         expert_TK, weight_TK = expert_TK.contiguous(), weight_TK.contiguous()
         rows = ExpertRows(slots, slots_per_token)
-        z_NU, h_NF = up_gemm(rows, x_TD, up_EUD, up_bias_EU, Activation(name, gate), keep_z, cut)
+        z_NU, h_NF = up_gemm(rows, x_TD, up_EUD, up_bias_EU, activation, keep_z, cut)
         y_ND = rows_gemm(rows, h_NF, down_EDF.mT, down_bias_ED, weight_TK, cut)
         combine_slots(y_ND, expert_TK, num_experts, out_TD)
     return out_TD, z_NU, slots.order_N, slots.offset_G
 
 
-@_experts.register_fake
-def _experts_fake(
-    x_TD: torch.Tensor, weight_TK: torch.Tensor, up_EUD: torch.Tensor, *others: Any
+def _forward_shapes(
+    inputs: _Inputs, expert_TK: torch.Tensor, activation: Activation, keep_z: bool, tiles: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    expert_TK, keep_z = others[3], others[-2]
+    x_TD, up_EUD = inputs.x_TD, inputs.stack.up_EFD
     order_N = expert_TK.new_empty(expert_TK.numel(), dtype=torch.int32)
     z_NU = x_TD.new_empty(expert_TK.numel() if keep_z else 0, up_EUD.shape[1])
     return x_TD.new_empty(x_TD.shape), z_NU, order_N, order_N.new_empty(len(up_EUD) + 1)
 
 
-@torch.library.custom_op("moe_hf::triton_experts_backward", mutates_args=())
-def _experts_backward(
+class _Kept(NamedTuple):
+    z_NU: torch.Tensor
+    order_N: torch.Tensor
+    offset_G: torch.Tensor
+
+
+def _backward(
     dout_TD: torch.Tensor,
-    x_TD: torch.Tensor,
-    weight_TK: torch.Tensor,
-    up_EUD: torch.Tensor,
-    down_EDF: torch.Tensor,
-    up_bias_EU: torch.Tensor | None,
-    down_bias_ED: torch.Tensor | None,
+    inputs: _Inputs,
     expert_TK: torch.Tensor,
-    z_NU: torch.Tensor,
-    order_N: torch.Tensor,
-    offset_G: torch.Tensor,
-    name: str,
-    gate: str,
-    needed: Sequence[bool],
+    kept: _Kept,
+    activation: Activation,
+    needs: Sequence[bool],
     tiles: Sequence[int],
 ) -> list[torch.Tensor]:
-    """Gradients for the first six inputs of `_experts`; an empty tensor for each that is not `needed`."""
-    inputs = (x_TD, weight_TK, up_EUD, down_EDF, up_bias_EU, down_bias_ED)
-    gradients = _gradients_like(inputs, needed)
+    """Gradients for the inputs; an empty tensor for each that is not needed."""
+    x_TD, weight_TK, (up_EUD, down_EDF, _, down_bias_ED) = inputs
+    z_NU, order_N, offset_G = kept
+    gradients = _gradients_like(inputs, needs)
     if expert_TK.numel() == 0:
         return [gradient.zero_() for gradient in gradients]
     assert len(z_NU) == expert_TK.numel(), "the forward pass was told that no gradient would be asked for"
@@ -159,53 +152,47 @@ def _experts_backward(
     with torch.cuda.device_of(x_TD):
         expert_TK, weight_TK, dout_TD = expert_TK.contiguous(), weight_TK.contiguous(), dout_TD.contiguous()
         rows = ExpertRows(SortedSlots(order_N, offset_G.diff(), offset_G), expert_TK.shape[1])
-        dz_NU, weighted_h_NF, parts_NJ = hidden_gradients(
-            rows, dout_TD, down_EDF, weight_TK, z_NU, Activation(name, gate), cut
-        )
-        if needed[1]:
+        dz_NU, weighted_h_NF, parts_NJ = hidden_gradients(rows, dout_TD, down_EDF, weight_TK, z_NU, activation, cut)
+        if needs[1]:
             routing_weight_gradient(parts_NJ, dout_TD, expert_TK, down_bias_ED, num_experts, dweight_TK)
-        if needed[3] or needed[5]:
+        if needs[3] or needs[5]:
             weight_gradient(rows, dout_TD, weighted_h_NF, "p", ddown_EDF, ddown_bias_ED, weight_TK, cut)
         del weighted_h_NF
-        if needed[2] or needed[4]:
+        if needs[2] or needs[4]:
             weight_gradient(rows, dz_NU, x_TD, "q", dup_EUD, dup_bias_EU, None, cut)
-        if needed[0]:
+        if needs[0]:
             combine_slots(rows_gemm(rows, dz_NU, up_EUD, None, None, cut), expert_TK, num_experts, dx_TD)
     return gradients
 
 
-@_experts_backward.register_fake
-def _experts_backward_fake(dout_TD: torch.Tensor, *others: Any) -> list[torch.Tensor]:
-    return _gradients_like(others[:6], others[-2])
+def _backward_shapes(
+    dout_TD: torch.Tensor,
+    inputs: _Inputs,
+    expert_TK: torch.Tensor,
+    kept: _Kept,
+    activation: Activation,
+    needs: Sequence[bool],
+    tiles: Sequence[int],
+) -> list[torch.Tensor]:
+    return _gradients_like(inputs, needs)
 
 
-def _gradients_like(inputs: Sequence[torch.Tensor | None], needed: Sequence[bool]) -> list[torch.Tensor]:
+def _gradients_like(inputs: _Inputs, needs: Sequence[bool]) -> list[torch.Tensor]:
     """Uninitialised tensors like the inputs; matrices keep their strides, so that a transposed stack stays one."""
-    spare = inputs[0]
-    assert spare is not None
+    spare = inputs.x_TD
     x_TD, weight_TK, *stack = (
         tensor if need and tensor is not None else spare.new_empty(0)
-        for tensor, need in zip(inputs, needed, strict=True)
+        for tensor, need in zip((*inputs[:2], *inputs.stack), needs, strict=True)
     )
     return [x_TD.new_empty(x_TD.shape), weight_TK.new_empty(weight_TK.shape), *map(torch.empty_like, stack)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, name, gate, _, tiles = inputs
-    _, z_NU, order_N, offset_G = output
-    # Without this the empty gradient of z would be filled with zeros: K*U numbers per token for nothing.
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, z_NU, order_N, offset_G)
-    ctx.rest = (name, gate, tiles)
-
-
-def _differentiate(ctx: Any, dout_TD: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, ...]:
-    if dout_TD is None:
-        return (None,) * 11
-    name, gate, tiles = ctx.rest
-    needed = list(ctx.needs_input_grad[:6])
-    gradients = _experts_backward(dout_TD, *ctx.saved_tensors, name, gate, needed, tiles)
-    return (*(gradient if need else None for gradient, need in zip(gradients, needed, strict=True)), *(None,) * 5)
-
-
-_experts.register_autograd(_differentiate, setup_context=_keep)
+_experts = opaque(
+    "triton_experts",
+    _forward,
+    _forward_shapes,
+    _backward,
+    _backward_shapes,
+    returns=("out_TD", *_Kept._fields),
+    gradients=("x_TD", "weight_TK", *ExpertStack._fields),
+)

@@ -6,14 +6,13 @@ Shapes: T tokens, E experts, K experts per token.
 # Triton's compiler types the parameters of kernels; Python's types cannot.
 # mypy: disable-error-code="no-untyped-def"
 
-from typing import Any
-
 import torch
 import triton  # noqa: TID251
 import triton.language as tl  # noqa: TID251
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.experts.triton.tiles import COMPILATION, INTERPRETED
+from moe_hf.ops.operators import opaque
 from moe_hf.ops.routing.routing import Routes
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -51,8 +50,7 @@ def triton_top_k_routing(logits_TE: torch.Tensor, k: int, normalize: bool = True
     return Routes(*_route(logits_TE, k, normalize))
 
 
-@torch.library.custom_op("moe_hf::triton_top_k_routing", mutates_args=())
-def _route(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     num_tokens, num_experts = logits_TE.shape
     weight_TK = logits_TE.new_empty(num_tokens, k)
     expert_TK = torch.empty(num_tokens, k, dtype=torch.int64, device=logits_TE.device)
@@ -76,16 +74,14 @@ def _route(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tens
     return weight_TK, expert_TK
 
 
-@_route.register_fake
-def _route_fake(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_shapes(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     weight_TK = logits_TE.new_empty(logits_TE.shape[0], k)
     return weight_TK, torch.empty_like(weight_TK, dtype=torch.int64)
 
 
-@torch.library.custom_op("moe_hf::triton_top_k_routing_backward", mutates_args=())
-def _route_backward(
+def _backward(
     dweight_TK: torch.Tensor, logits_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: bool
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     num_tokens, num_experts = logits_TE.shape
     dlogits_TE = logits_TE.new_empty(num_tokens, num_experts)
     if num_tokens > 0:
@@ -105,29 +101,24 @@ def _route_backward(
                 BLOCK_E=block_e,
                 **COMPILATION,
             )
-    return dlogits_TE
+    return [dlogits_TE]
 
 
-@_route_backward.register_fake
-def _route_backward_fake(
+def _backward_shapes(
     dweight_TK: torch.Tensor, logits_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: bool
-) -> torch.Tensor:
-    return logits_TE.new_empty(logits_TE.shape)
+) -> list[torch.Tensor]:
+    return [logits_TE.new_empty(logits_TE.shape)]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    logits_TE, _, ctx.normalize = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(logits_TE, output[1])
-
-
-def _differentiate(ctx: Any, dweight_TK: torch.Tensor | None, *_: None) -> tuple[torch.Tensor | None, None, None]:
-    if dweight_TK is None:
-        return None, None, None
-    return _route_backward(dweight_TK, *ctx.saved_tensors, ctx.normalize), None, None
-
-
-_route.register_autograd(_differentiate, setup_context=_keep)
+_route = opaque(
+    "triton_top_k_routing",
+    _forward,
+    _forward_shapes,
+    _backward,
+    _backward_shapes,
+    returns=("weight_TK", "expert_TK"),
+    gradients=("logits_TE",),
+)
 
 
 def _blocks(num_experts: int) -> tuple[int, int]:
