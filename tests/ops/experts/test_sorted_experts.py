@@ -7,90 +7,23 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_hf.ops.experts import expert_parts
-from moe_hf.ops.experts import few_tokens as few_tokens_experts
 from moe_hf.ops.experts.activations import ACTIVATIONS, GATES, Activation
-from moe_hf.ops.experts.generic import RowFunctions, generic_experts
 from moe_hf.ops.experts.packed import pack_stack, packed_experts
 from moe_hf.ops.experts.reference import ExpertStack, reference_experts
 from moe_hf.ops.experts.sorted_experts import sorted_experts
-
-T, D, E, K, F = 13, 10, 5, 2, 7
-# What rounding alone does to sums of this length, relative to the largest entry; half precision against float32.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-
-
-def stack_for(
-    activation: Activation, biased: bool = True, transposed: bool = False, dtype=torch.float32
-) -> ExpertStack:
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).mul_(0.3).to(dtype)
-
-    up = F if activation.gate == "none" else 2 * F
-    weights = [draw(E, D, up).mT, draw(E, F, D).mT] if transposed else [draw(E, up, D), draw(E, D, F)]
-    return ExpertStack(*weights, *([draw(E, up), draw(E, D)] if biased else [None, None]))
-
-
-def routes(kind: str = "random", tokens: int = T) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    expert = torch.rand(tokens, E, generator=generator).topk(K).indices
-    if kind == "one expert":
-        expert = torch.full((tokens, K), 3)
-    if kind == "skips":
-        expert[::2, 1], expert[-1] = E, E
-    if kind == "one skip":
-        expert[0, 0] = E
-    if kind == "nothing":
-        expert = torch.full((tokens, K), E)
-    return expert, torch.rand(tokens, K, generator=generator) + 0.1
-
-
-def tokens_for(tokens: int = T, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(tokens, D, generator=torch.Generator().manual_seed(3)).to(dtype)
-
-
-def value_and_gradients(function, x, expert, weight, stack, activation) -> dict[str, torch.Tensor]:
-    leaves = {"x": x, "weight": weight, **stack._asdict()}
-    leaves = {name: part.detach().requires_grad_() for name, part in leaves.items() if part is not None}
-    parts = ExpertStack(*(leaves.get(name) for name in ExpertStack._fields))
-    out = function(leaves["x"], expert, leaves["weight"], parts, activation)
-    # A fixed, uneven direction, so that no gradient cancels.
-    if out.requires_grad:
-        # (The reference is cut off from its inputs where it visits nobody.)
-        out.backward(torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype))
-    gradients = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
-    return {**gradients, "out": out.detach()}
-
-
-def assert_equal_within(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        scale = max(value.abs().max().item() if value.numel() else 0, 1e-3)
-        torch.testing.assert_close(
-            found[name].to(value.dtype),
-            value,
-            atol=tolerance * scale,
-            rtol=0,
-            msg=lambda text, name=name: f"{name}: {text}",
-        )
-
-
-# The bytes that a chunk and a group may have; a row has 10 float32 numbers.
-CHUNKING = {
-    "whole": (2**20, 2**20),
-    "one by one": (2**20, 0),
-    "groups of nine rows": (2**20, 9 * 40),
-    "chunks of three rows": (3 * 40, 0),
-    "groups of chunks": (3 * 40, 9 * 40),
-}
-
-
-@pytest.fixture(params=CHUNKING)
-def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, limit in zip(("CHUNK_BYTES", "GROUP_BYTES"), CHUNKING[request.param], strict=True):
-        monkeypatch.setattr(expert_parts, name, limit)
+from tests.ops.experts.problems import (
+    TOLERANCE,
+    D,
+    E,
+    F,
+    K,
+    T,
+    assert_equal_within,
+    routes,
+    stack_for,
+    tokens_for,
+    value_and_gradients,
+)
 
 
 @pytest.mark.parametrize("kind", ["random", "one expert", "skips", "one skip", "nothing"])
@@ -194,22 +127,6 @@ def test_what_a_skipped_slot_weighs_does_not_matter(weight_of_skipped: float) ->
     found = value_and_gradients(sorted_experts, tokens_for(), expert, wild, stack_for(activation), activation)
     expected = value_and_gradients(sorted_experts, tokens_for(), expert, weight, stack_for(activation), activation)
     assert_equal_within(found, expected, 0)
-
-
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_decoding_forms_equal_the_reference(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    activation = Activation("silu", "concatenated")
-    for kind in ("random", "skips", "one expert", "nothing"):
-        for limit in (0, 2**20):
-            monkeypatch.setattr(few_tokens_experts, "GATHERED_BYTES", limit)
-            arguments = (tokens_for(tokens), *routes(kind, tokens), stack_for(activation), activation)
-            with torch.no_grad():
-                expected = reference_experts(*arguments)
-                torch.testing.assert_close(sorted_experts(*arguments), expected)
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    found = sorted_experts(*arguments)
-            assert found.dtype == torch.float32
-            assert_equal_within({"out": found}, {"out": expected}, TOLERANCE[torch.bfloat16])
 
 
 def test_autocast_multiplies_in_its_dtype_and_keeps_master_gradients() -> None:
@@ -350,49 +267,3 @@ def test_no_gradient_of_the_pre_activations_is_made_up() -> None:
         out.sum().backward()
     assert (T * K, F) not in zeros.shapes
     assert x.grad.abs().max() > 0
-
-
-class Sharp(torch.nn.Module):
-    """A smooth activation with something to learn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = torch.nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.slope * z)
-
-
-@pytest.mark.parametrize("with_norm", [False, True])
-@pytest.mark.usefixtures("chunking")
-def test_any_activation_and_norm_are_differentiated(with_norm: bool) -> None:
-    sharp, norm = Sharp(), torch.nn.RMSNorm(D, eps=1e-2, dtype=torch.float64)
-    learned = (sharp.slope, norm.weight) if with_norm else (sharp.slope,)
-    functions = RowFunctions(sharp, norm if with_norm else None, learned)
-    expert, weight = routes("skips", 4)
-    inputs = (tokens_for(4), weight, *stack_for(Activation("gelu")))
-    torch.autograd.gradcheck(
-        lambda x, weight, up, down, up_bias, down_bias, *_: generic_experts(
-            x, expert, weight, ExpertStack(up, down, up_bias, down_bias), functions
-        ),
-        (*(tensor.double().requires_grad_() for tensor in inputs), *learned),
-        fast_mode=True,
-    )
-
-
-@pytest.mark.parametrize("kind", ["random", "one expert", "skips", "nothing"])
-@pytest.mark.parametrize("tokens", [T, 1, 0])
-def test_the_generic_form_equals_the_reference(kind: str, tokens: int) -> None:
-    activation = Activation("silu", "concatenated")
-
-    def swiglu(z: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.silu(z[:, :F]) * z[:, F:]
-
-    def generic(*arguments):
-        return generic_experts(*arguments[:-1], RowFunctions(swiglu))
-
-    arguments = (tokens_for(tokens), *routes(kind if tokens else "random", tokens), stack_for(activation), activation)
-    expected = value_and_gradients(reference_experts, *arguments)
-    assert_equal_within(value_and_gradients(generic, *arguments), expected, TOLERANCE[torch.float32])
-    with torch.no_grad():
-        torch.testing.assert_close(generic(*arguments), expected["out"])
