@@ -4,22 +4,10 @@ from typing import Any
 
 from moe_hf.bench.harness.arms import FORWARD, GEMM, ROOF, TRAINING, Group, Options
 from moe_hf.bench.harness.cases import TEMPORARY, Goal
-from moe_hf.bench.harness.results import GroupResult
 from moe_hf.bench.speed.experts_case import build_experts
+from moe_hf.bench.speed.growth import FEW, GROWTH, MANY, at
 from moe_hf.bench.speed.opponents import GPU_SUBJECT, SUBJECT
 from moe_hf.bench.speed.sizes import Size
-
-GROWTH = "growth"
-FEW, MANY = 8, 64
-
-
-def at(name: str, num_experts: int) -> str:
-    """The name of an arm in a growth group.
-
-    >>> at("sorted", 8)
-    'sorted, E=8'
-    """
-    return f"{name}, E={num_experts}"
 
 
 def build_growth(size: Size, mode: str, options: Options) -> Group:
@@ -35,18 +23,6 @@ def build_growth(size: Size, mode: str, options: Options) -> Group:
         ]
         skipped += [one._replace(name=at(one.name, num_experts)) for one in group.skipped]
     return Group(arms, skipped)
-
-
-def split_by_experts(group: GroupResult) -> list[GroupResult]:
-    """A growth group as one group per number of experts, its arms under their backends' names; others as they are."""
-    if group.case != GROWTH:
-        return [group]
-    parts = []
-    for num_experts in (FEW, MANY):
-        size, ending = group.size._replace(num_experts=num_experts), at("", num_experts)
-        arms = [arm._replace(name=arm.name.removesuffix(ending)) for arm in group.arms if arm.name.endswith(ending)]
-        parts.append(group._replace(size=size, arms=arms))
-    return parts
 
 
 def _goal(quantity: str, mode: str, must: float, backend: str, **fields: Any) -> Goal:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from moe_hf.bench.harness.arms import GEMM, ROOF, TRAINING
 from moe_hf.bench.harness.drawing import INK, PANEL, draw_lines, legend_below, look_of, one_two_five, picture, shown
 from moe_hf.bench.harness.results import ArmResult, GroupResult, Report
-from moe_hf.bench.speed.growth_case import GROWTH, split_by_experts
+from moe_hf.bench.speed.growth import GROWTH, split_by_experts
 from moe_hf.bench.speed.utilization import Utilization
 
 _MOST_ROWS = 14

@@ -12,7 +12,8 @@ from moe_hf.bench.harness.arms import DECODE, FORWARD, GENERATE, TRAINING, Group
 from moe_hf.bench.harness.cases import Case
 from moe_hf.bench.harness.suite import Further, Suite
 from moe_hf.bench.speed.experts_case import EXPERTS, EXPERTS_CPU_GOALS, EXPERTS_GPU_GOALS, build_experts
-from moe_hf.bench.speed.growth_case import GROWTH, GROWTH_CPU_GOALS, GROWTH_GPU_GOALS, MANY, build_growth
+from moe_hf.bench.speed.growth import GROWTH, MANY
+from moe_hf.bench.speed.growth_case import GROWTH_CPU_GOALS, GROWTH_GPU_GOALS, build_growth
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
 from moe_hf.bench.speed.model_case import MODEL, MODEL_GOALS, build_model
 from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT, TRANSFORMERS_BACKENDS

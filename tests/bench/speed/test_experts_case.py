@@ -7,7 +7,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from moe_hf.bench.harness.arms import FUSED, OWN, TRAINING, TRANSFORMERS, Options
 from moe_hf.bench.harness.goals import judge
 from moe_hf.bench.speed.experts_case import build_experts
-from moe_hf.bench.speed.growth_case import FEW, MANY, at, build_growth
+from moe_hf.bench.speed.growth import FEW, MANY, at
+from moe_hf.bench.speed.growth_case import build_growth
 from moe_hf.bench.speed.layer_cases import build_layer
 from moe_hf.bench.speed.sizes import SMALL_WIDTHS, expert_gradient_bytes
 from moe_hf.bench.speed.suites import CPU_GOALS

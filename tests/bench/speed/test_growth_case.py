@@ -1,12 +1,11 @@
 """Few and many experts in one group, and what it says of growth."""
 
 from moe_hf.bench.harness.arms import OWN
-from moe_hf.bench.harness.report import write_report
 from moe_hf.bench.harness.results import GroupResult
-from moe_hf.bench.speed.growth_case import FEW, MANY, at, build_growth, split_by_experts
-from moe_hf.bench.speed.report import SPEED_PAGE
+from moe_hf.bench.speed.growth import FEW, MANY, at
+from moe_hf.bench.speed.growth_case import build_growth
 from moe_hf.bench.speed.sizes import expert_gradient_bytes
-from tests.bench.measured import SIZE, SMALL, arm, group, measure, numbers, report
+from tests.bench.measured import SIZE, SMALL, arm, measure, numbers
 
 
 def test_growth_measures_few_and_many_experts_in_one_group():
@@ -24,15 +23,3 @@ def test_growth_goals_compare_many_experts_with_few_in_one_group():
     assert numbers("growth: forward+backward E 64 / E 8", one) == [1.5]
     assert numbers("growth: forward E 64 / E 8", one) == []
     assert numbers("growth: temporaries without returned gradients", one) == [1.1]
-
-
-def test_growth_group_is_drawn_as_one_group_per_number_of_experts(tmp_path):
-    arms = [arm(at(name, count), OWN, 1.0, 2.0, saved=64) for count in (FEW, MANY) for name in ("auto", "grouped_mm")]
-    one = GroupResult("growth", "training", SMALL, "cpu", arms, [])
-    few, many = split_by_experts(one)
-    assert [part.size.num_experts for part in (few, many)] == [8, 64]
-    assert [a.name for a in few.arms] == [a.name for a in many.arms] == ["auto", "grouped_mm"]
-    assert split_by_experts(group()) == [group()]
-    assert {path.name for path in write_report(report(one), tmp_path, SPEED_PAGE)} == {
-        *("report.md", "report.json", "growth_experts_growth.png", "memory_growth.png"),
-    }

@@ -5,7 +5,7 @@ import pytest
 from moe_hf.bench.harness.arms import OWN, ROOF, TRAINING, Options
 from moe_hf.bench.harness.goals import judge
 from moe_hf.bench.harness.runner import run_cases
-from moe_hf.bench.speed.growth_case import FEW, MANY, at
+from moe_hf.bench.speed.growth import FEW, MANY, at
 from moe_hf.bench.speed.suites import CASES, CPU_GOALS, GPU_GOALS, SPEED_SUITES, case_of, cpu_cases
 from tests.bench.measured import PLAN, SIZE, arm, group, measure
 

@@ -9,7 +9,8 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.bench.studies.recall.arms import ARMS
 from moe_hf.bench.studies.recall.learning import Recipe
 from moe_hf.bench.studies.recall.report import missed_gates, summarise, write_report
-from moe_hf.bench.studies.recall.sweep import Results, sweep
+from moe_hf.bench.studies.recall.results import Results
+from moe_hf.bench.studies.recall.sweep import sweep
 from moe_hf.bench.studies.recall.tasks import TASKS
 from moe_hf.bench.studies.script import parsed, run_study
 

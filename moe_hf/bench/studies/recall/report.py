@@ -10,7 +10,7 @@ from moe_hf.bench.harness.drawing import QUIET, look_number, picture
 from moe_hf.bench.harness.tables import fill_page, markdown_table
 from moe_hf.bench.studies.recall.arms import ARMS
 from moe_hf.bench.studies.recall.learning import Recipe
-from moe_hf.bench.studies.recall.sweep import SWEPT, Key, best_rate
+from moe_hf.bench.studies.recall.results import SWEPT, Key, best_rate
 from moe_hf.bench.studies.recall.tasks import TASKS
 
 PAGE, MARK = "mixers.md", "recall"

@@ -3,7 +3,8 @@
 from typing import Any
 
 from moe_hf.bench.studies.recall.learning import Recipe
-from moe_hf.bench.studies.recall.sweep import RATES, SEEDS, Key
+from moe_hf.bench.studies.recall.results import Key
+from moe_hf.bench.studies.recall.sweep import RATES, SEEDS
 from moe_hf.bench.studies.recall.tasks import TASKS
 
 QUICK = Recipe(steps=3, sweep_steps=2, batch_size=4, warmup_steps=1, eval_every=1, test_examples=8)
