@@ -12,7 +12,8 @@ from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.harness.machine import describe_machine
 from moe_hf.bench.speed.opponents import require_backends
 from moe_hf.bench.speed.profile_report import hot_spots, write_profile_reports
-from moe_hf.bench.speed.profiling import PARTS, Profile, default_profiles
+from moe_hf.bench.speed.profiles import Profile
+from moe_hf.bench.speed.profiling import PARTS, default_profiles
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.cli.measuring import chosen_device, report_folder, table_of, wide_console
 

@@ -12,8 +12,8 @@ from moe_hf.bench.harness.arms import FORWARD, Arm
 from moe_hf.bench.harness.cases import Goal
 from moe_hf.bench.harness.report import write_report_json
 from moe_hf.bench.harness.suite import Suite
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
 from moe_hf.bench.mixers.layers import layer_case
-from moe_hf.bench.mixers.perplexity import FULL, TOPK
 from moe_hf.bench.mixers.report import LENGTHS, PERPLEXITIES
 from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.bench.mixers.suite import MIXERS_SUITE

@@ -12,6 +12,8 @@ from moe_hf.ops.attention.block_attention import topk_block_attention
 from moe_hf.ops.attention.topk_attention import topk_sparse_attention
 
 SDPA, EXACT, BLOCK = "sdpa", "topk_sparse", "topk_block"
+FULL, TOPK = "all keys", "top-k of 64 keys"
+"""What a trained model is let look at, in the table of perplexities."""
 _HEAD_WIDTH = 64
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, Mamba2Config, MambaConfig, RwkvConfig
+from transformers import AutoConfig, AutoModel, Cache, DynamicCache, Mamba2Config, MambaConfig, RwkvConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
@@ -24,7 +24,6 @@ from moe_hf.layers.caches.host import MAMBA_CACHE_NAME
 from moe_hf.layers.caches.states import advance
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import Mixer
-from moe_hf.models.auto import FAMILIES
 
 ATTENTION = "attention (sdpa)"
 BLOCKS = "attention (topk_block)"
@@ -85,8 +84,8 @@ class Layer:
 
     def __init__(self, kind: str, width: int, **fields: Any) -> None:
         model_type, own = KINDS[kind]
-        family = FAMILIES[model_type]
-        config = family.config(
+        config = AutoConfig.for_model(
+            model_type,
             **{
                 "vocab_size": 8,
                 "hidden_size": width,
@@ -101,11 +100,11 @@ class Layer:
                 "pad_token_id": None,
                 **own,
                 **fields,
-            }
+            },
         )
         # All forms of a kind draw the same weights, so that their results can be compared.
         torch.manual_seed(_SEED)
-        self.model: Any = family.model(config).eval()
+        self.model: Any = AutoModel.from_config(config).eval()
         self.mixer: Mixer = self.model.layers[0].mixer
         self.width = width
 

@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
 from moe_hf.bench.studies.language_data import corpus_tokenizer, fresh_conversations, training_blocks
 from moe_hf.bench.studies.timed_training import Recipe, heldout_losses, train
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 
-FULL = "all keys"
-TOPK = "top-k of 64 keys"
 _CONTEXT = 256
 _FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     FULL: ("sdpa", {}),

@@ -9,7 +9,7 @@ from moe_hf.bench.harness.goals import Verdict
 from moe_hf.bench.harness.report import INTERRUPTED, Page, goals_section, machine_table, pictures_section
 from moe_hf.bench.harness.results import Report
 from moe_hf.bench.harness.tables import arm_table, markdown_table, milliseconds
-from moe_hf.bench.mixers.perplexity import FULL
+from moe_hf.bench.mixers.attention_arms import FULL
 from moe_hf.bench.mixers.sizes import WIDTH, Point
 
 LENGTHS, PERPLEXITIES = "lengths", "perplexities"

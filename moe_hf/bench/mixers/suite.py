@@ -7,10 +7,11 @@ from moe_hf.bench.harness.arms import Options
 from moe_hf.bench.harness.cases import Case, Goal
 from moe_hf.bench.harness.suite import Suite
 from moe_hf.bench.harness.timing import SamplingPlan
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
 from moe_hf.bench.mixers.comparisons import comparison_cases
 from moe_hf.bench.mixers.decoding import decoding_cases
 from moe_hf.bench.mixers.lengths import measure_lengths
-from moe_hf.bench.mixers.perplexity import FULL, MOST_PERPLEXITY, TOPK, Schooling, perplexities
+from moe_hf.bench.mixers.perplexity import MOST_PERPLEXITY, Schooling, perplexities
 from moe_hf.bench.mixers.report import LENGTHS, MIXERS_PAGE, PERPLEXITIES
 
 

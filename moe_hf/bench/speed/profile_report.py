@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_hf.base.files import atomic_file
 from moe_hf.bench.harness.tables import markdown_table, milliseconds
-from moe_hf.bench.speed.profiling import GLUE, KINDS, PARTS, REST, Profile
+from moe_hf.bench.speed.profiles import GLUE, KINDS, REST, Profile
 
 CONSOLIDATED = "consolidated_profiling_report"
 
@@ -40,7 +40,7 @@ def write_profile_reports(
         folder: where to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{PARTS[part].report}.md": part_text(part, of, command) for part, of in profiles.items()}
+    files = {_file_name(part): part_text(part, of, command) for part, of in profiles.items()}
     texts = {f"{CONSOLIDATED}.md": consolidated_text(profiles, machine, command), **files}
     data = {
         "command": command,
@@ -94,7 +94,7 @@ def consolidated_text(profiles: Mapping[str, Sequence[Profile]], machine: Mappin
     ]
     for part, of in profiles.items():
         parts += [f"## {part.replace('_', ' ')}", _bullets(hot_spots(of))]
-        parts.append(f"Details: [{PARTS[part].report}.md]({PARTS[part].report}.md)")
+        parts.append(f"Details: [{_file_name(part)}]({_file_name(part)})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -164,6 +164,10 @@ def _operator_table(profile: Profile, most: int) -> tuple[list[str], list[list[s
         calls = f"{operator.calls / profile.steps:g}"
         rows.append([f"`{operator.name}`", operator.kind, calls, per_step, f"{profile.share_of(operator):.1%}"])
     return ["operator", "kind", "calls per step", "own ms per step", "share"], rows
+
+
+def _file_name(part: str) -> str:
+    return f"{part}_profiling_report.md"
 
 
 def _bullets(lines: Sequence[str]) -> str:

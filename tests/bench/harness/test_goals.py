@@ -7,8 +7,8 @@ from moe_hf.bench.harness.cases import PEAK, Fastest, Goal, goals_of
 from moe_hf.bench.harness.goals import Value, Verdict, judge
 from moe_hf.bench.harness.results import ArmResult, GroupResult
 from moe_hf.bench.harness.timing import Samples
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
 from moe_hf.bench.mixers.layers import layer_case
-from moe_hf.bench.mixers.perplexity import FULL, TOPK
 from moe_hf.bench.mixers.report import PERPLEXITIES
 from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.bench.mixers.suite import PERPLEXITY_GOAL

@@ -2,7 +2,8 @@
 
 import math
 
-from moe_hf.bench.mixers.perplexity import FULL, TOPK, Schooling, perplexities
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
+from moe_hf.bench.mixers.perplexity import Schooling, perplexities
 
 
 def test_perplexities_are_of_one_model_with_every_kind_of_attention() -> None:

@@ -13,8 +13,8 @@ from moe_hf.bench.harness.cases import Goal, goals_of
 from moe_hf.bench.harness.report import write_report
 from moe_hf.bench.harness.results import ArmResult, GroupResult, Report
 from moe_hf.bench.harness.timing import Samples
+from moe_hf.bench.mixers.attention_arms import FULL, TOPK
 from moe_hf.bench.mixers.layers import KINDS, layer_case
-from moe_hf.bench.mixers.perplexity import FULL, TOPK
 from moe_hf.bench.mixers.report import LENGTHS, MIXERS_PAGE, PERPLEXITIES, draw_lengths
 from moe_hf.bench.mixers.sizes import LayerSize, Point
 

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_hf.bench.speed.profile_report import consolidated_text, hot_spots, part_text
-from moe_hf.bench.speed.profiling import Operator, Profile
+from moe_hf.bench.speed.profiles import Operator, Profile
 from moe_hf.bench.speed.sizes import Size
 
 SIZE = Size(tokens=16, hidden_size=8, expert_width=16, num_experts=4)

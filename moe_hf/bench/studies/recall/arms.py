@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import did_you_mean
 from moe_hf.bench.studies.recall.tasks import LENGTH, Task
-from moe_hf.models.auto import FAMILIES
-from moe_hf.models.heads import MoEForCausalLM
 
 _WIDTH = 64
 # Dense, since what is compared is what moves information between tokens.
@@ -35,7 +34,7 @@ class Arm(NamedTuple):
     """A mixer to compare.
 
     Attributes:
-        family: key of `FAMILIES`, whose defaults hold for what is not said.
+        family: a model type, whose defaults hold for what is not said.
         fields: of the configuration, beyond the shape that all share.
         gates: for tasks by name, the least accuracy, mean over the seeds, that shows that the mixer works.
         attn_implementation: of attention layers; None leaves the choice to transformers.
@@ -63,7 +62,7 @@ ARMS: dict[str, Arm] = {
 """Every arm by the name that the tables give it."""
 
 
-def make_model(arm: str, task: Task, seed: int) -> MoEForCausalLM:
+def make_model(arm: str, task: Task, seed: int) -> PreTrainedModel:
     """A fresh model of that arm for that task.
 
     Raises:
@@ -74,5 +73,5 @@ def make_model(arm: str, task: Task, seed: int) -> MoEForCausalLM:
     family, fields, _, attn_implementation = ARMS[arm]
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     torch.manual_seed(seed)
-    config = FAMILIES[family].config(**{**_SHAPE, "vocab_size": task.vocab_size, **fields, **chosen})
-    return FAMILIES[family].causal_lm(config)
+    config = AutoConfig.for_model(family, **{**_SHAPE, "vocab_size": task.vocab_size, **fields, **chosen})
+    return AutoModelForCausalLM.from_config(config)
