@@ -16,7 +16,7 @@ from moe_hf.base.optional import is_available
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
-_NEED_A_RUN = ["*/triton/test_*.py", "test_on_gpu.py"]
+_NEED_A_RUN = ["*/triton/*.py", "test_on_gpu.py"]
 _NEED_TRITON = ["test_in_interpreter.py", "test_compilation.py"]
 if not is_available("triton"):
     collect_ignore_glob = _NEED_A_RUN + _NEED_TRITON
