@@ -6,6 +6,7 @@ from random import Random
 import datasets
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from moe_hf.cli.progress import LineListener
 from moe_hf.cli.train import main
@@ -28,7 +29,13 @@ def home(tmp_path, monkeypatch):
     Path("chat.jsonl").write_text(json.dumps({"messages": chat}) + "\n", encoding="utf-8")
 
 
-def test_a_run_prints_its_plan_its_progress_and_what_to_do_next(capsys, monkeypatch):
+@pytest.fixture
+def empty_pictures(monkeypatch):
+    """Pictures take longer than the few steps of these runs."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
+
+
+def test_a_run_prints_its_plan_its_progress_and_what_to_do_next(empty_pictures, capsys, monkeypatch):
     monkeypatch.setattr(outcome, "ANSWER_TOKENS", 2)
     assert main([*FLAGS, "--questions_per_skill", "1"]) == 0
     out = capsys.readouterr().out
@@ -103,6 +110,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(capsys, monkeypatch,
     assert newest_valid_checkpoint("runs/tiny-moe") == f"runs/tiny-moe/checkpoint-{2 if step else 4}"
     assert not list(Path("runs/tiny-moe").glob("tmp-checkpoint*"))
     assert not Path("runs/tiny-moe/config.json").exists()
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
     assert main(flags) == 0
     assert Path("runs/tiny-moe/config.json").is_file()
     assert Path("runs/tiny-moe/README.md").is_file()
@@ -126,7 +134,7 @@ def test_a_dry_run_says_how_long_the_whole_would_take(capsys):
     assert not Path("runs").exists()
 
 
-def test_ctrl_c_saves_and_ends_with_code_130(capsys, monkeypatch):
+def test_ctrl_c_saves_and_ends_with_code_130(empty_pictures, capsys, monkeypatch):
     progressed = LineListener.progressed
 
     def cut(listener, progress):
@@ -155,7 +163,7 @@ def test_a_dry_run_of_two_steps_says_a_time_as_well(capsys):
     assert "all 2 steps would take about" in capsys.readouterr().out
 
 
-def test_small_data_is_read_several_times_and_both_curves_are_of_one_quantity(capsys):
+def test_small_data_is_read_several_times_and_both_curves_are_of_one_quantity(empty_pictures, capsys):
     words = "the cat sat on the mat and then the dog ran after it until night fell".split()
     numbers = Random(0)
     Path("own.txt").write_text(" ".join(numbers.choice(words) for _ in range(450)), encoding="utf-8")
@@ -181,7 +189,7 @@ def test_small_data_is_read_several_times_and_both_curves_are_of_one_quantity(ca
     assert "already holds a model" in capsys.readouterr().err
 
 
-def test_unpacked_rows_are_counted_without_their_padding(capsys):
+def test_unpacked_rows_are_counted_without_their_padding(empty_pictures, capsys):
     rows = [{"text": "a" * length} for length in (3, 60) * 20]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     argv = [*FLAGS, "--data", "rows.jsonl", "--eval_data", "rows.jsonl", "--packing", "none"]

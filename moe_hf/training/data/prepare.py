@@ -54,7 +54,9 @@ def split_rows(arguments: DataArguments, seed: int, cache_dir: str | None = None
     """
     generated = generated_source(arguments.data)
     if generated is not None:
-        rows, held_out = generated.train(arguments, seed), generated.held_out()
+        rows = generated.train(arguments, seed)
+        # Seconds of work, which other held-out data would throw away.
+        held_out = None if arguments.eval_data else generated.held_out()
     else:
         for name in arguments.eval_data:
             # Before the other data is read, which may take hours.

@@ -9,7 +9,7 @@ import pytest
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.data.prepare import prepare_data, split_rows
 from moe_hf.training.runs.arguments import DataArguments
-from tests.training.data.samples import CONTEXT, TEXTS, jsonl
+from tests.training.data.samples import CHATS, CONTEXT, TEXTS, jsonl
 
 
 def stream_of(kind, tmp_path, tokenizer):
@@ -21,6 +21,9 @@ def stream_of(kind, tmp_path, tokenizer):
             table = datasets.Dataset.from_dict({"text": [f"{part} {i} {TEXTS[i % 7]}" for i in range(15)]})
             table.to_parquet(tmp_path / f"{part}.parquet")
         flags |= {"data": [str(tmp_path / "*.parquet")], "packing": "eos"}
+    else:
+        # Not the corpus's own questions, whose making takes longer than all the rest.
+        flags["eval_data"] = [jsonl(tmp_path / "held_out.jsonl", [{"messages": CHATS[0]}])]
     arguments = DataArguments(**flags)
     return prepare_data(split_rows(arguments, 0), tokenizer, arguments, CONTEXT, seed=0).train
 
