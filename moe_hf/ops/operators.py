@@ -23,7 +23,7 @@ def needs_gradient(*tensors: torch.Tensor | None) -> bool:
 def opaque(
     name: str,
     forward: Callable[P, R],
-    shapes: Callable[P, R],
+    shapes: Callable[..., R],
     backward: Callable[..., Sequence[torch.Tensor]],
     gradient_shapes: Callable[..., Sequence[torch.Tensor]],
     *,
@@ -37,11 +37,12 @@ def opaque(
     Args:
         name: of the operator, after `moe_hf::`.
         forward: gives a tensor, or a plain tuple of tensors, none of which may be one of its arguments.
-        shapes: takes what `forward` takes and gives empty tensors of the shapes, types and strides that it gives.
+        shapes: gives empty tensors of the shapes, types and strides that `forward` gives; takes those of its arguments
+            that it names.
         backward: gives a tensor for each of `gradients`, an empty one where it is not needed. What it takes is found by
             name: "d" and the name of a result is that result's gradient, None where there is none; the name of an
             argument of `forward`, or of a result, is its value; `needs` says which of `gradients` are asked for.
-        gradient_shapes: takes what `backward` takes and gives empty tensors like its own.
+        gradient_shapes: gives empty tensors like those of `backward`; takes those of its arguments that it names.
         returns: names of the results.
         gradients: names of the arguments that have a gradient. It is given in the type of the argument.
     """
@@ -121,7 +122,14 @@ def _operator(name: str, function: Callable[..., Any], shapes: Callable[..., Any
     parameters = [inspect.Parameter(field, positional, annotation=kind) for field, kind in _flat_fields(arguments)]
     flat.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
     operator = torch.library.custom_op(f"moe_hf::{name}", flat, mutates_args=())
-    operator.register_fake(lambda *values: shapes(*_grouped(arguments, iter(values))))
+    names = [argument.name for argument in arguments]
+    wanted = [names.index(field) for field in inspect.signature(shapes).parameters]
+
+    def fake(*values: Any) -> Any:
+        grouped = _grouped(arguments, iter(values))
+        return shapes(*[grouped[place] for place in wanted])
+
+    operator.register_fake(fake)
     return operator
 
 

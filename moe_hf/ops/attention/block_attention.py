@@ -195,9 +195,7 @@ def _forward(
     return _attend(inputs, query_start, options, keep=True)
 
 
-def _forward_shapes(
-    inputs: Inputs, query_start: int, options: BlockOptions
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward_shapes(inputs: Inputs, options: BlockOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     query, kept = inputs.query_BHSC, num_choices(options, inputs.key_BGNC.shape[2])
     logsum, block = query.new_empty(query.shape[:3]), query.new_empty((*query.shape[:3], kept), dtype=torch.int32)
     return forward_shapes(inputs), logsum, block
@@ -226,19 +224,13 @@ def _backward(
     return gradients
 
 
-def _backward_shapes(
-    dout: torch.Tensor, whole: Result, inputs: Inputs, query_start: int, options: BlockOptions
-) -> list[torch.Tensor]:
-    return room_for_gradients(inputs)
-
-
 # Which documents and pairs there are depends on the data.
 _block_attention = opaque(
     "topk_block_attention",
     _forward,
     _forward_shapes,
     _backward,
-    _backward_shapes,
+    room_for_gradients,
     returns=Result._fields,
     gradients=DIFFERENTIABLE,
 )

@@ -153,20 +153,12 @@ def _prepare(
     return inputs, TopkOptions(float(top_k), causal, query_start, window or 0, *asked)
 
 
-def _forward_shapes(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
-    return forward_shapes(inputs)
-
-
-def _backward_shapes(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions) -> list[torch.Tensor]:
-    return room_for_gradients(inputs)
-
-
 _topk_attention = opaque(
     "topk_attention",
     forward_pass,
-    _forward_shapes,
+    forward_shapes,
     backward_pass,
-    _backward_shapes,
+    room_for_gradients,
     returns=("out_BHSV",),
     gradients=DIFFERENTIABLE,
 )

@@ -55,7 +55,7 @@ def _without_gradients(call: ExpertCall, activation: Activation) -> torch.Tensor
 
 def _forward(call: ExpertCall, activation: Activation, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The output and all pre-activations, (S, F), as one tensor, zero for skipped slots."""
-    z_SF = _forward_shapes(call, activation, trains)[1]
+    z_SF = _forward_shapes(call, trains)[1]
     if not trains:
         return _without_gradients(call, activation), z_SF
     num_kept = 0
@@ -70,7 +70,7 @@ def _forward(call: ExpertCall, activation: Activation, trains: bool) -> tuple[to
     return out_TD, z_SF
 
 
-def _forward_shapes(call: ExpertCall, activation: Activation, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_shapes(call: ExpertCall, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
     num_slots = call.expert_TK.numel() if trains else 0
     z_SF = call.x_TD.new_empty(num_slots, call.stack.up_EFD.shape[1], dtype=call.dtype)
     return call.x_TD.new_empty(call.x_TD.shape), z_SF
@@ -88,9 +88,7 @@ def _backward(
     return [call.x_TD.new_empty(0) if gradient is None else gradient for gradient in (dx_TD, dweight_TK, *dstack)]
 
 
-def _backward_shapes(
-    dout_TD: torch.Tensor, call: ExpertCall, activation: Activation, z_SF: torch.Tensor, needs: Sequence[bool]
-) -> list[torch.Tensor]:
+def _backward_shapes(call: ExpertCall, needs: Sequence[bool]) -> list[torch.Tensor]:
     rows = [tensor.new_empty(tensor.shape) for tensor in (call.x_TD, call.weight_TK)]
     stack = [None if part is None else torch.empty_like(part) for part in call.stack]
     return [

@@ -3,7 +3,6 @@
 Shapes: B rows, S positions, D width.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -117,61 +116,6 @@ class Pieces(NamedTuple):
         At least 2: torch.export traces for any length only that, since a size of 1 would be another program.
         """
         return -(-length // self.segment) + 1
-
-
-def forward_in_pieces(
-    step: Callable[[Piece, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    pieces: Pieces,
-    out_BS: torch.Tensor,
-    initial_state: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`out_BS` filled piece by piece, the last state, and the states before each piece, which the way back starts from.
-
-    Args:
-        step: from a piece and the state before it to the piece's outputs and the state after it.
-        pieces: how the sequence is cut.
-        out_BS: room for the outputs, (B, S, ...).
-        initial_state: the state before the first piece.
-    """
-    found = pieces.of(out_BS.shape[1])
-    kept = initial_state.new_empty(pieces.limit(out_BS.shape[1]), *initial_state.shape)
-    kept[len(found) :].zero_()
-    state = initial_state
-    for index, piece in enumerate(found):
-        kept[index] = state
-        out_BS[:, piece.start : piece.stop], state = step(piece, state)
-    # An operator may not give back what it was given.
-    return out_BS, state.clone(), kept
-
-
-def shapes_in_pieces(
-    pieces: Pieces, like_BS: torch.Tensor, initial_state: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Empty tensors like those of `forward_in_pieces`, whose outputs are like `like_BS`."""
-    kept = initial_state.new_empty(pieces.limit(like_BS.shape[1]), *initial_state.shape)
-    return like_BS.new_empty(like_BS.shape), initial_state.new_empty(initial_state.shape), kept
-
-
-def backward_in_pieces(
-    step: Callable[[Piece, torch.Tensor, torch.Tensor], torch.Tensor],
-    pieces: Pieces,
-    length: int,
-    dstate: torch.Tensor | None,
-    kept: torch.Tensor,
-) -> torch.Tensor:
-    """The gradient of the initial state.
-
-    Args:
-        step: from a piece, the state before it and the gradient of the state after it to that of the state before it.
-        pieces: as in `forward_in_pieces`.
-        length: S.
-        dstate: the gradient of the last state; None is zeros.
-        kept: what `forward_in_pieces` kept.
-    """
-    gradient = kept.new_zeros(kept.shape[1:]) if dstate is None else dstate
-    for piece, state in reversed(list(zip(pieces.of(length), kept, strict=False))):
-        gradient = step(piece, state, gradient)
-    return gradient.clone()
 
 
 class Compaction(NamedTuple):

@@ -7,19 +7,10 @@ from typing import Unpack
 
 import torch
 
-from moe_hf.ops.dtypes import float32_or_more, without_autocast
-from moe_hf.ops.operators import opaque
-from moe_hf.ops.sequence.contract import (
-    Carried,
-    Edges,
-    Piece,
-    Pieces,
-    backward_in_pieces,
-    call_of,
-    forward_in_pieces,
-    shapes_in_pieces,
-)
+from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.sequence.contract import Carried, Pieces, call_of
 from moe_hf.ops.sequence.delta_rule_segment import Sequences, segment_backward, segment_forward
+from moe_hf.ops.sequence.segments import Segment, in_segments
 
 # Tokens whose pairs are worked on at once, and tokens whose intermediate results are alive at once.
 _PIECES = Pieces(chunk=32, segment=256)
@@ -136,65 +127,4 @@ def _first_state(initial_state: torch.Tensor | None, tokens: Sequences) -> torch
     return tokens.value.new_zeros(batch, heads, width, tokens.key.shape[-1], dtype=dtype)
 
 
-def _forward(
-    tokens: Sequences, initial_state: torch.Tensor, edges: Edges
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The outputs, the last state, and the states before each segment, (G, B, H, V, K)."""
-
-    def step(piece: Piece, state_BHVK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        start, stop, chunk = piece
-        return segment_forward(tokens.between(start, stop), edges.between(start, stop), state_BHVK, chunk)
-
-    out_BSHV = torch.empty_like(tokens.value, memory_format=torch.contiguous_format)
-    with without_autocast(out_BSHV):
-        return forward_in_pieces(step, _PIECES, out_BSHV, initial_state)
-
-
-def _forward_shapes(
-    tokens: Sequences, initial_state: torch.Tensor, edges: Edges
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return shapes_in_pieces(_PIECES, tokens.value, initial_state)
-
-
-def _backward(
-    dout_BSHV: torch.Tensor | None,
-    dstate_BHVK: torch.Tensor | None,
-    tokens: Sequences,
-    edges: Edges,
-    kept_GBHVK: torch.Tensor,
-) -> list[torch.Tensor]:
-    """The gradients of the six inputs and of the initial state."""
-    dout = torch.zeros_like(tokens.value) if dout_BSHV is None else dout_BSHV
-    gradients = Sequences(*(torch.empty_like(part, memory_format=torch.contiguous_format) for part in tokens))
-
-    def step(piece: Piece, state_BHVK: torch.Tensor, dstate_BHVK: torch.Tensor) -> torch.Tensor:
-        start, stop, chunk = piece
-        within, around = tokens.between(start, stop), edges.between(start, stop)
-        found, dbefore_BHVK = segment_backward(dout[:, start:stop], dstate_BHVK, within, around, state_BHVK, chunk)
-        for target, part in zip(gradients.between(start, stop), found, strict=True):
-            target.copy_(part)
-        return dbefore_BHVK
-
-    with without_autocast(dout):
-        return [*gradients, backward_in_pieces(step, _PIECES, dout.shape[1], dstate_BHVK, kept_GBHVK)]
-
-
-def _backward_shapes(
-    dout_BSHV: torch.Tensor | None,
-    dstate_BHVK: torch.Tensor | None,
-    tokens: Sequences,
-    edges: Edges,
-    kept_GBHVK: torch.Tensor,
-) -> list[torch.Tensor]:
-    return [*(part.new_empty(part.shape) for part in tokens), kept_GBHVK.new_empty(kept_GBHVK.shape[1:])]
-
-
-_delta_rule = opaque(
-    "delta_rule",
-    _forward,
-    _forward_shapes,
-    _backward,
-    _backward_shapes,
-    returns=("out_BSHV", "state_BHVK", "kept_GBHVK"),
-    gradients=(*Sequences._fields, "initial_state"),
-)
+_delta_rule = in_segments("delta_rule", Segment(Sequences, "value", segment_forward, segment_backward), _PIECES)

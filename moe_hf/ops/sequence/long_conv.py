@@ -214,7 +214,7 @@ def _forward(inputs: ConvInputs, edges: Edges) -> torch.Tensor:
     return out_BSD
 
 
-def _forward_shapes(inputs: ConvInputs, edges: Edges) -> torch.Tensor:
+def _forward_shapes(inputs: ConvInputs) -> torch.Tensor:
     return torch.empty_like(inputs.x_BSD)
 
 
@@ -240,7 +240,7 @@ def _present(parts: ConvInputs) -> list[torch.Tensor]:
     return [parts.x_BSD.new_empty(0) if part is None else part for part in parts]
 
 
-def _backward_shapes(dout_BSD: torch.Tensor, inputs: ConvInputs, edges: Edges) -> list[torch.Tensor]:
+def _backward_shapes(inputs: ConvInputs) -> list[torch.Tensor]:
     return [torch.empty_like(part) for part in _present(inputs)]
 
 

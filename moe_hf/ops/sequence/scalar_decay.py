@@ -265,14 +265,7 @@ def _backward(
         return [*found, _by_head(first, value_BSHV.shape[2])]
 
 
-def _backward_shapes(
-    dout_BSHV: torch.Tensor | None,
-    dstate_BHKV: torch.Tensor | None,
-    inputs: Inputs,
-    kept_PBGKX: torch.Tensor,
-    pieces: Pieces,
-    needs: Sequence[bool],
-) -> list[torch.Tensor]:
+def _backward_shapes(inputs: Inputs, kept_PBGKX: torch.Tensor, needs: Sequence[bool]) -> list[torch.Tensor]:
     dquery, dkey, dvalue, dlog_decay = (x.new_empty(x.shape) for x in inputs[:4])
     return [dquery, dkey, dvalue, dlog_decay if needs[3] else kept_PBGKX.new_empty(0), _first_state(inputs, None)]
 

@@ -126,9 +126,7 @@ def _forward(
         return forward_pass(inputs, initial_state, keeps=trains)
 
 
-def _forward_shapes(
-    inputs: ScanInputs, initial_state: torch.Tensor | None, trains: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward_shapes(inputs: ScanInputs, trains: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     u_BSD = inputs.u_BSD
     (batch, length, num_channels), state_size = u_BSD.shape, inputs.a_DN.shape[1]
     dtype = float32_or_more(u_BSD)
@@ -148,9 +146,7 @@ def _backward(
         return list(backward_pass(inputs, kept_KBND, dy_BSD, dstate_BDN))
 
 
-def _backward_shapes(
-    dy_BSD: torch.Tensor | None, dstate_BDN: torch.Tensor | None, inputs: ScanInputs, kept_KBND: torch.Tensor
-) -> list[torch.Tensor]:
+def _backward_shapes(inputs: ScanInputs, kept_KBND: torch.Tensor) -> list[torch.Tensor]:
     batch, state_size, num_channels = kept_KBND.shape[1:]
     return [kept_KBND.new_empty(shape) for shape in (*(x.shape for x in inputs[:5]), (batch, num_channels, state_size))]
 

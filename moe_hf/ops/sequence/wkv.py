@@ -8,17 +8,8 @@ from typing import Unpack
 import torch
 
 from moe_hf.ops.dtypes import float32_or_more
-from moe_hf.ops.operators import opaque
-from moe_hf.ops.sequence.contract import (
-    Carried,
-    Edges,
-    Piece,
-    Pieces,
-    backward_in_pieces,
-    call_of,
-    forward_in_pieces,
-    shapes_in_pieces,
-)
+from moe_hf.ops.sequence.contract import Carried, Pieces, call_of
+from moe_hf.ops.sequence.segments import Segment, in_segments
 from moe_hf.ops.sequence.wkv_segment import EMPTY, WkvInputs, segment_backward, segment_forward
 
 # Tokens whose scans run side by side within a segment, and tokens whose intermediate results are alive at once.
@@ -145,69 +136,4 @@ def _first_state(initial_state: torch.Tensor | None, value_BSD: torch.Tensor) ->
     return empty_wkv_state(value_BSD.shape[0], value_BSD.shape[2], dtype=dtype, device=value_BSD.device)
 
 
-def _forward(
-    inputs: WkvInputs, initial_state: torch.Tensor, edges: Edges
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The outputs, the last state, and the states before each segment, (G, B, 3, D)."""
-
-    def step(piece: Piece, state_B3D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        start, stop, chunk = piece
-        return segment_forward(inputs.between(start, stop), edges.between(start, stop), state_B3D, chunk)
-
-    out_BSD = torch.empty_like(inputs.value_BSD, memory_format=torch.contiguous_format)
-    return forward_in_pieces(step, _PIECES, out_BSD, initial_state)
-
-
-def _forward_shapes(
-    inputs: WkvInputs, initial_state: torch.Tensor, edges: Edges
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return shapes_in_pieces(_PIECES, inputs.value_BSD, initial_state)
-
-
-def _backward(
-    dout_BSD: torch.Tensor | None,
-    dstate_B3D: torch.Tensor | None,
-    inputs: WkvInputs,
-    edges: Edges,
-    kept_GB3D: torch.Tensor,
-) -> list[torch.Tensor]:
-    """The gradients of decay, bonus, key, value and the initial state."""
-    dout = torch.zeros_like(inputs.value_BSD) if dout_BSD is None else dout_BSD
-    dconstants = [kept_GB3D.new_zeros(part.shape) for part in inputs[:2]]
-    dtokens = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in inputs[2:]]
-
-    def step(piece: Piece, state_B3D: torch.Tensor, dstate_B3D: torch.Tensor) -> torch.Tensor:
-        start, stop, chunk = piece
-        within, around = inputs.between(start, stop), edges.between(start, stop)
-        found, dbefore_B3D = segment_backward(dout[:, start:stop], dstate_B3D, within, around, state_B3D, chunk)
-        for total, part in zip(dconstants, found[:2], strict=True):
-            total += part
-        for target, part in zip(dtokens, found[2:], strict=True):
-            target[:, start:stop] = part
-        return dbefore_B3D
-
-    dfirst_B3D = backward_in_pieces(step, _PIECES, dout.shape[1], dstate_B3D, kept_GB3D)
-    return [*dconstants, *dtokens, dfirst_B3D]
-
-
-def _backward_shapes(
-    dout_BSD: torch.Tensor | None,
-    dstate_B3D: torch.Tensor | None,
-    inputs: WkvInputs,
-    edges: Edges,
-    kept_GB3D: torch.Tensor,
-) -> list[torch.Tensor]:
-    constants, tokens = inputs[:2], inputs[2:]
-    dconstants = [kept_GB3D.new_empty(part.shape) for part in constants]
-    return [*dconstants, *(part.new_empty(part.shape) for part in tokens), kept_GB3D.new_empty(kept_GB3D.shape[1:])]
-
-
-_wkv = opaque(
-    "wkv",
-    _forward,
-    _forward_shapes,
-    _backward,
-    _backward_shapes,
-    returns=("out_BSD", "state_B3D", "kept_GB3D"),
-    gradients=(*WkvInputs._fields, "initial_state"),
-)
+_wkv = in_segments("wkv", Segment(WkvInputs, "value_BSD", segment_forward, segment_backward), _PIECES)

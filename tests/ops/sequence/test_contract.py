@@ -5,13 +5,9 @@ import torch
 
 from moe_hf.ops.sequence.contract import (
     Edges,
-    Piece,
     Pieces,
-    backward_in_pieces,
     call_of,
     compaction,
-    forward_in_pieces,
-    shapes_in_pieces,
     without_padding,
     zero_padding,
 )
@@ -57,37 +53,6 @@ def test_pieces_cover_a_sequence_in_whole_chunks_and_keep_to_their_limit(length:
     assert [token for start, stop, _ in found for token in range(start, stop)] == list(range(length))
     assert all((stop - start) % chunk == 0 and stop - start <= 12 for start, stop, chunk in found)
     assert max(2, len(found)) <= pieces.limit(length) <= len(found) + 1
-
-
-def sums(state: torch.Tensor, x_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decaying sums and the last of them, token by token."""
-    out = []
-    for x_B in x_BS.unbind(1):
-        state = 0.5 * state + x_B
-        out.append(state)
-    return torch.stack(out, dim=1), state
-
-
-def test_a_recurrence_in_pieces_is_that_in_one_go_on_the_way_back_as_well() -> None:
-    x_BS = torch.randn(2, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    first = torch.tensor([3.0, -1.0], dtype=torch.float64).requires_grad_()
-    pieces = Pieces(chunk=2, segment=4)
-    out, last, kept = forward_in_pieces(
-        lambda piece, state: sums(state, x_BS[:, piece.start : piece.stop]), pieces, torch.empty(2, 11), first.detach()
-    )
-    wanted, wanted_last = sums(first, x_BS)
-    torch.testing.assert_close(out, wanted.float())
-    torch.testing.assert_close(last, wanted_last)
-    assert [x.shape for x in shapes_in_pieces(pieces, x_BS, first)] == [out.shape, last.shape, kept.shape]
-
-    def step(piece: Piece, state: torch.Tensor, dstate: torch.Tensor) -> torch.Tensor:
-        start, stop, _ = piece
-        assert torch.equal(state, (first if start == 0 else wanted[:, start - 1]).detach())
-        return dstate * 0.5 ** (stop - start)
-
-    (dfirst,) = torch.autograd.grad(wanted_last.sum(), first)
-    torch.testing.assert_close(backward_in_pieces(step, pieces, 11, torch.ones_like(first), kept), dfirst)
-    assert backward_in_pieces(step, pieces, 11, None, kept).eq(0).all()
 
 
 def test_edges_are_cut_as_the_tokens_are() -> None:

@@ -116,7 +116,7 @@ def _forward(
 
 
 def _forward_shapes(
-    inputs: _Inputs, expert_TK: torch.Tensor, activation: Activation, keep_z: bool, tiles: Sequence[int]
+    inputs: _Inputs, expert_TK: torch.Tensor, keep_z: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x_TD, up_EUD = inputs.x_TD, inputs.stack.up_EFD
     order_N = expert_TK.new_empty(expert_TK.numel(), dtype=torch.int32)
@@ -165,18 +165,6 @@ def _backward(
     return gradients
 
 
-def _backward_shapes(
-    dout_TD: torch.Tensor,
-    inputs: _Inputs,
-    expert_TK: torch.Tensor,
-    kept: _Kept,
-    activation: Activation,
-    needs: Sequence[bool],
-    tiles: Sequence[int],
-) -> list[torch.Tensor]:
-    return _gradients_like(inputs, needs)
-
-
 def _gradients_like(inputs: _Inputs, needs: Sequence[bool]) -> list[torch.Tensor]:
     """Uninitialised tensors like the inputs; matrices keep their strides, so that a transposed stack stays one."""
     spare = inputs.x_TD
@@ -192,7 +180,7 @@ _experts = opaque(
     _forward,
     _forward_shapes,
     _backward,
-    _backward_shapes,
+    _gradients_like,
     returns=("out_TD", *_Kept._fields),
     gradients=("x_TD", "weight_TK", *ExpertStack._fields),
 )

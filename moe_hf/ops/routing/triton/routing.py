@@ -74,7 +74,7 @@ def _forward(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Te
     return weight_TK, expert_TK
 
 
-def _forward_shapes(logits_TE: torch.Tensor, k: int, normalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_shapes(logits_TE: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     weight_TK = logits_TE.new_empty(logits_TE.shape[0], k)
     return weight_TK, torch.empty_like(weight_TK, dtype=torch.int64)
 
@@ -104,9 +104,7 @@ def _backward(
     return [dlogits_TE]
 
 
-def _backward_shapes(
-    dweight_TK: torch.Tensor, logits_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: bool
-) -> list[torch.Tensor]:
+def _backward_shapes(logits_TE: torch.Tensor) -> list[torch.Tensor]:
     return [logits_TE.new_empty(logits_TE.shape)]
 
 
