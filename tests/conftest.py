@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import logging
 
@@ -144,3 +145,9 @@ def dense_folder(dense_gpt2: Callable[..., PreTrainedModel], tmp_path_factory: p
     folder = tmp_path_factory.mktemp("dense")
     dense_gpt2().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: to draw them takes longer than the few steps of a tiny run."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())

@@ -8,7 +8,6 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from matplotlib.figure import Figure
 
 from moe_hf.cli.train import main
 from moe_hf.text.tokenizers import byte_tokenizer
@@ -281,9 +280,8 @@ def test_a_good_run_of_the_same_flags_passes(capsys):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(empty_pictures):
     """Flags of a run that neither makes the corpus's held-out questions nor draws pictures: both outlast its steps."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
     put(Path("chat.jsonl"), chat(USER, ANSWER))
     return [*FLAGS, "--eval_data", "chat.jsonl"]
 

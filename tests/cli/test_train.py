@@ -6,7 +6,6 @@ from random import Random
 import datasets
 import pytest
 import yaml
-from matplotlib.figure import Figure
 
 from moe_hf.cli.progress import LineListener
 from moe_hf.cli.train import main
@@ -27,12 +26,6 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     chat = [{"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2"}]
     Path("chat.jsonl").write_text(json.dumps({"messages": chat}) + "\n", encoding="utf-8")
-
-
-@pytest.fixture
-def empty_pictures(monkeypatch):
-    """Pictures take longer than the few steps of these runs."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
 
 
 def test_a_run_prints_its_plan_its_progress_and_what_to_do_next(empty_pictures, capsys, monkeypatch):
@@ -96,7 +89,7 @@ def free_again():
 @pytest.mark.parametrize(
     ("limit", "step"), [(0, 3), (9_000, 3), (100_000, 3), (0, None), (9_000, None), (20_000, None)]
 )
-def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(capsys, monkeypatch, free_again, limit, step):
+def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(request, capsys, monkeypatch, free_again, limit, step):
     flags = [*FLAGS, "--save_strategy", "steps", "--save_steps", "2", "--questions_per_skill", "0"]
     with monkeypatch.context() as patch:
         patch.setattr("moe_hf.cli.train.listener_for", lambda console: FilesLimited(console, limit, step))
@@ -110,7 +103,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_goes_on(capsys, monkeypatch,
     assert newest_valid_checkpoint("runs/tiny-moe") == f"runs/tiny-moe/checkpoint-{2 if step else 4}"
     assert not list(Path("runs/tiny-moe").glob("tmp-checkpoint*"))
     assert not Path("runs/tiny-moe/config.json").exists()
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
+    request.getfixturevalue("empty_pictures")
     assert main(flags) == 0
     assert Path("runs/tiny-moe/config.json").is_file()
     assert Path("runs/tiny-moe/README.md").is_file()

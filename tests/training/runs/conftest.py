@@ -1,11 +1,9 @@
 """A run in a folder of its own, and one that is finished."""
 
 import json
-from pathlib import Path
 
 import datasets
 import pytest
-from matplotlib.figure import Figure
 
 from moe_hf.training.runs.run import train
 from moe_hf.training.runs.settings import parse_arguments
@@ -28,9 +26,8 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def go(eval_data, monkeypatch):
+def go(eval_data, empty_pictures):
     """Trains a small run; its pictures, which take longer than its steps, are empty files."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
 
     def run(flags="", listener=None):
         settings = parse_arguments([*SMALL.format(eval_data=eval_data).split(), *flags.split()])
