@@ -46,14 +46,31 @@ def opaque(
         returns: names of the results.
         gradients: names of the arguments that have a gradient. It is given in the type of the argument.
     """
-    arguments = list(_flat_fields(_arguments(forward)))
-    taken = [field for field, _ in arguments]
     operator = _operator(name, forward, shapes, tuple[(torch.Tensor,) * len(returns)] if returns[1:] else torch.Tensor)
     backward_operator = _operator(f"{name}_backward", backward, gradient_shapes, list[torch.Tensor])
+    arguments = list(_flat_fields(_arguments(forward)))
+    asked = [field for field, _ in _flat_fields(_arguments(backward))]
+    _differentiate(operator, backward_operator, arguments, asked, returns, gradients)
+
+    def call(*args: P.args, **_: P.kwargs) -> R:
+        return operator(*_flat(args))
+
+    return call
+
+
+def _differentiate(
+    operator: Any,
+    backward_operator: Any,
+    arguments: Sequence[tuple[str, Any]],
+    asked: Sequence[str],
+    returns: Sequence[str],
+    gradients: Sequence[str],
+) -> None:
+    """Let autograd differentiate `operator` by `backward_operator`, which takes what `asked` names."""
+    taken = [field for field, _ in arguments]
     places = [taken.index(field) for field in gradients]
     # Where the values that the backward pass asks for stand, first among those of the forward pass, then among all that
     # there are on the way back: worked out here, since a small call would feel it.
-    asked = [field for field, _ in _flat_fields(_arguments(backward))]
     pool = [*taken, *returns]
     is_plain = {field: kind not in (torch.Tensor, torch.Tensor | None) for field, kind in arguments}
     tensors = [field for field in asked if field in pool and not is_plain.get(field)]
@@ -84,11 +101,6 @@ def opaque(
         return tuple(results)
 
     operator.register_autograd(differentiate, setup_context=keep)
-
-    def call(*args: P.args, **_: P.kwargs) -> R:
-        return operator(*_flat(args))
-
-    return call
 
 
 class _Argument(NamedTuple):
