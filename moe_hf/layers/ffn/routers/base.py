@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.recorded import Recorded
 from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_std
 from moe_hf.ops.routing.routing import balanced_assignment, router_scores, routing_weights
@@ -64,8 +64,8 @@ class Router(Recorded, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: MoEDecoderConfig) -> Self:
-        """The router of one sparse layer of a model."""
+    def from_config(cls, config: PreTrainedConfig) -> Self:
+        """The router of one sparse layer of a model; any configuration with these fields will do."""
 
     @abstractmethod
     def logits(self, x_TD: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
@@ -150,12 +150,12 @@ class LearnedRouter(Router):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
-    def from_config(cls, config: MoEDecoderConfig) -> Self:
+    def from_config(cls, config: PreTrainedConfig) -> Self:
         """The router of one sparse layer of a model."""
         return cls(**cls.options(config))
 
     @classmethod
-    def options(cls, config: MoEDecoderConfig) -> dict[str, Any]:
+    def options(cls, config: PreTrainedConfig) -> dict[str, Any]:
         """The arguments of the router, as the configuration names them."""
         return {
             "dim": config.hidden_size,
