@@ -1,4 +1,4 @@
-"""The rooms stay small and near each other: sizes of files and functions, depth of imports, a test file for each module."""
+"""The rooms stay small: sizes of files and functions, depth of imports, a test file for each module."""
 
 import ast
 from functools import cache

@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.pattern import MIXER_NAMES
-from moe_hf.config.rules import require
 from moe_hf.config.strict import strict_config
 
 _PLAN = MoEDecoderConfig.base_model_tp_plan or {}
@@ -81,9 +80,9 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             )
         for name in ("patch_size", "hidden_size"):
             # The local decoder's shape is made of them before they are validated.
-            require(self, 1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
+            self.require(1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
         allowed = f"None or an integer in [0, patch_size={self.patch_size}]"
-        require(self, 0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
+        self.require(0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
         given, self.local_config = self.local_config, None
         backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
@@ -153,9 +152,8 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             ConfigError: they do not.
         """
         size, local = self.patch_size, self.local_decoder_config
-        require(self, self.hidden_size % size == 0, "hidden_size", f"a multiple of patch_size={size}")
-        require(
-            self,
+        self.require(self.hidden_size % size == 0, "hidden_size", f"a multiple of patch_size={size}")
+        self.require(
             not {"hash"} & set(self.router_of_sparse_layer),
             "router_type",
             "one that looks at hidden states, not at ids: a patch has no id",

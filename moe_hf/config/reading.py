@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.registry import did_you_mean
-from moe_hf.config.rules import require
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
@@ -92,9 +91,9 @@ class ReadConfig(PreTrainedConfig):
     def _refuse_what_transformers_cannot_read(self, kwargs: dict[str, Any]) -> None:
         # Before anything is derived: lists of layers, labels, the type of the weights.
         most = MOST_LAYERS
-        require(self, 1 <= self.num_hidden_layers <= most, "num_hidden_layers", f"an integer >= 1 and <= {most}")
+        self.require(1 <= self.num_hidden_layers <= most, "num_hidden_layers", f"an integer >= 1 and <= {most}")
         for name in ("id2label", "label2id"):
-            require(self, isinstance(getattr(self, name, None), dict | None), name, "None or a dictionary")
+            self.require(isinstance(getattr(self, name, None), dict | None), name, "None or a dictionary")
         dtype = kwargs.get("torch_dtype", self.dtype)
         word = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
         if dtype not in (None, "auto") and not isinstance(word, torch.dtype):

@@ -1,9 +1,7 @@
-"""Which values the fields of a configuration may have, as a table that is checked row by row."""
+"""Says which values fields of a configuration may have, as rows of a table."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
-
-from moe_hf.base.errors import ConfigError
 
 # Beyond these no machine could hold the model, or float32 a forward's numbers.
 MOST_ROWS, MOST_FACTOR = 2**31 - 1, 1e6
@@ -42,25 +40,3 @@ def at_most(names: str, most: float) -> Rule:
 def optional(rule: Rule) -> Rule:
     """The same rule for fields that may be None as well."""
     return Rule(rule.names, lambda value: value is None or rule.holds(value), f"None or {rule.allowed}")
-
-
-def require(config: Any, condition: bool, name: str, allowed: str) -> None:
-    """Refuse the value of a field.
-
-    Raises:
-        ConfigError: `condition` is False; the text names the field, its value and what is allowed.
-    """
-    if not condition:
-        raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed; it must be {allowed}")
-
-
-def check(config: Any, rules: Iterable[Rule]) -> None:
-    """Check the fields of a configuration against a table.
-
-    Raises:
-        ConfigError: a field holds what its rule does not allow.
-    """
-    # Ranges are written so that NaN, which no comparison holds for, is refused.
-    for rule in rules:
-        for name in rule.names.split():
-            require(config, rule.holds(getattr(config, name)), name, rule.allowed)

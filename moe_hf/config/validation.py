@@ -1,11 +1,13 @@
 """What the fields of a decoder's configuration may say: the words, the ranges, and what has to fit together."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from moe_hf.config.rules import MOST_FACTOR, Rule, at_most, check, integer, one_of, optional, require
+from moe_hf.base.errors import ConfigError
+from moe_hf.config.rules import MOST_FACTOR, Rule, at_most, integer, one_of, optional
 
 MIXER_BACKENDS = ("auto", "torch", "fla", "mamba_ssm")
 ROUTER_TYPES = ("top_k", "switch", "sigmoid_bias", "hash", "expert_choice", "expert_threshold")
@@ -64,20 +66,40 @@ _WORDS = (
 class ValidDecoder(PreTrainedConfig):
     """A configuration that refuses values with which no decoder can be built; the fields are its subclass's."""
 
+    def require(self, condition: bool, name: str, allowed: str) -> None:
+        """Refuse the value of a field.
+
+        Raises:
+            ConfigError: `condition` is False; the text names the field, its value and what is allowed.
+        """
+        if not condition:
+            raise ConfigError(f"{name}={getattr(self, name)!r} is not allowed; it must be {allowed}")
+
+    def require_all(self, rules: Iterable[Rule]) -> None:
+        """Check the fields against a table.
+
+        Raises:
+            ConfigError: a field holds what its rule does not allow.
+        """
+        # Ranges are written so that NaN, which no comparison holds for, is refused.
+        for rule in rules:
+            for name in rule.names.split():
+                self.require(rule.holds(getattr(self, name)), name, rule.allowed)
+
     def validate_architecture(self: Any) -> None:
         """Check each number by itself, and that sizes divide where they must (the name is transformers' own hook).
 
         Raises:
             ConfigError: one is not allowed.
         """
-        check(self, _NUMBERS)
+        self.require_all(_NUMBERS)
         hashed, sparse = self.router_num_hash_layers, len(self.sparse_layers)
-        require(self, hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
+        self.require(hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
         # Only now: the remainder needs both to be positive.
         heads = self.num_attention_heads
-        require(self, self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        self.require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
         if self.position_embedding_type == "rotary":
-            require(self, self.head_dim % 2 == 0, "hidden_size", f"an even multiple of num_attention_heads={heads}")
+            self.require(self.head_dim % 2 == 0, "hidden_size", f"an even multiple of num_attention_heads={heads}")
 
     def validate_layer_type(self: Any) -> None:
         """Check that the cache of each layer fits its mixer (the name is transformers' own hook).
@@ -86,7 +108,7 @@ class ValidDecoder(PreTrainedConfig):
             ConfigError: the list is too short, too long or names another cache.
         """
         needed = self.caches_of_layers()
-        require(self, self.layer_types == needed, "layer_types", f"{needed} with these mixers; leave it out")
+        self.require(self.layer_types == needed, "layer_types", f"{needed} with these mixers; leave it out")
 
     def validate_routing(self: Any) -> None:
         """Check what a router asks of the number of experts and of other fields.
@@ -95,21 +117,21 @@ class ValidDecoder(PreTrainedConfig):
             ConfigError: one does not fit.
         """
         kind, k, experts = self.router_type, self.num_experts_per_tok, self.num_experts
-        require(self, k <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
+        self.require(k <= experts, "num_experts_per_tok", f"at most num_experts={experts}")
         if kind == "switch":
-            require(self, k == 1, "num_experts_per_tok", 'exactly 1 with router_type="switch"; "top_k" takes more')
+            self.require(k == 1, "num_experts_per_tok", 'exactly 1 with router_type="switch"; "top_k" takes more')
         if kind == "hash":
-            require(self, k <= 2, "num_experts_per_tok", 'at most 2 with router_type="hash"')
+            self.require(k <= 2, "num_experts_per_tok", 'at most 2 with router_type="hash"')
         if kind == "expert_choice":
             allowed = "None with expert_choice, whose experts pick"
-            require(self, self.router_eval_capacity_factor is None, "router_eval_capacity_factor", allowed)
+            self.require(self.router_eval_capacity_factor is None, "router_eval_capacity_factor", allowed)
         if kind == "sigmoid_bias":
             groups = self.router_num_groups
             divides = groups >= 1 and experts % groups == 0
-            require(self, divides, "router_num_groups", f"a divisor of {experts} experts")
-            require(self, 1 <= self.router_groups_per_tok <= groups, "router_groups_per_tok", f"in [1, {groups}]")
+            self.require(divides, "router_num_groups", f"a divisor of {experts} experts")
+            self.require(1 <= self.router_groups_per_tok <= groups, "router_groups_per_tok", f"in [1, {groups}]")
             reach = self.router_groups_per_tok * experts // groups
-            require(self, k <= reach, "num_experts_per_tok", f"at most {reach}, the experts of the groups of a token")
+            self.require(k <= reach, "num_experts_per_tok", f"at most {reach}, the experts of the groups of a token")
 
     def validate_words(self: Any) -> None:
         """Check that every named choice is one that exists, and that every layer has an FFN or a mixer.
@@ -118,13 +140,13 @@ class ValidDecoder(PreTrainedConfig):
             ConfigError: one does not.
         """
         # After the mixers' own fields, from which some words follow.
-        check(self, _WORDS)
+        self.require_all(_WORDS)
         kinds = self.mlp_layer_types or []
-        require(self, len(kinds) == self.num_hidden_layers, "mlp_layer_types", f"{self.num_hidden_layers} entries")
+        self.require(len(kinds) == self.num_hidden_layers, "mlp_layer_types", f"{self.num_hidden_layers} entries")
         for layer, (mixer, kind) in enumerate(zip(self.mixer_of_layer, kinds, strict=True)):
-            require(self, kind in FFN_LAYER_TYPES, "mlp_layer_types", f"made of {', '.join(FFN_LAYER_TYPES)}")
+            self.require(kind in FFN_LAYER_TYPES, "mlp_layer_types", f"made of {', '.join(FFN_LAYER_TYPES)}")
             nothing = (mixer, kind) == ("none", "none")
-            require(self, not nothing, "mlp_layer_types", f"an FFN in layer {layer} without mixer")
+            self.require(not nothing, "mlp_layer_types", f"an FFN in layer {layer} without mixer")
 
     def validate_expert_widths(self: Any) -> None:
         """Check that the grouped GEMM can read the experts, where it is asked for by name.
@@ -149,8 +171,7 @@ class ValidDecoder(PreTrainedConfig):
         # A name where the override `dtype="bfloat16"` came through `from_pretrained` of the configuration.
         multiple = 8 if str(dtype).removeprefix("torch.") in ("float16", "bfloat16") else 4
         for name in ("hidden_size", "moe_intermediate_size"):
-            require(
-                self,
+            self.require(
                 getattr(self, name) % multiple == 0,
                 name,
                 f"a multiple of {multiple} for grouped_mm in {dtype or 'float32'} (rows of 16 bytes); change it "

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import pytest
 
 from moe_hf import ConfigError
-from moe_hf.config.rules import Rule, at_most, check, integer, one_of, optional
+from moe_hf.config.rules import Rule, at_most, integer, one_of, optional
+from moe_hf.config.validation import ValidDecoder
+
+
+class Fields(SimpleNamespace):
+    require, require_all = ValidDecoder.require, ValidDecoder.require_all
+
 
 RULES = (
     integer("rows width", least=1, most=9),
@@ -18,7 +24,7 @@ GOOD = {"rows": 1, "width": 9, "kind": "gated", "factor": None, "share": 0.0}
 
 @pytest.mark.parametrize("changes", [{}, {"factor": 2.0}, {"share": 0.99}])
 def test_what_is_allowed_passes(changes) -> None:
-    check(SimpleNamespace(**{**GOOD, **changes}), RULES)
+    Fields(**{**GOOD, **changes}).require_all(RULES)
 
 
 @pytest.mark.parametrize(
@@ -35,4 +41,4 @@ def test_what_is_allowed_passes(changes) -> None:
 )
 def test_what_is_not_is_named(changes, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        check(SimpleNamespace(**{**GOOD, **changes}), RULES)
+        Fields(**{**GOOD, **changes}).require_all(RULES)

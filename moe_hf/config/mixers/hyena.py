@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.config.rules import Rule, check, integer, optional
+from moe_hf.config.rules import Rule, integer, optional
 from moe_hf.config.strict import strict_config
 
 _RULES = (
@@ -64,4 +64,4 @@ class HyenaFields(PreTrainedConfig):
         Raises:
             ConfigError: one is out of range.
         """
-        check(self, _RULES)
+        self.require_all(_RULES)

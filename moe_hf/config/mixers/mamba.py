@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.config.rules import Rule, check, integer, optional, require
+from moe_hf.config.rules import Rule, integer, optional
 from moe_hf.config.strict import strict_config
 
 MAMBA_VERSIONS = (1, 2)
@@ -106,14 +106,14 @@ class MambaFields(PreTrainedConfig):
         Raises:
             ConfigError: one is not allowed.
         """
-        check(self, _RULES)
+        self.require_all(_RULES)
         inner = self.mamba_inner_width
-        require(self, inner >= 1, "mamba_expand", f"at least 1 / hidden_size = 1 / {self._mamba_width}")
+        self.require(inner >= 1, "mamba_expand", f"at least 1 / hidden_size = 1 / {self._mamba_width}")
         largest = self.mamba_time_step_max
-        require(self, self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
+        self.require(self.mamba_time_step_min <= largest, "mamba_time_step_min", f"at most {largest}")
         config: Any = self
         if self.mamba_version == 2 and "mamba" in config.mixer_of_layer:
             divides = inner % self.mamba_head_dim == 0
-            require(self, divides, "mamba_head_dim", f"a divisor of {inner} channels, mamba_expand times the width")
+            self.require(divides, "mamba_head_dim", f"a divisor of {inner} channels, mamba_expand times the width")
             heads = self.mamba_num_heads
-            require(self, heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")
+            self.require(heads % self.mamba_num_groups == 0, "mamba_num_groups", f"a divisor of {heads} heads")

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.config.rules import at_most, check, integer, one_of, optional, require
+from moe_hf.config.rules import at_most, integer, one_of, optional
 from moe_hf.config.strict import strict_config
 
 RETENTION_ROTATIONS = ("half", "interleaved", "none")
@@ -75,15 +75,14 @@ class RetentionFields(PreTrainedConfig):
         Raises:
             ConfigError: a word is unknown, or a width does not divide among the heads.
         """
-        check(self, _RULES)
+        self.require_all(_RULES)
         if "retention" not in self.mixer_of_layer:
             return
         # A rotation turns pairs of channels.
         multiples = {"expand_k": (1 if self.retention_rotation == "none" else 2) * self.retention_heads}
         for name, multiple in {**multiples, "expand_v": self.retention_heads}.items():
             width = self.hidden_size * getattr(self, f"retention_{name}")
-            require(
-                self,
+            self.require(
                 width >= multiple and width % multiple == 0,
                 f"retention_{name}",
                 f"such that {width:g}, the width that it gives with hidden_size={self.hidden_size}, is a multiple of "

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from moe_hf.config.rules import Rule, check, integer, optional
+from moe_hf.config.rules import Rule, integer, optional
 from moe_hf.config.strict import strict_config
 
 RANK_FACTORS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
@@ -52,4 +52,4 @@ class RWKVFields(PreTrainedConfig):
         Raises:
             ConfigError: one is not allowed.
         """
-        check(self, _RULES)
+        self.require_all(_RULES)
