@@ -5,7 +5,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from moe_hf.config.rules import Rule, integer, optional
-from moe_hf.config.strict import strict_config
 
 _RULES = (
     Rule("hyena_order", lambda value: 2 <= value <= 1000, "an integer in [2, 1000]"),
@@ -20,7 +19,6 @@ _RULES = (
 )
 
 
-@strict_config
 class HyenaFields(PreTrainedConfig):
     """Shape of the Hyena operator (Poli et al. 2023) and of its filters, which reach `max_position_embeddings` tokens.
 

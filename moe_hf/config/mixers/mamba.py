@@ -6,7 +6,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from moe_hf.config.rules import Rule, integer, optional
-from moe_hf.config.strict import strict_config
 
 MAMBA_VERSIONS = (1, 2)
 
@@ -35,7 +34,6 @@ _RULES = (
 )
 
 
-@strict_config
 class MambaFields(PreTrainedConfig):
     """Shape of Mamba (Gu and Dao 2023) and Mamba-2 (Dao and Gu 2024).
 

@@ -5,7 +5,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from moe_hf.config.rules import at_most, integer, one_of, optional
-from moe_hf.config.strict import strict_config
 
 RETENTION_ROTATIONS = ("half", "interleaved", "none")
 RETENTION_NORMS = ("rms", "layer")
@@ -21,7 +20,6 @@ _RULES = (
 )
 
 
-@strict_config
 class RetentionFields(PreTrainedConfig):
     """Shape of retention (Sun et al. 2023, RetNet).
 

@@ -5,7 +5,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from moe_hf.config.rules import Rule, integer, optional
-from moe_hf.config.strict import strict_config
 
 RANK_FACTORS = {"decay": 2.5, "rate": 2.5, "value": 1.7, "gate": 5.0}
 """How the ranks grow with the square root of the width, as in the models of the paper."""
@@ -16,7 +15,6 @@ _RULES = (
 )
 
 
-@strict_config
 class RWKVFields(PreTrainedConfig):
     """Shape of RWKV's time mixing.
 
