@@ -3,8 +3,8 @@
 import importlib
 import sys
 
+from moe_hf.base.errors import did_you_mean
 from moe_hf.base.exit_code import exit_code
-from moe_hf.base.registry import did_you_mean
 from moe_hf.version import __version__
 
 # Each command's module is imported only when it is called.

@@ -1,5 +1,7 @@
 """The errors that this package raises on bad input, so that callers can tell them from bugs."""
 
+import difflib
+
 
 class ConfigError(ValueError):
     """A setting is wrong: the text names the field, the value that was given and what is allowed."""
@@ -11,3 +13,13 @@ class CheckpointError(RuntimeError):
 
 class BackendUnavailableError(ImportError):
     """An optional package is asked for but absent: the text says what to install."""
+
+
+def did_you_mean(given: str, allowed: list[str]) -> str:
+    """A hint that names the nearest allowed word, or an empty string when none is near.
+
+    >>> did_you_mean("attenton", ["attention", "mamba"])
+    "; did you mean 'attention'?"
+    """
+    near = difflib.get_close_matches(given, allowed, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,22 +1,11 @@
 """A written-out table of named parts whose misses say what was meant."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import ConfigError, did_you_mean
 
 Part = TypeVar("Part")
-
-
-def did_you_mean(given: str, allowed: list[str]) -> str:
-    """A hint that names the nearest allowed word, or an empty string when none is near.
-
-    >>> did_you_mean("attenton", ["attention", "mamba"])
-    "; did you mean 'attention'?"
-    """
-    near = difflib.get_close_matches(given, allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class Registry(Mapping[str, Part], Generic[Part]):

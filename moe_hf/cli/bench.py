@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers.utils import logging
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
+from moe_hf.base.registry import Registry
 from moe_hf.bench.harness.arms import Options, Skipped
 from moe_hf.bench.harness.cases import Goal, goals_of
 from moe_hf.bench.harness.goals import judge

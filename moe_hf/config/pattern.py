@@ -1,7 +1,6 @@
 """Reads the word or words that say which mixer each layer has."""
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
 
 # The mixers, and what a layer with one keeps between calls.
 CACHE_OF_MIXER = {

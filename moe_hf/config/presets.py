@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
+from moe_hf.base.registry import Registry
 from moe_hf.config.architectures import architecture_config
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig

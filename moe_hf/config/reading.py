@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import CheckpointError, ConfigError, did_you_mean
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000

@@ -1,7 +1,6 @@
 """The loop of a chat: reads an entry, does what it says, and outlives whatever goes wrong."""
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
 from moe_hf.inference.chat import Chat
 from moe_hf.inference.commands import COMMANDS, LeaveChat
 from moe_hf.inference.console import without_block

@@ -7,8 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
 from moe_hf.training.rules import Range, check_ranges
 
 MOE_MUON = "moe_muon"

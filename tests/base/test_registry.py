@@ -2,8 +2,8 @@
 
 import pytest
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import Registry, did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
+from moe_hf.base.registry import Registry
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moe_hf.ops.experts.activations import Activation
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.expert_parts import ExpertStack
+from moe_hf.ops.experts.reference import reference_experts
 from moe_hf.ops.experts.triton import tiles
 from moe_hf.ops.experts.triton.experts import triton_experts
 from moe_hf.ops.routing.routing import top_k_routing

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
-from moe_hf.base.errors import BackendUnavailableError, ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import BackendUnavailableError, ConfigError, did_you_mean
 from moe_hf.bench.harness.arms import FUSED, OWN, PACKAGE, TRANSFORMERS, Options, Skipped
 from moe_hf.bench.speed.configs import moe_config
 from moe_hf.bench.speed.sizes import Size

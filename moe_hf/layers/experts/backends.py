@@ -20,10 +20,9 @@ from moe_hf.base.registry import Registry
 from moe_hf.layers.experts.modules import row_functions_of, stack_of
 from moe_hf.layers.experts.packed_weights import packed_stack_of
 from moe_hf.ops.experts.activations import ACTIVATIONS, Activation, activate
-from moe_hf.ops.experts.expert_parts import compute_dtype
+from moe_hf.ops.experts.expert_parts import ExpertStack, compute_dtype
 from moe_hf.ops.experts.generic import generic_experts
 from moe_hf.ops.experts.packed import packed_experts
-from moe_hf.ops.experts.reference import ExpertStack
 from moe_hf.ops.experts.sorted_experts import sorted_experts
 
 ExpertsBackend = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

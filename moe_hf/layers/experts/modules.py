@@ -9,7 +9,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from moe_hf.layers.experts.activations import activation_name
 from moe_hf.ops.experts.activations import Activation, RowFunctions
-from moe_hf.ops.experts.reference import ExpertStack
+from moe_hf.ops.experts.expert_parts import ExpertStack
 
 _STACK_NAMES = ("up_proj", "up_proj_bias", "gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.experts.modules import stack_of
+from moe_hf.ops.experts.expert_parts import ExpertStack
 from moe_hf.ops.experts.packed import PackedStack, pack_stack
-from moe_hf.ops.experts.reference import ExpertStack
 
 logger = logging.get_logger(__name__)
 

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 
-from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.recorded import Recorded
 
@@ -31,7 +31,7 @@ class Mixer(Recorded, ABC):
 
     output_projections: ClassVar[tuple[str, ...]] = ("o_proj",)
 
-    def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
+    def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx

@@ -6,6 +6,7 @@ Shapes: B batch, S positions of this call, D width.
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from transformers import PreTrainedConfig
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.init import DrawsOwnWeights
@@ -39,7 +40,7 @@ class RWKVMixer(RecurrentMixer, DrawsOwnWeights):
         return shifted_BSD, last.clone()
 
 
-def depth_of(config: MoEDecoderConfig, layer_idx: int) -> tuple[float, float]:
+def depth_of(config: PreTrainedConfig, layer_idx: int) -> tuple[float, float]:
     """Where a layer stands: from 0 (the first) to 1 (the last), and from 1 down to nearly 0."""
     layers = config.num_hidden_layers
     return layer_idx / max(layers - 1, 1), 1.0 - layer_idx / layers

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from moe_hf.ops.experts.expert_parts import ExpertCall, Gradients, Keep, Needs
+from moe_hf.ops.experts.expert_parts import ExpertCall, ExpertStack, Gradients, Keep, Needs
 from moe_hf.ops.experts.expert_rows import ExpertRows
-from moe_hf.ops.experts.reference import ExpertStack
 
 
 class Passes(NamedTuple):

@@ -1,4 +1,4 @@
-"""One expert's part of the stacks and of their gradients, and the dtype that it is computed in.
+"""The stacked weights of experts, one expert's part of them and of their gradients, and the dtype of the products.
 
 Shapes: T tokens, D width, E experts, F width of one expert.
 """
@@ -8,7 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from moe_hf.ops.experts.reference import ExpertStack
+
+class ExpertStack(NamedTuple):
+    """The weights of E two-layer experts; any strides will do, so a transposed view is a stack as well."""
+
+    up_EFD: torch.Tensor
+    down_EDF: torch.Tensor
+    up_bias_EF: torch.Tensor | None = None
+    down_bias_ED: torch.Tensor | None = None
 
 
 class ExpertCall(NamedTuple):

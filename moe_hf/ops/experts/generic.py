@@ -15,6 +15,7 @@ from moe_hf.ops.experts.cpu_gemm import linear
 from moe_hf.ops.experts.differentiated import Passes, differentiated
 from moe_hf.ops.experts.expert_parts import (
     ExpertCall,
+    ExpertStack,
     Gradients,
     Keep,
     Needs,
@@ -26,7 +27,6 @@ from moe_hf.ops.experts.expert_parts import (
     rows_per_chunk,
 )
 from moe_hf.ops.experts.expert_rows import ExpertRows, combine_rows, room_for_rows, sort_rows, spread_slots
-from moe_hf.ops.experts.reference import ExpertStack
 from moe_hf.ops.operators import needs_gradient
 
 

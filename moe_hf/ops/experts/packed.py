@@ -10,9 +10,8 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.experts.activations import Activation
 from moe_hf.ops.experts.cpu_gemm import onednn_available, pointwise
-from moe_hf.ops.experts.expert_parts import bias_of, rows_per_chunk
+from moe_hf.ops.experts.expert_parts import ExpertStack, bias_of, rows_per_chunk
 from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_rows
-from moe_hf.ops.experts.reference import ExpertStack
 
 
 class PackedStack(NamedTuple):

@@ -3,21 +3,11 @@
 Shapes: T tokens, D width, E experts, K experts per token, F width of one expert (2F columns up where it is gated).
 """
 
-from typing import NamedTuple
-
 import torch
 from torch.nn import functional as F
 
 from moe_hf.ops.experts.activations import Activation, activate
-
-
-class ExpertStack(NamedTuple):
-    """The weights of E two-layer experts; any strides will do, so a transposed view is a stack as well."""
-
-    up_EFD: torch.Tensor
-    down_EDF: torch.Tensor
-    up_bias_EF: torch.Tensor | None = None
-    down_bias_ED: torch.Tensor | None = None
+from moe_hf.ops.experts.expert_parts import ExpertStack
 
 
 def reference_experts(

@@ -11,10 +11,16 @@ import torch
 
 from moe_hf.ops.experts.activations import Activation
 from moe_hf.ops.experts.differentiated import Passes, differentiated
-from moe_hf.ops.experts.expert_parts import ExpertCall, Needs, compute_dtype, rows_per_chunk, rows_per_group
+from moe_hf.ops.experts.expert_parts import (
+    ExpertCall,
+    ExpertStack,
+    Needs,
+    compute_dtype,
+    rows_per_chunk,
+    rows_per_group,
+)
 from moe_hf.ops.experts.expert_rows import group_chunks, sort_rows
 from moe_hf.ops.experts.few_tokens import few_tokens_experts
-from moe_hf.ops.experts.reference import ExpertStack
 from moe_hf.ops.experts.sorted_passes import backward_pass, forward_pass
 from moe_hf.ops.operators import needs_gradient, opaque
 

@@ -13,9 +13,8 @@ from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SaveStrategy
 
-from moe_hf.base.errors import BackendUnavailableError, ConfigError
+from moe_hf.base.errors import BackendUnavailableError, ConfigError, did_you_mean
 from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
-from moe_hf.base.registry import did_you_mean
 from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.training.rules import Rule, check_rules

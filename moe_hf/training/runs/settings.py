@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_t
 import torch
 from transformers import HfArgumentParser
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
 from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
 from moe_hf.training.runs.checks import check_settings
 from moe_hf.training.runs.recipes import training_recipe

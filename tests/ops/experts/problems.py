@@ -3,7 +3,7 @@
 import torch
 
 from moe_hf.ops.experts.activations import Activation
-from moe_hf.ops.experts.reference import ExpertStack
+from moe_hf.ops.experts.expert_parts import ExpertStack
 
 T, D, E, K, F = 13, 10, 5, 2, 7
 # What rounding alone does to sums of this length, relative to the largest entry; half precision against float32.

@@ -61,7 +61,8 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.experts.activations import Activation
 from moe_hf.ops.experts.cpu_gemm import onednn_available
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.expert_parts import ExpertStack
+from moe_hf.ops.experts.reference import reference_experts
 from moe_hf.ops.experts.packed import pack_stack
 from moe_hf.ops.experts.sorted_experts import sorted_experts
 

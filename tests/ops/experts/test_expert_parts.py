@@ -6,6 +6,7 @@ import torch
 from moe_hf.ops.experts import expert_parts
 from moe_hf.ops.experts.activations import Activation
 from moe_hf.ops.experts.expert_parts import (
+    ExpertStack,
     add_product,
     compute_dtype,
     expert_of,
@@ -13,7 +14,6 @@ from moe_hf.ops.experts.expert_parts import (
     rows_per_chunk,
     rows_per_group,
 )
-from moe_hf.ops.experts.reference import ExpertStack
 from tests.ops.experts.problems import D, E, F, stack_for, tokens_for
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from moe_hf.ops.experts.activations import Activation
+from moe_hf.ops.experts.expert_parts import ExpertStack
 from moe_hf.ops.experts.generic import RowFunctions, generic_experts
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.reference import reference_experts
 from tests.ops.experts.problems import (
     TOLERANCE,
     D,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from moe_hf.ops.experts.activations import Activation, activate
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.expert_parts import ExpertStack
+from moe_hf.ops.experts.reference import reference_experts
 
 T, D, E, K, F = 7, 5, 4, 2, 3
 

@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_hf.ops.experts.activations import ACTIVATIONS, GATES, Activation
+from moe_hf.ops.experts.expert_parts import ExpertStack
 from moe_hf.ops.experts.packed import pack_stack, packed_experts
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.reference import reference_experts
 from moe_hf.ops.experts.sorted_experts import sorted_experts
 from tests.ops.experts.problems import (
     TOLERANCE,

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.registry import did_you_mean
+from moe_hf.base.errors import ConfigError, did_you_mean
 from moe_hf.bench.studies.recall.tasks import LENGTH, Task
 
 _WIDTH = 64

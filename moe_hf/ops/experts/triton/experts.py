@@ -14,7 +14,7 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.experts.activations import ACTIVATIONS, GATES, Activation
-from moe_hf.ops.experts.reference import ExpertStack
+from moe_hf.ops.experts.expert_parts import ExpertStack
 from moe_hf.ops.experts.triton.gradients import hidden_gradients, routing_weight_gradient, weight_gradient
 from moe_hf.ops.experts.triton.grouped_gemm import ExpertRows, combine_slots, rows_gemm, up_gemm
 from moe_hf.ops.experts.triton.sorting import SortedSlots, sort_by_expert

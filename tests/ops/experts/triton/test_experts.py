@@ -4,7 +4,8 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.experts.activations import ACTIVATIONS, GATES, Activation
-from moe_hf.ops.experts.reference import ExpertStack, reference_experts
+from moe_hf.ops.experts.expert_parts import ExpertStack
+from moe_hf.ops.experts.reference import reference_experts
 from moe_hf.ops.experts.triton.experts import triton_experts
 from moe_hf.ops.experts.triton.tiles import INTERPRETED, Tiles
 
