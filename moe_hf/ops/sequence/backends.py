@@ -60,6 +60,7 @@ def pick_kernel(requested: str, kernels: tuple[Kernel, ...], device: torch.devic
     return None
 
 
+# Comparing runs both, forwards and backwards; so once per process, kernel and device.
 @cache
 def obstacle(kernel: Kernel, device: torch.device) -> str | None:
     """Why a kernel cannot be used on a device, found out by running it once; None where it can."""
@@ -86,6 +87,7 @@ def disagreement(kernel: Kernel, device: torch.device) -> str | None:
         except Exception as error:
             return f"{module} fails at {kernel.op}: {type(error).__name__}: {error}"
     for name, difference in differences.items():
+        # Written this way round, so that NaN is a disagreement.
         if not difference <= _WORST_ERROR:
             return f"{module} computes {kernel.op} differently here ({name}, relative difference {difference:.1e})"
     return None

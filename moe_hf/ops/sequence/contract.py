@@ -115,6 +115,7 @@ class Pieces(NamedTuple):
 
         At least 2: torch.export traces for any length only that, since a size of 1 would be another program.
         """
+        # One more than whole segments, for the last tokens where they fill no chunk.
         return -(-length // self.segment) + 1
 
 
@@ -145,6 +146,8 @@ def compaction(mask_BS: torch.Tensor) -> Compaction:
     [[1, 3, 0, 2]]
     """
     real_BS = mask_BS != 0
+    # Padding is moved and not dropped, so that no shape depends on the mask and nothing waits for the device. The sort
+    # is stable, or the real tokens would lose their order.
     order_BS = torch.argsort((~real_BS).to(torch.uint8), dim=1, stable=True)
     return Compaction(order_BS, torch.argsort(order_BS, dim=1), real_BS.sum(dim=1))
 

@@ -13,6 +13,7 @@ from moe_hf.ops.sequence.delta_rule_segment import Sequences, segment_backward, 
 from moe_hf.ops.sequence.segments import Segment, in_segments
 
 # Tokens whose pairs are worked on at once, and tokens whose intermediate results are alive at once.
+# The chunk also bounds the decay: one over its decays multiplied up is formed, and has to stay in the range of float32.
 _PIECES = Pieces(chunk=32, segment=256)
 
 
@@ -76,9 +77,11 @@ def reference_delta_rule(
     for r, log_w, k, v, a, b, is_real, begins in zip(*columns, real, starts, strict=True):
         if begins is not None:
             state_BHVK = state_BHVK.masked_fill(begins, 0.0)
+        # S_{t-1} a_t: what is looked up is read before the state decays.
         found = torch.einsum("bhvk,bhk->bhv", state_BHVK, a)
         new_state = state_BHVK * log_w.exp()[:, :, None]
         new_state = new_state + found[..., None] * b[:, :, None] + v[..., None] * k[:, :, None]
+        # Chosen, not multiplied by the mask: what stands at padding may not be finite.
         state_BHVK = new_state if is_real is None else torch.where(is_real, new_state, state_BHVK)
         outputs.append(torch.einsum("bhvk,bhk->bhv", state_BHVK, r))
     return call.result(torch.stack(outputs, dim=1).to(value_BSHV.dtype), state_BHVK)

@@ -70,6 +70,7 @@ def segment_forward(
         chunk: tokens that are worked on at once.
     """
     parts = _parts(tokens, edges, state_BHVK, chunk)
+    # The second half of the rows only: the first half asked what the corrections needed, and those are in the content.
     reader_NBHCK = _times(parts.read_NBHPK, parts.sees.from_start_NB1P1)[..., chunk:, :]
     out_NBHCV = parts.pair_NBHPP[..., chunk:, :] @ parts.content_NBHPV
     out_NBHCV += reader_NBHCK @ parts.state_NBHVK.mT
@@ -94,6 +95,7 @@ def segment_backward(
         state_BHVK: as in `segment_forward`.
         chunk: as in `segment_forward`.
     """
+    # Computed again: the forward pass kept the state before the segment alone.
     parts = _parts(tokens, edges, state_BHVK, chunk)
     sees, read_NBHPK, write_NBHPK = parts.sees, parts.read_NBHPK, parts.write_NBHPK
     dout_NBHCV = _cut(dout_BSHV.to(state_BHVK.dtype), chunk).contiguous()
@@ -101,6 +103,7 @@ def segment_backward(
     dcontent_NBHPV = parts.pair_NBHPP[..., chunk:, :].mT @ dout_NBHCV
     reader_NBHCK = _times(read_NBHPK, sees.from_start_NB1P1)[..., chunk:, :]
     dstate_NBHVK = dout_NBHCV.mT @ reader_NBHCK
+    # Adds to dcontent, in place, what later states ask of it: only afterwards is it complete.
     dnext_NBHVK, dscaled_NBHVK, dfirst_BHVK = _scan_backward(parts, dstate_NBHVK, dcontent_NBHPV, dstate_BHVK)
     # Through the triangular system: the gradient of its right-hand side, beside that of the outputs.
     dsolved_NBHCV = parts.inverse_NBHCC.mT @ dcontent_NBHPV[..., :chunk, :]
@@ -125,6 +128,8 @@ def _gradients(
 ) -> tuple[torch.Tensor, ...]:
     """From the gradients of the scaled rows to those of receptance, log decay, key, a and b."""
     chunk = parts.decay_NBHCK.shape[-2]
+    # A row is its input times exp(a sum of log decays), so that the gradient of this sum is row times gradient: nothing
+    # is divided by a decay, which may be tiny.
     moved_NBHPK = parts.read_NBHPK * dread_NBHPK
     dlog_NBHCK = moved_NBHPK[..., chunk:, :]
     # What is asked at a token has decayed up to the one before it.
@@ -143,6 +148,7 @@ def _gradients(
     growth_NBHCK = parts.decay_NBHCK.reciprocal()
     db_NBHCK *= growth_NBHCK
     dkey_NBHCK *= growth_NBHCK
+    # The forward pass multiplied these three inputs by the mask.
     if parts.real_NB1C1 is not None:
         dlog_NBHCK, dkey_NBHCK, da_NBHCK = (part * parts.real_NB1C1 for part in (dlog_NBHCK, dkey_NBHCK, da_NBHCK))
     return dreceptance_NBHCK, dlog_NBHCK, dkey_NBHCK, da_NBHCK, db_NBHCK
@@ -157,7 +163,9 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
         real_NB1C1 = _cut(edges.mask_BS.ne(0)[..., None, None], chunk).to(dtype)
         # Padding neither decays nor writes nor corrects.
         log_decay, key, a = log_decay * real_NB1C1, key * real_NB1C1, a * real_NB1C1
+    # From the start of the chunk, never over several: the reciprocals below have to stay finite.
     decay_NBHCK = log_decay.cumsum(dim=-2).exp_()
+    # Both kinds of rows lie in one tensor, so that one product forms all pairs of a chunk.
     rows = (*decay_NBHCK.shape[:3], 2 * chunk)
     read_NBHPK = decay_NBHCK.new_empty(*rows, decay_NBHCK.shape[-1])
     read_NBHPK[..., 0, :] = a[..., 0, :]
@@ -178,6 +186,7 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
     ask_NBHCK = _times(inverse_NBHCC @ read_NBHPK[..., :chunk, :], _first_half(sees.from_start_NB1P1))
     content_NBHPV = decay_NBHCK.new_empty(*rows, value.shape[-1])
     content_NBHPV[..., chunk:, :] = value
+    # The share of the corrections that the state before the chunk has no part in; `_scan` adds the other.
     content_NBHPV[..., :chunk, :] = inverse_NBHCC @ (pair_NBHPP[..., :chunk, chunk:] @ content_NBHPV[..., chunk:, :])
 
     lasting_NBHPK = _times(write_NBHPK, sees.to_end_NB1P1)
@@ -200,9 +209,11 @@ def _parts(tokens: Sequences, edges: Edges, state_BHVK: torch.Tensor, chunk: int
 def _visibility(starts_BS: torch.Tensor | None, chunk: int, like: torch.Tensor) -> _Visibility:
     ones_CC = like.new_ones(chunk, chunk)
     before_CC, upto_CC = ones_CC.tril(-1), ones_CC.tril()
+    # A token asks for what stood there before it, but reads what stands there after it as well.
     pair_PP = torch.cat([before_CC.repeat(1, 2), upto_CC.repeat(1, 2)])
     if starts_BS is None:
         return _Visibility(pair_PP, None, None, None)
+    # Numbered within the chunk: document 0 is the one that the state before it belongs to.
     document_NBC = starts_BS.unflatten(1, (-1, chunk)).transpose(0, 1).cumsum(-1)
     document_NB1P1 = document_NBC.repeat(1, 1, 2)[:, :, None, :, None]
     last_NB111 = document_NBC[:, :, -1][:, :, None, None, None]
@@ -226,12 +237,14 @@ def _scan(
     num_chunks, shape, chunk = len(content_NBHPV), state_BHVK.shape, ask_NBHCK.shape[-2]
     states = state_BHVK.new_empty(num_chunks + 1, shape[0] * shape[1], *shape[2:])
     states[0] = state_BHVK.flatten(0, 1)
+    # Views, since their tensors are contiguous: what is added to the corrections below stands in content_NBHPV.
     contents, asks, lasting, last = (x.flatten(1, 2) for x in (content_NBHPV, ask_NBHCK, lasting_NBHPK, last_NBH1K))
     through = None if through_NB111 is None else through_NB111.expand(-1, -1, shape[1], -1, -1).flatten(1, 2)
     for index in range(num_chunks):
         before, content = states[index], contents[index]
         content[:, :chunk].baddbmm_(asks[index], before.mT)
         kept = before if through is None else before * through[index]
+        # What is written is divided by the decay up to its token: one factor, that of the whole chunk, serves all.
         torch.baddbmm(kept, content.mT, lasting[index], out=states[index + 1]).mul_(last[index])
     states = states.unflatten(1, shape[:2])
     return states[:-1], states[-1]
@@ -257,6 +270,7 @@ def _scan_backward(
     )
     through_NB111 = parts.sees.through_NB111
     through = None if through_NB111 is None else through_NB111.expand(-1, -1, shape[1], -1, -1).flatten(1, 2)
+    # Views again: the caller's dcontent_NBHPV is added to.
     direct, dcontents = dstate_NBHVK.flatten(1, 2), dcontent_NBHPV.flatten(1, 2)
     for index in reversed(range(num_chunks)):
         dafter = torch.mul(dstates[index + 1], last[index], out=dscaled[index])

@@ -120,8 +120,10 @@ def fft_conv_backward(dout_BSD: torch.Tensor, inputs: ConvInputs) -> ConvInputs:
     dhistory_BPD = None if history_BPD is None else torch.empty_like(history_BPD)
     dx_BDS = _room_by_channel(dx_BSD)
     dfilter_DL = filter_LD.new_empty(channels, lags)
+    # Two spectra of all rows are alive at once here, that of the inputs and that of the outputs' gradients.
     for part in channel_blocks(channels, 2 * batch, rows.points, x_BSD):
         dout_BCF = torch.fft.rfft(_padded(dout_BDS[:, part], rows.past, rows.points, rows.dtype))
+        # The gradient of a convolution is a correlation: the other factor's spectrum, conjugated.
         dfilter_CF = (rows.input_spectrum(part).conj() * dout_BCF).sum(0)
         dfilter_DL[part] = torch.fft.irfft(dfilter_CF, n=rows.points)[:, :lags]
         dout_BCF *= rows.filter_spectrum(part).conj()
@@ -132,6 +134,7 @@ def fft_conv_backward(dout_BSD: torch.Tensor, inputs: ConvInputs) -> ConvInputs:
         if skip_D is not None:
             dx_BCS = dx_BCS.addcmul(dout_BDS[:, part].to(rows.dtype), skip_D[part, None].to(rows.dtype))
         dx_BDS[:, part] = dx_BCS
+    # Lags beyond all positions took no part.
     dfilter_LD[:lags] = dfilter_DL.t()
     dskip_D = None
     if skip_D is not None:
@@ -234,6 +237,7 @@ def _direct(inputs: ConvInputs) -> torch.Tensor:
     out_BSD = torch.stack(out, dim=1)
     if skip_D is not None:
         out_BSD = out_BSD.addcmul(x_BSD.to(dtype), skip_D.to(dtype))
+    # In the strides of the input: a compiler was told so, and the longer way gives the same.
     return torch.empty_like(x_BSD).copy_(out_BSD)
 
 

@@ -40,6 +40,7 @@ def fla_delta_rule(
         gk=log_decay_BSHK.float().contiguous(),
         # Left out, it is one over the square root of K.
         scale=1.0,
+        # Its states are (K, V), ours (V, K).
         initial_state=None if initial_state is None else initial_state.float().transpose(-1, -2).contiguous(),
         output_final_state=output_final_state,
     )

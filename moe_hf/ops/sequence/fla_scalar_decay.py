@@ -38,15 +38,18 @@ def fla_scalar_decay(
     state = None if initial_state is None else initial_state.float()
     documents = None if starts_BS is None else _documents(starts_BS)
     if documents is not None:
+        # The kernel knows documents only as pieces of a single row.
         sequences = [x.flatten(0, 1)[None] for x in sequences]
         options["cu_seqlens"] = documents.bounds
         if state is not None:
             # Rows that begin with a new document forget theirs.
             kept_BHKV = state * ~documents.begins_B[:, None, None, None]
+            # Each document has a state of its own, and only the first one of a row goes on with what was given.
             empty_NHKV = state.new_zeros(len(documents.bounds) - 1, *state.shape[1:])
             state = empty_NHKV.index_copy(0, documents.first_B, kept_BHKV)
     kernel = _kernel()
     # The kernel's own decays per head get no gradient.
+    # Nor does every version have them.
     is_fixed = log_decay.dim() == 1 and not (torch.is_grad_enabled() and log_decay.requires_grad)
     if is_fixed and "g_gamma" in inspect.signature(kernel).parameters:
         options["g_gamma"] = log_decay.float()
@@ -77,6 +80,7 @@ class _Documents(NamedTuple):
 
 def _documents(starts_BS: torch.Tensor) -> _Documents:
     opens_BS = starts_BS.clone()
+    # Rows lie one behind the other: the first token of each opens a piece, whether it begins a document or goes on.
     opens_BS[:, 0] = True
     first = opens_BS.flatten().nonzero().flatten()
     bounds = torch.cat([first, first.new_tensor([starts_BS.numel()])])

@@ -88,9 +88,11 @@ def future_fill_step(
 
 def _new_epoch(inputs_BPD: torch.Tensor, filter_of: Callable[[int], torch.Tensor], max_lags: int) -> Epoch:
     total = inputs_BPD.shape[1]
+    # The newest input opens the epoch of its own output. While there are few, one epoch without a past holds all.
     start = total - 1 if total > SHORTEST_EPOCH else 0
     length = min(epoch_length(start), max_lags - start)
     filter_LD = filter_of(start + length)
+    # Turned round once per epoch, so that each token's dot product reads inputs and lags in the same direction.
     reversed_ED = filter_LD[:length].to(float32_or_more(inputs_BPD)).flip(0)
     future_BED = future_outputs(inputs_BPD[:, :start], filter_LD, length) if start else None
     return Epoch(start, future_BED, reversed_ED)

@@ -140,8 +140,10 @@ def _groups(inputs: ConvInputs, edges: Edges) -> list[_Group] | None:
     x_BSD, filter_LD, _, history_BPD = inputs
     mask_BS, starts_BS = edges
     (batch, length, _), lags = x_BSD.shape, len(filter_LD)
+    # Values may be looked at: to the compiler all of this is one operator.
     if mask_BS is not None and bool(mask_BS.all()):
         mask_BS = None
+    # A start at the first token changes something only where there is a history to cut off.
     if starts_BS is not None and not bool((starts_BS if history_BPD is not None else starts_BS[:, 1:]).any()):
         starts_BS = None
     if mask_BS is None and starts_BS is None:
@@ -149,6 +151,7 @@ def _groups(inputs: ConvInputs, edges: Edges) -> list[_Group] | None:
         return None
     real_BS = torch.ones_like(x_BSD[..., 0], dtype=torch.bool) if mask_BS is None else mask_BS.bool()
     document_BS = torch.zeros_like(real_BS, dtype=torch.long) if starts_BS is None else starts_BS.long().cumsum(1)
+    # A row has at most `length` starts, so that no two rows share a number.
     row_offset = (length + 1) * torch.arange(batch, device=x_BSD.device)
     token = real_BS.flatten().nonzero().flatten()
     key, document, count = torch.unique_consecutive(
@@ -157,6 +160,7 @@ def _groups(inputs: ConvInputs, edges: Edges) -> list[_Group] | None:
     column = torch.arange(len(token), device=token.device) - (count.cumsum(0) - count)[document]
     source = key // (length + 1)
     counts = count.tolist()
+    # Number 0 of a row is the document that the history belongs to.
     continues = [history_BPD is not None and value % (length + 1) == 0 for value in key.tolist()]
     going_on = {row: n for row, n, goes_on in zip(source.tolist(), counts, continues, strict=True) if goes_on}
     _check_reach(history_BPD, [going_on.get(row, 0) for row in range(batch)], lags)
@@ -180,6 +184,7 @@ def _check_reach(history_BPD: torch.Tensor | None, lengths: Sequence[int], lags:
     """Raise where `lengths` new tokens per row, with what went before, need more than `lags`."""
     past = 0 if history_BPD is None else history_BPD.shape[1]
     longest = max(lengths, default=0)
+    # Settles most calls without a look at the history, which may have zeros in front.
     if past + longest <= lags:
         return
     reach = longest

@@ -43,6 +43,7 @@ def mamba_ssm_selective_scan(
     trains = torch.is_grad_enabled()
     if starts_BS is not None or (trains and (initial_state is not None or output_final_state)):
         return selective_scan(u_BSD, delta_BSD, a_DN, b_BSN, c_BSN, **carried)
+    # Steps of 0 neither decay nor write; the other two as well, for zero times what is not finite would not be zero.
     u_BSD, delta_BSD, b_BSN = zero_padding(mask_BS, u_BSD, delta_BSD, b_BSN)
     # It wants one dtype for all; step sizes would lose too much in half precision.
     u, delta, b, c = (x.float().transpose(1, 2).contiguous() for x in (u_BSD, delta_BSD, b_BSN, c_BSN))
@@ -63,6 +64,7 @@ def _share_of_initial_state(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     outputs = []
     for delta_BTD, c_BTN in zip(delta_BSD.split(_BLOCK, dim=1), c_BSN.split(_BLOCK, dim=1), strict=True):
+        # Without inputs the recurrence only decays: h_t is exp(a * sum of the steps) times the first state.
         states_BTDN = torch.exp(delta_BTD.cumsum(dim=1)[..., None] * a_DN) * state_BDN[:, None]
         outputs.append((states_BTDN @ c_BTN[..., None])[..., 0])
         state_BDN = states_BTDN[:, -1]

@@ -143,6 +143,7 @@ def parallel_scalar_decay(
     query, key = (x.to(inputs.dtype).transpose(1, 2) for x in inputs[:2])
     query, key = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (query, key))
     value = value_BSHV.to(inputs.dtype).transpose(1, 2)
+    # In float64: small differences of large sums are taken of it.
     sum_BHS = log_decay.double().expand(batch, length, -1).cumsum(dim=1).transpose(1, 2)
     seen = torch.ones(length, length, dtype=torch.bool, device=value.device).tril()
     if starts_BS is not None:
@@ -151,7 +152,9 @@ def parallel_scalar_decay(
         first_BS, last_BS = document_BS == 0, document_BS == document_BS[:, -1:]
     else:
         first_BS = last_BS = torch.ones(batch, length, dtype=torch.bool, device=value.device)
+    # Hidden before the exponential: what lies ahead of a query has a positive exponent, which could overflow.
     between = (sum_BHS[..., :, None] - sum_BHS[..., None, :]).to(inputs.dtype).masked_fill(~seen, -torch.inf).exp()
+    # The first state belongs to the first document, and of the last document alone something stays.
     since, until = sum_BHS.exp() * first_BS[:, None], (sum_BHS[..., -1:] - sum_BHS).exp() * last_BS[:, None]
     first_BHKV = _first_state(inputs, call.initial_state)
     whole_BH = since[..., -1].to(inputs.dtype)
@@ -221,6 +224,7 @@ def _by_head(state_BGKX: torch.Tensor, heads: int) -> torch.Tensor:
     """(B, H, K, V), a tensor of its own."""
     per_group = heads // state_BGKX.shape[1]
     state_BHKV = state_BGKX.unflatten(3, (per_group, -1)).transpose(2, 3).flatten(1, 2)
+    # An operator may give back neither an argument nor a view of one, as the state after no tokens would be.
     return state_BHKV.clone(memory_format=torch.contiguous_format)
 
 
@@ -231,6 +235,7 @@ def _forward(
     length, heads = inputs.value_BSHV.shape[1:3]
     with without_autocast(inputs.value_BSHV):
         state = _by_group(_first_state(inputs, initial_state), inputs.key_BSGK.shape[2])
+        # So many by arithmetic on the length, not by counting pieces: the compiler has to know the shape as well.
         kept_PBGKX = state.new_zeros(pieces.limit(length) if trains else 0, *state.shape)
         out_BSHV, after = forward_pass(inputs, state, pieces, kept_PBGKX if trains else None)
         return out_BSHV, _by_head(after, heads), kept_PBGKX
@@ -257,9 +262,11 @@ def _backward(
 ) -> list[torch.Tensor]:
     """The gradients of the inputs and of the first state; an empty tensor for a decay that needs none."""
     value_BSHV, groups = inputs.value_BSHV, inputs.key_BSGK.shape[2]
+    # None where the loss uses the state alone.
     dout_BSHV = torch.zeros_like(value_BSHV) if dout_BSHV is None else dout_BSHV
     with without_autocast(value_BSHV):
         last = _by_group(_first_state(inputs, dstate_BHKV), groups)
+        # Decays that are fixed, as retention's are, need no gradient (needs[3]), which would cost several passes.
         *found, dlog_decay, first = backward_pass(inputs, kept_PBGKX, pieces, dout_BSHV, last, needs[3])
         found.append(kept_PBGKX.new_empty(0) if dlog_decay is None else dlog_decay)
         return [*found, _by_head(first, value_BSHV.shape[2])]
@@ -270,6 +277,7 @@ def _backward_shapes(inputs: Inputs, kept_PBGKX: torch.Tensor, needs: Sequence[b
     return [dquery, dkey, dvalue, dlog_decay if needs[3] else kept_PBGKX.new_empty(0), _first_state(inputs, None)]
 
 
+# To a compiler the loop over segments would be a graph that grows with the length.
 _scalar_decay = opaque(
     "scalar_decay",
     _forward,

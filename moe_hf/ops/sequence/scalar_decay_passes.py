@@ -62,10 +62,12 @@ def decays_of(inputs: Inputs, piece: Piece) -> Decays:
     start, stop, chunk = piece
     log_decay, groups, dtype = inputs.log_decay, inputs.key_BSGK.shape[2], inputs.dtype
     constant = log_decay.dim() == 1
+    # A fixed decay is the same in every row and chunk: one chunk of one row serves all by broadcasting.
     log_BcH = log_decay.expand(1, chunk, -1) if constant else log_decay[:, start:stop]
     log_BnCH = log_BcH.double().unflatten(1, (-1, chunk))
     sum_BnGRC = log_BnCH.cumsum(dim=2).unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2)
     last_BnGR1 = sum_BnGRC[..., -1:]
+    # Clamped, since exponents are positive ahead of the diagonal: an overflow times the 0 of `reach` would be NaN.
     between = (sum_BnGRC[..., :, None] - sum_BnGRC[..., None, :]).to(dtype).clamp_(max=0).exp_()
     columns = [sum_BnGRC, last_BnGR1 - sum_BnGRC, last_BnGR1]
     since, until, whole = (x.to(dtype).exp().transpose(3, 4)[..., None] for x in columns)
@@ -143,6 +145,7 @@ def forward_pass(
     """The output, (B, S, H, V), and the last state; the states before all pieces go to `kept_PBGKX`."""
     out_BSHV = torch.empty_like(inputs.value_BSHV, memory_format=torch.contiguous_format)
     groups = inputs.key_BSGK.shape[2]
+    # Where nothing depends on the token, there are at most two kinds of pieces: whole chunks, and the rest.
     constant, cache = inputs.log_decay.dim() == 1 and inputs.starts_BS is None, dict[int, Decays]()
     for index, piece in enumerate(pieces.of(inputs.value_BSHV.shape[1])):
         if kept_PBGKX is not None:
@@ -154,6 +157,7 @@ def forward_pass(
         state_BGKX = opened.final_state
         within = (opened.score() * decays.between) @ opened.value.transpose(3, 4)
         before = (opened.query @ opened.states).view(opened.value.shape)
+        # A view, since the type is right: the sum below is written where it belongs.
         out = grouped(out_BSHV, groups, piece, out_BSHV.dtype)
         torch.addcmul(within.transpose(3, 4), before, decays.since_start, out=out)
     return out_BSHV, state_BGKX
@@ -196,6 +200,7 @@ def backward_pass(
         if inputs.starts_BS is not None:
             # Nothing is left of the state there, whatever the decay.
             dlog_BSH.masked_fill_(inputs.starts_BS[..., None], 0)
+        # A fixed decay serves all tokens of all rows: so many terms are added up in float64.
         dlog_BSH = dlog_BSH.sum(dim=(0, 1), dtype=torch.float64) if inputs.log_decay.dim() == 1 else dlog_BSH
         dlog_BSH = dlog_BSH.to(inputs.log_decay.dtype)
     return Gradients(dquery, dkey, dvalue, dlog_BSH, dstate_BGKX)
@@ -214,6 +219,8 @@ def _differentiate(
     dadded = (key @ dafter).view(value.shape).mul_(decays.until_end)
     dvalue = ((score * decays.between).mT @ dout_BnGRCV).transpose(3, 4) + dadded
     dlog = _differentiate_decay(opened, dread, dafter, score * dscore, dadded) if needs_decay else None
+    # The heads of a group share queries and keys, whose gradients collect the shares of all. `reach` was not needed
+    # before: `dscore` met `score`, which is 0 out of reach.
     dscore_BnGCC = dscore.sum(dim=3).mul_(decays.reach)
     dquery = (dread @ states.mT).add_(dscore_BnGCC @ key)
     dkey = (added_value @ dafter.mT).add_(dscore_BnGCC.mT @ query)

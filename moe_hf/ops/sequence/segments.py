@@ -67,6 +67,7 @@ def in_segments(
         dstate = kept.new_zeros(kept.shape[1:]) if dstate is None else dstate
         gradients = segment.inputs(*gradient_room(inputs, kept))
         with without_autocast(dout):
+            # Not strict: there is room for more states than there are segments (`Pieces.limit`).
             for (start, stop, chunk), state in reversed(list(zip(pieces.of(dout.shape[1]), kept, strict=False))):
                 within, around = inputs.between(start, stop), edges.between(start, stop)
                 found, dstate = segment.backward(dout[:, start:stop], dstate, within, around, state, chunk)
@@ -76,6 +77,7 @@ def in_segments(
         return [*gradients, dstate.clone()]
 
     def gradient_room(inputs: Any, kept: torch.Tensor) -> list[torch.Tensor]:
+        # What comes back uncut belongs to no token: its gradient is a sum over all, kept in the type of the state.
         first = inputs.between(0, 1)
         return [
             kept.new_zeros(x.shape) if x is cut else torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -85,6 +87,7 @@ def in_segments(
     def gradient_shapes(inputs: Any, kept: torch.Tensor) -> list[torch.Tensor]:
         return [*gradient_room(inputs, kept), kept.new_empty(kept.shape[1:])]
 
+    # `opaque` reads the operator's arguments off the annotations.
     for function in (forward, backward):
         function.__annotations__["inputs"] = segment.inputs
     results, differentiable = ("out", "state", "kept"), (*segment.inputs._fields, "initial_state")

@@ -68,6 +68,7 @@ def selective_scan_step(
     delta_BD = delta_BD.to(dtype)
     state_BDN = (delta_BD * u_BD.to(dtype)).unsqueeze(-1) * b_BN.to(dtype).unsqueeze(1)
     if initial_state is not None:
+        # Powers of two cost less than powers of e on CPUs.
         decay_BDN = torch.exp2((delta_BD * _LOG2_E).unsqueeze(-1) * a_DN.to(dtype))
         state_BDN = torch.addcmul(state_BDN, decay_BDN, initial_state.to(dtype))
     with without_autocast(u_BD):
@@ -151,6 +152,7 @@ def _backward_shapes(inputs: ScanInputs, kept_KBND: torch.Tensor) -> list[torch.
     return [kept_KBND.new_empty(shape) for shape in (*(x.shape for x in inputs[:5]), (batch, num_channels, state_size))]
 
 
+# Loops over positions, which a compiler would write out one by one.
 _scan = opaque(
     "selective_scan",
     _forward,

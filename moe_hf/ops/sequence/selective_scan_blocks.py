@@ -80,6 +80,7 @@ def _limits(device: torch.device) -> Limits:
 
 
 def _channels_per_part(state_size: int, num_channels: int, device: torch.device) -> int:
+    # Parts of equal size: a small one left over would cost as many calls as the others.
     num_parts = math.ceil(num_channels * state_size / _limits(device).step)
     return math.ceil(num_channels / num_parts)
 
@@ -122,6 +123,7 @@ class _Part:
     def buffer(self, num_steps: int) -> _Steps:
         num_rows = len(range(*self.rows.indices(len(self.inputs.u_BSD))))
         whole = self.a_Nd.new_empty(num_steps, num_rows, *self.a_Nd.shape)
+        # The views are made once per part, and not again at each position of each block.
         return _Steps(whole, whole.unbind())
 
     def time(self, block: int) -> slice:
@@ -152,8 +154,10 @@ class _Part:
         torch.exp2(decay.whole, out=decay.whole)
         begun: dict[int, list[int]] = defaultdict(list)
         for position, row in self.starts_in(block):
+            # The backward pass multiplies by the same decays, so that no gradient goes back over the start either.
             decay.whole[position, row] = 0
             begun[position].append(row)
+        # What each position adds, which the loop turns into the states in place.
         torch.mul(x_Tbd[:, :, None], values.b_TbN[..., None], out=states.whole)
         for position, (state_bNd, decay_bNd) in enumerate(zip(states.each, decay.each, strict=True)):
             if position in begun:
@@ -182,6 +186,7 @@ def _starts_by_block(starts_BS: torch.Tensor | None, per_block: int) -> Starts:
     """Per block the (position in the block, sequence) of each document that begins there."""
     starts: Starts = defaultdict(list)
     if starts_BS is not None:
+        # Read back from the device once for all parts and blocks.
         for row, position in starts_BS.nonzero().tolist():
             starts[position // per_block].append((position % per_block, row))
     return starts
@@ -222,6 +227,7 @@ def forward_pass(
             time = part.time(block)
             values = part.read(time)
             _, states = part.scan(block, values, values.delta_Tbd * values.u_Tbd, state_bNd)
+            # The next block writes over the buffer.
             state_bNd = states.each[-1].clone()
             y_Tbd = _sum_over_states(values.c_TbN, states.whole)
             y_BSD[part.rows, time, part.channels] = y_Tbd.transpose(0, 1)
@@ -259,6 +265,7 @@ def backward_pass(
             gradients = _block_backward(part, block, before_bNd, dy_Tbd, dstate_bNd, dstates)
             for whole, gradient in zip((du_BSD, ddelta_BSD), gradients.du_and_ddelta, strict=True):
                 whole[rows, time, channels] = gradient.transpose(0, 1)
+            # All channels share b and c, and all rows share a: each part adds its own.
             db_BSN[rows, time] += gradients.db_TbN.transpose(0, 1)
             dc_BSN[rows, time] += gradients.dc_TbN.transpose(0, 1)
             da_Nd += gradients.da_Nd
@@ -292,6 +299,7 @@ def _block_backward(
     dstates = buffer.first(len(x_Tbd))
 
     # A product and a sum: matrix products of one column each would take eight times as long.
+    # `dstates` is scratch memory here; the next product fills it for good.
     dc_TbN = torch.mul(states.whole, dy_Tbd[:, :, None], out=dstates.whole).sum(dim=-1)
 
     torch.mul(dy_Tbd[:, :, None], values.c_TbN[..., None], out=dstates.whole)
@@ -301,6 +309,7 @@ def _block_backward(
         later = now
     dx_Tbd = _sum_over_states(values.b_TbN, dstates.whole)
 
+    # From here on the buffers are used up: each is written over once it was read for the last time.
     dprevious = decay.whole.mul_(dstates.whole)
     dbefore_bNd = dprevious[0].clone()
     db_TbN = dstates.whole.mul_(x_Tbd[:, :, None]).sum(dim=-1)
@@ -309,6 +318,7 @@ def _block_backward(
     dprevious[1:].mul_(states.whole[:-1])
     dprevious[0].mul_(before_bNd)
     for position, row in part.starts_in(block):
+        # It is already, unless the state before was not finite.
         dprevious[position, row] = 0
     dexponent = dprevious
     da_Nd = torch.mul(dexponent, values.delta_Tbd[:, :, None], out=dstates.whole).sum(dim=(0, 1))

@@ -112,8 +112,10 @@ def sum_of_lags(
     weight_DW = weight_DW.to(window.dtype)
     taps = weight_DW.shape[1]
     length = window.shape[1] - taps + 1
+    # Decoding: one product over the window in place of a call per tap.
     if age_BS is None and length == 1:
         out_BSD = (window * weight_DW.t()).sum(1, keepdim=True)
+    # Not while compiling: a compiler fuses the plain loop below by itself.
     elif age_BS is None and not torch.compiler.is_compiling():
         out_BSD = _LagSum.apply(window, weight_DW.t())
     else:
@@ -139,6 +141,7 @@ class _LagSum(torch.autograd.Function):
     def backward(ctx: Any, dout_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         window, weight_WD = ctx.saved_tensors
         past = len(weight_WD) - 1
+        # The gradient of a correlation is the correlation with the taps turned round, over all places that overlap.
         dwindow = _correlate(F.pad(dout_BSD, (0, 0, past, past)), weight_WD.flip(0))
         length = dout_BSD.shape[1]
         rows = [torch.zeros_like(weight_WD[0]) for _ in range(past + 1)]
@@ -172,6 +175,7 @@ def _last_inputs(
         return state_BPD
     # Nothing of the documents before the last one may be seen by the next call.
     position_S = torch.arange(length, device=window.device)
+    # Padding stands behind the real tokens by now, and a start there means nothing.
     real_BS = position_S < length if moved is None else position_S < moved.count_B[:, None]
     begun_B1 = torch.where(starts_BS & real_BS, position_S, -past).amax(dim=1, keepdim=True)
     count_B1 = length if moved is None else moved.count_B[:, None]

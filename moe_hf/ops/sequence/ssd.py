@@ -70,6 +70,7 @@ def ssd_step(
     else:
         # By group, so that the heads of a group find its key by broadcasting.
         state = initial_state.to(dtype).view(batch, groups, -1, state_size, width) * decay
+        # What is written to in place is the product just made, never what the caller gave.
         state = torch.addcmul(state, key, value) if torch.is_grad_enabled() else state.addcmul_(key, value)
     with without_autocast(u_BHV):
         out = query @ state

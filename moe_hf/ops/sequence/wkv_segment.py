@@ -89,10 +89,12 @@ def segment_backward(
     dkey_BSD = torch.addcmul(parts.written_BSD * dafter_2BSD[1], dvalue_BSD, value_BSD)
     dvalue_BSD += dpresent_BSD
     dkey_BSD += dbonus_BSD
+    # Of the exponent of `kept`, from which the rate is subtracted once per real token.
     dfaded_BSD = (dafter_2BSD * parts.sum_2BSD[:, :, :length]).sum(0).mul_(parts.kept_BSD)
     if edges.mask_BS is not None:
         dfaded_BSD = dfaded_BSD * edges.mask_BS.ne(0)[..., None]
     dfirst_2BD = dsum_2BSD[:, :, 0]
+    # The first maximum scales the other two, as num * exp(max): its gradient is theirs, each times what it scales.
     dmax_BD = (dfirst_2BD * parts.sum_2BSD[:, :, 0]).sum(0)
     dfirst_B3D = torch.stack([*dfirst_2BD, dmax_BD], dim=1)
     return WkvInputs(-dfaded_BSD.sum((0, 1)), dbonus_BSD.sum((0, 1)), dkey_BSD, dvalue_BSD), dfirst_B3D
@@ -162,6 +164,7 @@ def _running_max(
             before = before.masked_fill(begins[slot], EMPTY)
         torch.maximum(before, columns[slot], out=columns[slot])
 
+    # So far each chunk by itself. The maximum of what came before goes over whole chunks, and is joined in at the end.
     reached_BNQ1 = None
     if starts_BS is not None:
         reached_BNQ1 = starts_BS.unflatten(1, (-1, chunk)).cumsum(-1).eq(0)[..., None]
@@ -187,6 +190,8 @@ def _scan_(
     slots, chunks = range(chunk), range(x_2BNQD.shape[2])
     if backwards:
         slots, chunks = slots[::-1], chunks[::-1]
+    # Slot by slot in all chunks at once, then chunk after chunk: Q + N steps that wait for each other, not Q * N.
+    # The products of the factors say what is left, at each token, of what came before its chunk.
     product_BNQD = kept_BNQD.clone()
     columns, factors, products = x_2BNQD.unbind(3), kept_BNQD.unbind(2), product_BNQD.unbind(2)
     for before, here in pairwise(slots):
