@@ -85,6 +85,7 @@ def _differentiate(
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[values[place] for place in tensor_places])
         ctx.plain = [values[place] for place in plain_places]
+        # The passes compute in wider types, and autograd wants the gradient in that of the argument.
         ctx.dtypes = [None if inputs[place] is None else inputs[place].dtype for place in places]
 
     def differentiate(ctx: Any, *found: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -117,6 +118,7 @@ def _arguments(function: Callable[..., Any]) -> list[_Argument]:
 
 
 def _argument(name: str, kind: Any) -> _Argument:
+    # No base class tells a NamedTuple from other tuples.
     if not hasattr(kind, "_fields"):
         return _Argument(name, kind, None)
     return _Argument(name, kind, [_argument(field, hint) for field, hint in get_type_hints(kind).items()])

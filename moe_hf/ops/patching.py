@@ -131,6 +131,7 @@ def patch_layout(
     stop = patches.cumsum(dim=1)
     count = max(int(stop[:, -1].max()), 1) if batch else 1
 
+    # A byte's place: that of its document's first patch, and its rank among the document's own real bytes.
     before = (lengths.cumsum(dim=1) - lengths).gather(1, document_BS)
     base = (stop - patches).gather(1, document_BS) * patch_size
     slot_BS = (base + real_BS.long().cumsum(dim=1) - 1 - before).masked_fill(~real_BS, count * patch_size)
@@ -163,6 +164,7 @@ def pick_up(x: torch.Tensor, length: int, layout: PatchLayout, offset: int = 0) 
     x_BU = x.flatten(1, 2)
     if layout.slot_BS is None:
         return x_BU[:, offset : offset + length]
+    # Padding has the place behind the last one, which is out of bounds; what it reads means nothing.
     slot_BS = (layout.slot_BS + offset).clamp(max=x_BU.shape[1] - 1)
     row_B1 = torch.arange(len(slot_BS), device=slot_BS.device)[:, None]
     return x_BU[row_B1, slot_BS]

@@ -47,6 +47,7 @@ def reference_block_attention(
         gate_BHqJ = (query_BHqC @ mean_BHJC.transpose(2, 3)).masked_fill(~past_qJ, -torch.inf)
         most_q1 = ((own_q1 + 1).double() * top_k - 1e-6).ceil() if top_k < 1 else torch.full_like(own_q1, int(top_k))
         rank_BHqJ = gate_BHqJ.argsort(dim=-1, descending=True).argsort(dim=-1)
+        # One of them is the own block, which needs no gate.
         chosen_BHqJ = (rank_BHqJ < most_q1 - 1) & past_qJ
 
         place_n = torch.arange(keys, device=query.device)
@@ -103,6 +104,7 @@ def topk_block_attention(
     softmax: dict[str, Any] = {"scale": scale, "softcap": softcap, "sink_H": sink_H, "dropout": dropout}
     sight: dict[str, Any] = {"block_size": block_size, "mask": mask, "query_start": query_start}
     inputs, query_start, options = _prepare(query_BHSC, key_BGNC, value_BGNV, top_k, **sight, **softmax)
+    # Without a backward pass neither the sums nor the choices are kept.
     if needs_gradient(*inputs) or torch.compiler.is_compiling():
         out_BHSV = _block_attention(inputs, query_start, options)[0]
     else:
@@ -130,6 +132,7 @@ def _prepare(
             f"{queries} queries from place {query_start} on do not stand among {keys} keys; give query_start in "
             f"[0, keys - queries]"
         )
+    # Spans are int32, masks bool or float.
     if mask is not None and mask.dtype != torch.int32:
         if mask.shape[0] not in (1, batch) or mask.shape[-2:] != (queries, keys):
             raise ConfigError(f"mask must be ({batch}, 1, {queries} queries, {keys} keys), got {tuple(mask.shape)}")
@@ -165,6 +168,7 @@ def _of_document(inputs: Inputs, document: Document, number: int) -> Tensors:
         value.flatten(0, 1),
         count_q,
         sink_H,
+        # So far apart that the seeds of two documents' parts, counted up from here, do not meet.
         None if seed is None else seed + (number << 20),
     )
 
@@ -173,6 +177,7 @@ def _attend(inputs: Inputs, query_start: int, options: BlockOptions, keep: bool)
     # Of all documents, with batch and heads apart: (B, H, S, V), (B, H, S), (B, H, S, K); the last two only if kept.
     query, key, value = inputs[:3]
     kept = num_choices(options, key.shape[2])
+    # Zeros, which stay where a query sees nothing: such queries are in no document.
     whole = Result(
         query.new_zeros(*query.shape[:3], value.shape[-1]),
         query.new_zeros(query.shape[:3] if keep else 0),
@@ -184,7 +189,9 @@ def _attend(inputs: Inputs, query_start: int, options: BlockOptions, keep: bool)
             if target.dim() > 1:
                 chosen = part.unflatten(0, (-1, key.shape[1])).flatten(1, 2)
                 if part is result.block:
+                    # A short document offers fewer blocks to choose from.
                     target = target[..., : part.shape[-1]]
+                # `rows` is a slice: what is written goes through a view.
                 target[document.rows][:, :, document.query_q] = chosen
     return whole
 

@@ -143,6 +143,7 @@ def _logits(
 ) -> torch.Tensor:
     # Of the rows of one block, whose keys begin at `first`; the first len(count_r) rows may not see all of it.
     logit_RP = query_RC @ key_PC.T
+    # Before keys are hidden: the cap would make a number of minus infinity.
     if softcap:
         logit_RP.div_(softcap).tanh_().mul_(softcap)
     place_P = torch.arange(first, first + len(key_PC), device=key_PC.device)
@@ -218,6 +219,7 @@ def _attend_part(
         row_m = pairs.row_M[start:stop]
         weight = _logits(query_RC[row_m], key_NC[keys], count_R[row_m[: own - start]], keys.start, options.softcap)
         largest_M[start:stop] = weight.amax(dim=1)
+        # Never minus infinity: past blocks are complete, and the own one holds the last key that the query sees.
         weight.sub_(largest_M[start:stop, None]).exp_()
         sum_M[start:stop] = weight.sum(dim=1)
         if dropout is not None:
@@ -241,6 +243,7 @@ def _few_queries(tensors: Tensors, options: BlockOptions, block_ZHQK: torch.Tens
     heads, per_head, queries, _ = query_ZHQC.shape
     keys, size = key_ZNC.shape[1], options.block_size
     token = (block_ZHQK.long()[..., None] * size + torch.arange(size, device=key_ZNC.device)).flatten(3)
+    # Found before the next line, which clamps `token` in place so that hidden places read some key.
     hidden_RT = (token >= count_Q[:, None]).flatten(0, 2)
     token_RT = token.clamp_(max=keys - 1).flatten(0, 2)
     head_R1 = torch.arange(heads, device=token.device).repeat_interleave(per_head * queries)[:, None]
@@ -288,6 +291,7 @@ def backward_pass(
             weight = (logit - logsum_R[row_m, None]).exp_()
             dweight, dropped = dout_mV @ value_PV.T, weight
             if dropout is not None:
+                # Drawn again as in the forward pass, block by block in the same order.
                 drop = dropout.factor(weight)
                 dweight, dropped = dweight.mul_(drop), weight * drop
             dvalue_ZNV[head, keys].addmm_(dropped.T, dout_mV)

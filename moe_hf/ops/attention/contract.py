@@ -56,6 +56,7 @@ def prepared(
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout must be in [0, 1), got {dropout}")
     dtype = float32_or_more(query_BHSC)
+    # A number in place of masks of the size of the weights: both passes draw the same ones from it, part by part.
     seed = torch.randint(1 << 62, (), dtype=torch.int64) if dropout else None
     tensors = (query_BHSC.to(dtype), key_BGNC.to(dtype).contiguous(), value_BGNV.to(dtype).contiguous())
     softmax = Softmax(query_BHSC.shape[-1] ** -0.5 if scale is None else scale, softcap or 0.0, dropout)

@@ -72,6 +72,7 @@ def _keys_in_sight(mask: torch.Tensor | None, options: TopkOptions, rows: slice,
     if options.causal:
         end = min(end, options.query_start + queries.stop)
     if options.window:
+        # Never empty, since a maximum over no keys is an error.
         first = min(max(first, options.query_start + queries.start - options.window + 1), end - 1)
     # Elsewhere, waiting for the device would cost more than it saves.
     if mask is not None and mask.dtype == torch.bool and mask.device.type == "cpu":
@@ -140,6 +141,7 @@ def weights_of_part(inputs: Inputs, options: TopkOptions, part: Part, number: in
         logit = logit.div_(options.softcap).tanh_().mul_(options.softcap).masked_fill_(hidden, -torch.inf)
     if index is not None:
         index = index + part.keys.start
+    # Minus infinity less itself is NaN: in rows that see nothing, the least number takes its place.
     largest_R1 = logit.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(logit.dtype).min)
     sink_R1 = None
     if inputs.sink_H is not None:
@@ -187,6 +189,7 @@ def backward_pass(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions)
         weight, index, dropped, drop, sink_R1 = weights_of_part(inputs, options, part, number)
         dout_RV, query_RC = part_rows(dout_BHSV, part), part_rows(inputs.query_BHSC, part)
         key, value = part_keys(inputs.key_BGNC, part, index), part_keys(inputs.value_BGNV, part, index)
+        # The room for gradients is contiguous, so that `part_keys` gives views of it: what is added stays there.
         add_weighted_rows(part_keys(dvalue_BGNV, part, index), dropped, index, dout_RV)
         dweight = kept_products(dout_RV, index, value)
         if drop is not None:
@@ -196,6 +199,7 @@ def backward_pass(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions)
             dsink_H -= (sink_R1 * mean_R1).view(-1, heads, part.queries.stop - part.queries.start).sum(dim=(0, 2))
         dscore = weight * (dweight - mean_R1)
         if options.softcap:
+            # Made again, since `weights_of_part` writes over the logits: tanh, whose slope is 1 - tanh^2.
             capped = (kept_products(query_RC, index, key) * (options.scale / options.softcap)).tanh_()
             dscore *= 1 - capped.square()
         dscore *= options.scale

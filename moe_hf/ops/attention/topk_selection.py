@@ -76,6 +76,7 @@ def keep_largest(score_RN: torch.Tensor, top_k: int | float) -> tuple[torch.Tens
         top_k: how many a row keeps, or a fraction in (0, 1) of the keys that it sees, rounded up.
     """
     width = score_RN.shape[-1]
+    # Of a fraction, enough for rows that see all keys; the others keep less of it below.
     k = top_k if isinstance(top_k, int) else min(width, int(top_k * width) + 1)
     if k >= width and isinstance(top_k, int):
         return score_RN, None

@@ -62,11 +62,13 @@ def make_spans(
     for start, stop in pairwise(edges):
         # Bytes instead of truth values: torch reduces them several times as fast.
         visible = mask_of(start, stop).to(torch.uint8)
+        # The first of the largest, so the first key that is seen.
         spans[:, :, 0, start:stop] = visible.argmax(dim=-1)
         spans[:, :, 1, start:stop] = visible.sum(dim=-1, dtype=torch.int32)
         spans[:, :, 2] |= visible.amax(dim=2)
     if torch.compiler.is_compiling():
         return spans
+    # Checked against the mask, some rows at a time: another mask would silently become the nearest one of this form.
     rank = spans[:, :, 2].cumsum(dim=-1)
     for start, stop in pairwise(edges):
         first, count = spans[:, :, 0, start:stop, None], spans[:, :, 1, start:stop, None]

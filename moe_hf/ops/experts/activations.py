@@ -97,6 +97,7 @@ def activate_backward(dh_NF: torch.Tensor, z_NF: torch.Tensor, activation: Activ
     if activation.gate == "none":
         return function_of(activation).backward(dh_NF, z_NF)
     gate_NF, value_NF = split_gate(z_NF, activation.gate)
+    # Both halves are written into one tensor: the up projection is one matrix and needs its gradient in one piece.
     dz_NF = torch.empty_like(z_NF)
     dgate_NF, dvalue_NF = split_gate(dz_NF, activation.gate)
     dgate_NF.copy_(function_of(activation).backward(dh_NF * value_NF, gate_NF))

@@ -68,6 +68,7 @@ def linear_into(
     out_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None
 ) -> None:
     """Writes what `linear` gives into `out_NO`, which may be of another dtype."""
+    # torch.mm writes only into its own type, and oneDNN's layer only into memory of its own.
     if out_NO.dtype != x_NI.dtype or onednn_wins(x_NI, weight_OI):
         out_NO.copy_(linear(x_NI, weight_OI, bias_O))
     elif bias_O is None:

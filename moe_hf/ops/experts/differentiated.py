@@ -30,6 +30,7 @@ class Passes(NamedTuple):
 def differentiated(call: ExpertCall, passes: Passes) -> torch.Tensor:
     """The output of `passes.forward`, (T, D), whose gradient, by `passes.backward`, can be taken once."""
     *tensors, stack, dtype = call
+    # Laid flat: autograd finds no tensors inside of tuples.
     return _Experts.apply(passes, dtype, *tensors, *stack, *passes.parameters)
 
 
@@ -49,6 +50,7 @@ class _Experts(torch.autograd.Function):
         out_TD, rows = passes.forward(ExpertCall(x_TD, expert_TK, weight_TK, stack, dtype), kept.append)
         ctx.passes, ctx.dtype = passes, dtype
         ctx.chunks, ctx.unused = rows.chunks, rows.unused
+        # What was kept as well: saved this way, it is seen by checkpointing, and writes to it are noticed.
         ctx.save_for_backward(x_TD, expert_TK, weight_TK, *stack, rows.slot_N, *kept)
         return out_TD
 

@@ -118,6 +118,7 @@ def room_for_gradients(stack: ExpertStack, needs: Sequence[bool], unused: Sequen
     ]
     for part in room:
         if part is not None:
+            # The others are written whole by their first chunk: zeros there would be a pass over the stack for nothing.
             for expert in unused:
                 part[expert].zero_()
     return StackGradients(*room)

@@ -72,6 +72,7 @@ def room_for_rows(slot_N: torch.Tensor, weight_TK: torch.Tensor, like_TD: torch.
 def combine_rows(y_ND: torch.Tensor, slot_N: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
     """Each token's rows, weighted and added up, (T, D) in the dtype of `y_ND`, which `room_for_rows` made."""
     num_rows = len(slot_N)
+    # Skipped slots read the zero row behind the others.
     row_S = slot_N.new_full((weight_TK.numel(),), num_rows)
     row_S[slot_N] = torch.arange(num_rows, device=slot_N.device)
     row_TK = row_S.view(weight_TK.shape)
@@ -79,6 +80,7 @@ def combine_rows(y_ND: torch.Tensor, slot_N: torch.Tensor, weight_TK: torch.Tens
     if num_rows < len(row_S):
         # What a skipped slot weighs is nobody's business, be it NaN.
         weight_TK = weight_TK.masked_fill(row_TK == num_rows, 0)
+    # Gathered, weighed and added in one pass, without K rows of width D per token in between.
     if y_ND.device.type == "cpu":
         return F.embedding_bag(row_TK, y_ND, mode="sum", per_sample_weights=weight_TK)
     return torch.einsum("tkd,tk->td", y_ND[row_TK], weight_TK)

@@ -84,6 +84,7 @@ def _backward(
             part, dpart = expert_of(stack, expert, dtype), dstack.of(expert)
             dout_nD = dout_TD.index_select(0, token_N[start:stop])
             h_nF, dz_of = functions.activate(z_nF)
+            # Computed anew: the routing weight multiplies it, and it was not kept.
             y_nD = linear(h_nF.to(dtype), part.down_EDF, part.down_bias_ED)
             y_nD, dy_of = functions.finish(y_nD)
             dweight_N[start:stop] = (dout_nD * y_nD).sum(dim=-1)
@@ -136,12 +137,14 @@ class _Differentiable:
     def _recorded(
         self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor
     ) -> tuple[torch.Tensor, Backward]:
+        # A graph for the rows of one chunk, which goes with it; one of the whole layer would keep all rows alive.
         with torch.enable_grad():
             rows = rows.detach().requires_grad_()
             result = function(rows)
         learned = [p for p, need in zip(self._functions.parameters, self._needs, strict=True) if need]
 
         def backward(dresult: torch.Tensor) -> torch.Tensor:
+            # Some may be unused: the parameters serve two functions.
             drows, *found = torch.autograd.grad(result, [rows, *learned], dresult, allow_unused=True)
             rooms = [room for room in self.gradients if room is not None]
             for room, gradient in zip(rooms, found, strict=True):

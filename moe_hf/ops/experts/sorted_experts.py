@@ -86,6 +86,7 @@ def _backward(
     dout_TD: torch.Tensor, call: ExpertCall, activation: Activation, z_SF: torch.Tensor, needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     """The gradients of x, the routing weights and the stack; an empty tensor where one is not needed."""
+    # Sorted again: an operator hands nothing but tensors from one pass to the other.
     rows = sort_rows(call.expert_TK, len(call.stack.up_EFD), rows_per_chunk(call.stack, call.dtype))
     groups = group_chunks(rows.chunks, rows_per_group(call.stack, call.dtype))
     z_groups = [z_SF[chunks[0].start : chunks[-1].stop] for chunks in groups]

@@ -43,6 +43,7 @@ def forward_pass(activation: Activation, call: ExpertCall, keep: Keep | None) ->
         for chunks in group_chunks(rows.chunks, rows_per_group(stack, dtype)):
             start, stop = chunks[0].start, chunks[-1].stop
             x_nD = x_TD.index_select(0, token_N[start:stop]).to(dtype)
+            # No backward pass will ask for the pre-activations, so that the activation may be part of the product.
             if keep is None and len(chunks) == 1:
                 expert = chunks[0].expert
                 up_FD, up_bias_F = stack.up_EFD[expert].to(dtype), bias_of(stack.up_bias_EF, expert, dtype)
@@ -121,6 +122,7 @@ def backward_pass(
             h_nF, dz_nF = activate(z_nF, activation), activate_backward(dh_nF, z_nF, activation)
             if dweight_N is not None:
                 dweight_N[start:stop] = _routing_gradient(dout_nD.to(dtype), dh_nF, h_nF, chunks, stack.down_bias_ED)
+            # Only after the routing weight's own gradient, which is of rows not weighed yet. In place, on a copy.
             dout_nD = dout_nD.mul_(weight_n1).to(dtype)
             if dstack.down_EDF is not None:
                 _add_products(dstack.down_EDF, dout_nD, h_nF, chunks)
@@ -132,6 +134,7 @@ def backward_pass(
                 x_nD = x_TD.index_select(0, token_n).mul_(weight_n1).to(dtype)
                 _add_products(dstack.up_EFD, dz_nF, x_nD, chunks)
             if dstack.up_bias_EF is not None:
+                # The weights stand where ones would: dz is not weighed.
                 _add_products(dstack.up_bias_EF[:, None], weight_n1.to(dtype), dz_nF, chunks)
         dx_TD = None if dx_ND is None else combine_rows(dx_ND, rows.slot_N, weight_TK)
     dweight_TK = None if dweight_N is None else spread_slots(dweight_N, rows.slot_N, weight_TK)

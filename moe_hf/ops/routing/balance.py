@@ -32,6 +32,7 @@ def expert_counts(expert_TK: torch.Tensor, num_experts: int, mask_T: torch.Tenso
     slot_TK = torch.ones_like(expert_TK, dtype=torch.float32)
     if mask_T is not None:
         slot_TK = slot_TK * mask_T[:, None]
+    # One bin more takes the empty slots, and is cut off.
     return slot_TK.new_zeros(num_experts + 1).index_add(0, expert_TK.flatten(), slot_TK.flatten())[:num_experts]
 
 
@@ -68,10 +69,12 @@ def sequence_balance_loss(
     mask_T = prob_TE.new_ones(len(prob_TE)) if mask_T is None else mask_T.to(prob_TE.dtype)
     mask_BS = mask_T.view(batch_size, -1)
     prob_BE = (prob_TE * mask_T[:, None]).view(batch_size, -1, num_experts).sum(dim=1)
+    # P_i, eq. 20.
     prob_BE = prob_BE / mask_BS.sum(dim=1, keepdim=True).clamp(min=1)
     slot_TK = mask_T[:, None].expand(expert_TK.shape)
     count_BE = prob_BE.new_zeros(batch_size, num_experts + 1)
     count_BE = count_BE.scatter_add(1, expert_TK.view(batch_size, -1), slot_TK.reshape(batch_size, -1))[:, :-1]
+    # f_i, eq. 18, without its factor E, which stands before the sum.
     load_BE = count_BE / count_BE.sum(dim=1, keepdim=True).clamp(min=1)
     real_B = (mask_BS.sum(dim=1) > 0).to(prob_BE.dtype)
     return num_experts * ((load_BE * prob_BE).sum(dim=-1) * real_B).sum() / real_B.sum().clamp(min=1)
@@ -89,6 +92,7 @@ def cv_squared(value_E: torch.Tensor) -> torch.Tensor:
     >>> cv_squared(torch.tensor([1.0, 3.0]))
     tensor(0.2500)
     """
+    # 0 where a batch is nothing but padding, hence the clamp.
     mean = value_E.mean()
     return (value_E - mean).square().mean() / mean.square().clamp(min=torch.finfo(value_E.dtype).tiny)
 

@@ -64,8 +64,10 @@ def admit_by_position(
     rank_M = torch.empty_like(bin_M).scatter(0, order_M, position_M - first_C[bin_M[order_M]])
     if offered_BE is None:
         offered_BE = count_C.new_zeros(batch, num_experts)
+    # Empty slots read the column that is added.
     rank_BN = rank_M.view_as(flat_BN) + torch.nn.functional.pad(offered_BE, (0, 1)).gather(1, flat_BN)
     kept_BN = (rank_BN < capacity) & (flat_BN < num_experts)
+    # What was dropped counts too: a slot's rank is its place among all that asked.
     return Admission(kept_BN.view_as(expert_BSK), offered_BE + count_C.view(batch, num_bins)[:, :num_experts])
 
 
@@ -77,6 +79,7 @@ def admit_by_weight(
     A later token can push an earlier one out, so this is for training, not for generation.
     """
     flat_BN = expert_BSK.flatten(1)
+    # In this order the first ones are the heaviest, so that the rule by position does the rest.
     order_BN = weight_BSK.detach().flatten(1).argsort(dim=1, descending=True, stable=True)
     admitted = admit_by_position(flat_BN.gather(1, order_BN)[..., None], num_experts, capacity)
     kept_BN = torch.zeros_like(flat_BN, dtype=torch.bool).scatter(1, order_BN, admitted.kept_BSK[..., 0])

@@ -58,12 +58,14 @@ def balanced_hash_table(token_counts: torch.Tensor, num_experts: int, k: int = 1
         k: 1 or 2, at most E.
         seed: breaks ties.
     """
+    # To break ties, over so wide a range that hardly two experts are equal.
     rank_E = hash_experts(torch.arange(num_experts), 2**31 - 1, 1, seed)[:, 0].tolist()
     heap = [(0.0, rank_E[expert], expert) for expert in range(num_experts)]
     heapq.heapify(heap)
     counts = token_counts.double().cpu()
     table_VK = torch.empty(len(counts), k, dtype=torch.long)
     for token in counts.argsort(descending=True, stable=True).tolist():
+        # All k are taken out before one goes back, so that they differ.
         least = [heapq.heappop(heap) for _ in range(k)]
         table_VK[token] = torch.tensor([expert for _, _, expert in least])
         # Ids that never occurred still take their turn, by a little.

@@ -57,6 +57,7 @@ def routing_weights(score_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: 
         normalize: scale each token's weights to sum to 1, where it has any expert at all.
     """
     empty_TK = expert_TK >= score_TE.shape[-1]
+    # The id E is out of bounds for gather; what stands at 0 instead goes out again, its gradient too.
     weight_TK = score_TE.gather(-1, expert_TK.masked_fill(empty_TK, 0)).masked_fill(empty_TK, 0.0)
     if normalize:
         weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weight_TK.dtype).tiny)
@@ -82,6 +83,7 @@ def group_limited_top_k(score_TE: torch.Tensor, k: int, num_groups: int, groups_
         group_TG = score_TGM.topk(min(2, score_TGM.shape[-1]), dim=-1).values.sum(dim=-1)
         allowed_TG = torch.zeros_like(group_TG, dtype=torch.bool)
         allowed_TG.scatter_(-1, group_TG.topk(groups_per_token, dim=-1).indices, True)
+        # Not 0: with a correction bias scores can be negative, and then a forbidden expert could win.
         score_TE = score_TGM.masked_fill(~allowed_TG[..., None], float("-inf")).flatten(-2)
     return score_TE.topk(k, dim=-1).indices
 
@@ -97,6 +99,7 @@ def best_tokens(
         mask_T: False at padding, which no expert takes.
     """
     order_TE = _without_padding(score_TE, mask_T).argsort(dim=0, descending=True, stable=True)
+    # Ranks, not topk, which would have to know the number on the host.
     rank_TE = order_TE.argsort(dim=0)
     chosen_TE = rank_TE < tokens_per_expert
     return chosen_TE if mask_T is None else chosen_TE & mask_T[:, None]
@@ -115,6 +118,7 @@ def nth_best_score(score_TE: torch.Tensor, n: int | torch.Tensor, mask_T: torch.
     num_real = score_TE.shape[0] if mask_T is None else mask_T.sum()
     last = torch.as_tensor(n, device=score_TE.device).clamp(max=num_real).long() - 1
     sorted_TE = _without_padding(score_TE, mask_T).sort(dim=0, descending=True).values
+    # The index stays a tensor, so that nobody waits for it; -inf, where no token is real, becomes 0.
     return sorted_TE.index_select(0, last.clamp(min=0).view(1))[0].clamp(min=0)
 
 

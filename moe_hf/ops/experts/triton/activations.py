@@ -33,6 +33,7 @@ def activation_slope_tile(z, NAME: tl.constexpr):
         return below + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
     elif NAME == "gelu_tanh":
         square = z * z
+        # The numbers are 2 * sqrt(2 / pi), and 3 * 0.044715 in the slope of the cube.
         gate = tl.sigmoid(1.5957691216057308 * z * (1 + 0.044715 * square))
         return gate + z * gate * (1 - gate) * 1.5957691216057308 * (1 + 0.134145 * square)
     elif NAME == "silu":

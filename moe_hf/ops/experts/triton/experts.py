@@ -101,6 +101,7 @@ def _forward(
     x_TD, weight_TK, (up_EUD, down_EDF, up_bias_EU, down_bias_ED) = inputs
     num_experts, slots_per_token = len(up_EUD), expert_TK.shape[1]
     slots = sort_by_expert(expert_TK, num_experts)
+    # A grid without programs cannot be launched.
     if expert_TK.numel() == 0:
         return x_TD.new_zeros(x_TD.shape), x_TD.new_empty(0, up_EUD.shape[1]), slots.order_N, slots.offset_G
     cut = Tiles(*tiles) if tiles else None
@@ -148,6 +149,7 @@ def _backward(
     assert len(z_NU) == expert_TK.numel(), "the forward pass was told that no gradient would be asked for"
     cut = Tiles(*tiles) if tiles else None
     num_experts = len(up_EUD)
+    # `needs` has the same order.
     dx_TD, dweight_TK, dup_EUD, ddown_EDF, dup_bias_EU, ddown_bias_ED = gradients
     with torch.cuda.device_of(x_TD):
         expert_TK, weight_TK, dout_TD = expert_TK.contiguous(), weight_TK.contiguous(), dout_TD.contiguous()
@@ -157,6 +159,7 @@ def _backward(
             routing_weight_gradient(parts_NJ, dout_TD, expert_TK, down_bias_ED, num_experts, dweight_TK)
         if needs[3] or needs[5]:
             weight_gradient(rows, dout_TD, weighted_h_NF, "p", ddown_EDF, ddown_bias_ED, weight_TK, cut)
+        # N * F numbers, which nothing below reads.
         del weighted_h_NF
         if needs[2] or needs[4]:
             weight_gradient(rows, dz_NU, x_TD, "q", dup_EUD, dup_bias_EU, None, cut)

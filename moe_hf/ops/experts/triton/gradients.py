@@ -37,6 +37,7 @@ def hidden_gradients(
     gated, gate_step, value_column = gate_layout(activation, inner)
     dz_NU = torch.empty_like(z_NU)
     weighted_h_NF = z_NU.new_empty(rows.num_slots, inner)
+    # J depends on the tiles, and timing tries several.
     parts: dict[int, torch.Tensor] = {}
 
     def launch(tiles: Tiles) -> None:
@@ -88,6 +89,7 @@ def routing_weight_gradient(
 ) -> None:
     """Fills `dweight_TK` with the parts' sums plus <dout, down bias>; 0 at skipped slots."""
     num_slots, num_columns = parts_NJ.shape
+    # Any tensor will do where HAS_BIAS is False: nothing reads it.
     bias = parts_NJ if down_bias_ED is None else down_bias_ED
     block_n = 32 if INTERPRETED else 8
     _routing_weight_kernel[(triton.cdiv(num_slots, block_n),)](
@@ -206,6 +208,7 @@ def _hidden_gradient_kernel(
     num_columns = (inner + BLOCK_N - 1) // BLOCK_N
     tile, column = program_tile(num_tiles, num_columns, GROUP)
     expert = tl.load(tile_3G + tile).to(tl.int64)
+    # A surplus tile: the grid has room for the worst case, so that nobody waits for the counts.
     if expert >= num_experts:
         return
     first_row = tl.load(tile_3G + num_tiles + tile).to(tl.int64)
@@ -352,6 +355,7 @@ def _weight_gradient_kernel(
         q = q_block * BLOCK_N + tl.arange(0, BLOCK_N)
         live_q = q < q_width
         q_column = q_NQ + q.to(tl.int64)[None, :] * stride_qq
+        # An expert without rows skips the loop and stores these zeros, which are its gradient.
         total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for start in range(begin, end, BLOCK_K):
             row = start + tl.arange(0, BLOCK_K)

@@ -69,6 +69,7 @@ def up_gemm(
     gated, gate_step, value_column = gate_layout(activation, inner)
     z_NU = x_TD.new_empty(rows.num_slots if keep_z else 0, up_width)
     h_NF = x_TD.new_empty(rows.num_slots, inner)
+    # Any tensor will do where HAS_BIAS is False: nothing reads it.
     bias = up_EUD if up_bias_EU is None else up_bias_EU
 
     def launch(tiles: Tiles) -> None:
@@ -197,6 +198,7 @@ def dot(a, b, total, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     return tl.dot(a, b, total, input_precision=PRECISION)
 
 
+# The number of tiles changes with the batch, and must not make Triton compile anew where it is divisible by 16.
 @triton.jit(do_not_specialize=["num_tiles"])
 def _up_kernel(
     x_TD,
@@ -234,6 +236,7 @@ def _up_kernel(
 ):
     tile, column = program_tile(num_tiles, (inner + BLOCK_N - 1) // BLOCK_N, GROUP)
     expert = tl.load(tile_3G + tile).to(tl.int64)
+    # A surplus tile: the grid has room for the worst case, so that nobody waits for the counts.
     if expert >= num_experts:
         return
     first_row = tl.load(tile_3G + num_tiles + tile).to(tl.int64)
@@ -320,6 +323,7 @@ def _rows_kernel(
         return
     row = tl.load(tile_3G + num_tiles + tile) + tl.arange(0, BLOCK_M)
     live_row = row < tl.load(tile_3G + 2 * num_tiles + tile)
+    # Dead rows read row 0 and are not stored.
     row = tl.where(live_row, row, 0)
     slot = tl.load(order_N + row)
     d = column * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -341,6 +345,7 @@ def _rows_kernel(
     if HAS_BIAS:
         bias = tl.load(bias_ED + expert * stride_be + d * stride_bd, mask=live_d, other=0.0)
         out += bias.to(tl.float32)[None, :]
+    # In float32, before the sum is rounded: one rounding, not two.
     if WEIGHTED:
         out *= tl.load(weight_N + slot).to(tl.float32)[:, None]
     out_pointer = out_ND + slot.to(tl.int64)[:, None] * width + d[None, :]
@@ -362,9 +367,11 @@ def _combine_kernel(
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    # Each token fetches its own rows, so that no two programs add to one place: no atomics, and always the same order.
     for position in range(0, slots_per_token):
         slot = token * slots_per_token + position
         expert = tl.load(expert_TK + slot, mask=token < num_tokens, other=num_experts)
+        # Rows of skipped slots were never written, and may hold NaN.
         live = (expert < num_experts)[:, None] & (d < width)[None, :]
         total += tl.load(y_ND + slot[:, None] * width + d[None, :], mask=live, other=0.0).to(tl.float32)
     live = (token < num_tokens)[:, None] & (d < width)[None, :]

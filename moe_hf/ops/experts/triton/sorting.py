@@ -66,6 +66,7 @@ def _sort_many(expert_N: torch.Tensor, num_experts: int) -> SortedSlots:
     num_slots = expert_N.numel()
     num_blocks = triton.cdiv(num_slots, _BLOCK)
     order_N = torch.empty(num_slots, dtype=torch.int32, device=expert_N.device)
+    # The last row counts the skipped slots: where those begin is the last offset.
     count_EB = torch.empty(num_experts + 1, num_blocks, dtype=torch.int32, device=expert_N.device)
     _count_kernel[(num_blocks,)](
         expert_N, count_EB, num_slots, num_experts, num_blocks, _BLOCK, _block_e(num_experts), **COMPILATION
@@ -94,6 +95,7 @@ class TileMap(NamedTuple):
 def tile_map(slots: SortedSlots, block_m: int) -> TileMap:
     """The tiles of at most `block_m` rows that cover all sorted slots, none of them with rows of two experts."""
     num_slots, num_experts = slots.order_N.numel(), slots.count_E.numel()
+    # Whole tiles of all slots, and for each expert one that is not full; never more tiles than slots.
     num_tiles = min(num_slots, num_slots // block_m + min(num_experts, num_slots))
     tile_3G = torch.empty(3, num_tiles, dtype=torch.int32, device=slots.order_N.device)
     block_e = min(256, max(16, triton.next_power_of_2(num_experts)))
@@ -142,6 +144,7 @@ def _place_kernel(expert_N, begin_EB, order_N, num_slots, num_blocks, BLOCK_N: t
     slot = block * BLOCK_N + index
     live = slot < num_slots
     expert = tl.load(expert_N + slot, mask=live, other=0).to(tl.int32)
+    # Another filling than above, so that what lies behind the end is counted for no slot.
     earlier = tl.load(expert_N + slot, mask=live, other=-1).to(tl.int32)
     before = (earlier[None, :] == expert[:, None]) & (index[None, :] < index[:, None])
     begin = tl.load(begin_EB + expert.to(tl.int64) * num_blocks + block, mask=live, other=0)

@@ -133,9 +133,11 @@ def best_tiles(shape: GemmShape, like: torch.Tensor, launch: Callable[[Tiles], N
         _remembered.update(read_tiles(cache_file()))
     if key not in _remembered:
         candidates = _candidates(shape, like)
+        # Timing waits for the device, which a capture does not allow.
         if torch.cuda.is_current_stream_capturing():
             return candidates[0]
         _remembered[key] = min(candidates, key=lambda tiles: _milliseconds(launch, tiles))
+        # Read again: other processes may have written since.
         write_tiles(cache_file(), {**read_tiles(cache_file()), key: _remembered[key]})
     return _remembered[key]
 

@@ -170,6 +170,7 @@ def _route_kernel(
         weight = tl.where(here, tl.sum(tl.where(is_winner, mass, 0.0), axis=1)[:, None], weight)
         expert = tl.where(here, winner[:, None], expert)
         key = tl.where(is_winner, none, key)
+    # Masses are relative to the largest logit, which cancels in either quotient.
     total = tl.sum(weight, axis=1) if NORMALIZE else tl.sum(mass, axis=1)
     out = row[:, None] * K + position[None, :]
     live = (token < num_tokens)[:, None] & (position < K)[None, :]
