@@ -186,6 +186,7 @@ def lag_features(lag_L: torch.Tensor, time_base: int, embedding_dim: int) -> tor
     band = torch.linspace(1e-4, bands - 1, bands, device=lag_L.device, dtype=lag_L.dtype)
     angle = band * (2 * math.pi * lag_L / time_base)[:, None]
     share_L1 = (lag_L / max(1, time_base - 1))[:, None]
+    # Real and imaginary part of exp(-i * angle), hence the sign.
     return torch.cat([share_L1, angle.cos(), -angle.sin()], dim=1)
 
 

@@ -35,6 +35,7 @@ class MegaBytePatching(nn.Module, DrawsOwnWeights):
 
     def __init__(self, patch_size: int, dim: int, vocab_size: int = 256) -> None:
         super().__init__()
+        # Called for its check of the size.
         num_patches(0, patch_size)
         if dim < 1 or dim % patch_size:
             raise ConfigError(

@@ -39,6 +39,7 @@ def document_starts(position_ids: torch.Tensor, batch: int) -> torch.Tensor | No
         batch: B.
     """
     starts_BS = _starts(position_ids)
+    # A row's own beginning needs no mark: the state is empty there, or goes on from a cache.
     starts_BS[:, 0] = False
     if _can_look(starts_BS) and not starts_BS.any():
         return None
@@ -144,6 +145,7 @@ def require_no_restart(position_ids: torch.Tensor, mask: torch.Tensor | None, wh
         return
     place_BS = position_ids
     if mask is not None:
+        # The positions of padding are arbitrary: they must neither look like a restart nor hide one.
         place_BS = position_ids.masked_fill(mask[:, -position_ids.shape[-1] :] == 0, -1)
     highest_BS = place_BS.cummax(dim=-1).values[:, :-1]
     if bool(((place_BS[:, 1:] >= 0) & (place_BS[:, 1:] <= highest_BS)).any()):

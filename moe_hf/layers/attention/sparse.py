@@ -91,6 +91,7 @@ def topk_sparse_forward(
         "mask": attention_mask,
         "causal": causal,
         "query_start": 0,
+        # A mask has the window in it already.
         "window": given.sliding_window if causal else None,
         "scale": scaling,
         "softcap": given.softcap,
@@ -139,6 +140,7 @@ def topk_block_forward(
     options = {
         "block_size": _setting(module, "attn_block_size", given.attn_block_size, DEFAULT_BLOCK_SIZE),
         "mask": attention_mask,
+        # Without a mask several queries stand at the first keys, and a single one at the last.
         "query_start": 0 if query_BHSC.shape[2] > 1 else None,
         "scale": scaling,
         "softcap": given.softcap,

@@ -78,6 +78,7 @@ class GrowingRows:
 
     def shift(self, count_B: torch.Tensor) -> None:
         """Take so many entries off the end of each row, and align the rows at the end; zeros come in before."""
+        # What all rows lose is cut off for nothing; only where they differ must entries be moved.
         least = int(count_B.min())
         self.cut(least)
         rows = self.read()
@@ -115,6 +116,7 @@ class GrowingRows:
             kept, self._length = kept[:, -self.keep :], self.keep
             needed = self._length + new_BSC.shape[1]
         batch, _, channels = new_BSC.shape
+        # The room grows with the length: on average a token is copied as often, however many there are.
         room = needed + max(_ROOM, needed // _ROOM_SHARE if self.keep is None else self.keep)
         self._buffer = new_BSC.new_zeros(batch, room, channels)
         if kept is not None:

@@ -66,6 +66,7 @@ class HistoryLayer(StateLayer, History):
         seen, length = self.cumulative_length + start, x_BSC.shape[1]
         self._inputs_needed = count
         last_B = reach_of(self._count_B, length, inputs).last_B
+        # On the CPU, where later calls may look at it without waiting.
         self._count_B = last_B if isinstance(last_B, int) else last_B.cpu()
         if mask_BS is not None or self._real.read() is not None:
             if self._real.read() is None and seen:
@@ -100,6 +101,7 @@ class HistoryLayer(StateLayer, History):
         else:
             rows.replace(extended_history(x_BSD, **layout))
             _drop_empty_front(rows)
+            # Padding and starts move inputs within their rows, and an epoch's sums would stand at the wrong places.
             self._epochs.pop(index, None)
         return out_BSD
 
@@ -123,6 +125,7 @@ class HistoryLayer(StateLayer, History):
         if count == self.cumulative_length:
             self.reset()
             return
+        # Other states cannot be cut back: this raises.
         if self.states.keys() - {PADDING}:
             super().crop(tokens_to_remove)
         real_BS1 = self._real.read()
@@ -181,6 +184,7 @@ class HistoryLayer(StateLayer, History):
             if _drop_empty_front(rows):
                 self._epochs.pop(index, None)
             require_lags(len(rows) + x_BSD.shape[1], long_filter.max_lags)
+        # An epoch holds sums made with the weights of its time.
         if self._versions.get(index) != long_filter.version:
             self._epochs.pop(index, None)
             self._versions[index] = long_filter.version

@@ -48,6 +48,7 @@ class MegaByteCache(ChangesRows, Cache):
     def _begin(self) -> None:
         self.local_cache: Cache | None = None
         self.seen = 0
+        # Known to the host, so that a step need not ask the device where the rows stand.
         self.common_phase: int | None = 0
         self.global_mask_BC: torch.Tensor | None = None
         self.phase_B = self.patch_B = self.tail_BP = self.before_BR = self.context_BPL = torch.empty(0)
@@ -187,6 +188,7 @@ class MegaByteCache(ChangesRows, Cache):
             self.common_phase = count % size
         elif int(self.phase_B.min()) == int(self.phase_B.max()):
             self.common_phase = int(self.phase_B[0])
+        # Whatever a call finished is known to the global cache; only the patch under way has to be kept byte by byte.
         self.tail_BP = grid_BKP[row_B, last_B]
         self.before_BR = before_BKR[row_B, last_B]
         self.context_BPL = context_BKPL[row_B, last_B]

@@ -145,6 +145,7 @@ class StaticStateLayer(StateLayer):
     def __init__(self, max_cache_len: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.max_cache_len = max_cache_len
+        # A tensor: a compiled step would be compiled anew for each value of a plain number.
         self.cumulative_length = torch.tensor(0)
 
     def advance(self, num_tokens: int) -> None:

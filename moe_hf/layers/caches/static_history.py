@@ -59,13 +59,16 @@ class StaticHistoryLayer(StaticStateLayer, History):
             self.write(names[1], torch.zeros(batch, dtype=torch.long, device=x_BSD.device))
         room, count_B = (cast(torch.Tensor, self.read(name)) for name in names)
         filter_LD = self._filter(long_filter)
+        # Before the room takes them: the convolution gets the new inputs apart from those before.
         out_BSD = None
         if length > 1:
             layout = {"history_BPD": _right_aligned(room, count_B), **inputs.layout}
             out_BSD = long_conv(x_BSD, filter_LD, long_filter.skip_D, **layout)
         place_BS, new_count_B = self._places(count_B, x_BSD, inputs)
         if inputs.document_starts is not None:
+            # Beyond the newest input there have to be zeros, for `_dot_with_room`.
             room.masked_fill_(inputs.document_starts.any(1)[:, None, None], 0)
+        # Detached: memory that every call writes to cannot be part of a graph.
         room.scatter_(1, place_BS[..., None].expand(-1, -1, width), x_BSD.detach())
         count_B.copy_(new_count_B)
         if out_BSD is None:
@@ -109,6 +112,7 @@ class StaticHistoryLayer(StaticStateLayer, History):
 
 def _right_aligned(room: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor | None:
     """The first `count_B` entries of each row at the right end, zeros before them; None where there are none."""
+    # A compiler cannot ask how many there are: it takes the whole room, with more zeros in front.
     longest = room.shape[1] - 1 if torch.compiler.is_compiling() else int(count_B.max())
     if longest == 0:
         return None

@@ -39,6 +39,7 @@ def sorted_backend(
     if activation is None:
         return generic_experts(x_TD, expert_TK, weight_TK, stack, row_functions_of(module))
     packed = packed_stack_of(module, stack)
+    # The packed copy is of one dtype and cannot be cast, not by autocast either.
     if packed is not None and x_TD.dtype == compute_dtype(x_TD, stack) == stack.up_EFD.dtype:
         return packed_experts(x_TD, expert_TK, weight_TK, packed, activation)
     return sorted_experts(x_TD, expert_TK, weight_TK, stack, activation)

@@ -34,6 +34,7 @@ def stack_of(module: ExpertsModule) -> tuple[ExpertStack, Activation | None]:
 
 def row_functions_of(module: ExpertsModule) -> RowFunctions:
     """What the module does to rows between and after its projections, whatever it is."""
+    # By identity, since tensors compare by their numbers.
     in_stack = {id(module._parameters.get(name)) for name in _STACK_NAMES}
     return RowFunctions(
         activate=module._apply_gate if module.has_gate else module.act_fn,

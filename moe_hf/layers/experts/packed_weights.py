@@ -65,4 +65,5 @@ def packed_stack_of(experts: nn.Module, stack: ExpertStack) -> PackedStack | Non
 
 
 def _state(stack: ExpertStack) -> tuple[tuple[int, int], ...]:
+    # Moving or replacing weights changes the memory, writing to them the version.
     return tuple((part.data_ptr(), part._version) for part in stack if part is not None)

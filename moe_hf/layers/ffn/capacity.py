@@ -68,6 +68,7 @@ class CapacityLimit(Recorded):
             padding_BSK = (padding_mask == 0)[..., None].expand_as(expert_BSK)
             expert_BSK = expert_BSK.masked_fill(padding_BSK, self.num_experts)
         capacity_B1 = self._capacity(expert_BSK, padding_mask, factor)
+        # In training alone: elsewhere a later token could push out one that was generated already.
         if self.training and self.drop_policy == "weight":
             kept_BSK = admit_by_weight(expert_BSK, weight_TK.view_as(expert_BSK), self.num_experts, capacity_B1)
         else:
@@ -85,10 +86,12 @@ class CapacityLimit(Recorded):
         self, expert_BSK: torch.Tensor, padding_mask: torch.Tensor | None, factor: float
     ) -> int | torch.Tensor:
         share = (self.num_experts, self.num_experts_per_tok, factor)
+        # How long a text will be is not known while it is generated: its share is that of a full context.
         if not self.training:
             return capacity_per_expert(self.context_length, *share)
         if padding_mask is None:
             return capacity_per_expert(expert_BSK.shape[1], *share)
+        # A tensor, since each row has its own number of real tokens; none of them is waited for.
         return capacity_of_rows((padding_mask != 0).sum(dim=1), *share)[:, None]
 
     def _admit_in_order(

@@ -31,6 +31,7 @@ def eager_attention(
     score_BHSN = query_BHSC @ key_BHNC.transpose(-1, -2) * scaling
     if attention_mask is not None:
         score_BHSN = score_BHSN + attention_mask
+    # In float32: the sum over many keys would lose small weights in half precision.
     weight_BHSN = score_BHSN.softmax(dim=-1, dtype=torch.float32).to(value_BHNC.dtype)
     weight_BHSN = nn.functional.dropout(weight_BHSN, p=dropout, training=module.training)
     return (weight_BHSN @ value_BHNC).transpose(1, 2), weight_BHSN

@@ -96,6 +96,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         # With a history lags are asked for where they are needed, which is once per epoch of tokens.
         filter_LC, skip_C = self.filter(None if history is not None else min(x_BSD.shape[1], self.filter.max_length))
         filters = [] if history is None else self._filters(skip_C)
+        # x_1 comes first; x_N gates the output and stands in front.
         for i, gate in enumerate(reversed(gates[1:])):
             v_BSD = self.dropout(_joined([v * x for v, x in zip(parts, gate, strict=True)]))
             if history is not None:
@@ -119,6 +120,7 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             z_BSC, state = short_conv(
                 u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **part.layout
             )
+            # What goes in, not what comes out: the next call's taps reach back over the inputs.
             if history is not None:
                 history.keep_inputs(u_BSC, taps - 1, part, start)
             segments.append(z_BSC.chunk(self.order + 1, dim=-1))

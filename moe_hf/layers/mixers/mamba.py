@@ -68,4 +68,5 @@ class MambaMixer(RecurrentMixer, DrawsOwnWeights):
         low, high = math.log(config.mamba_time_step_min), math.log(config.mamba_time_step_max)
         uniform = torch.rand(bias.shape, device=bias.device, dtype=torch.float32)
         steps = torch.exp(uniform * (high - low) + low).clamp(min=config.mamba_time_step_floor)
+        # The inverse of softplus, log(exp(x) - 1), in a form that neither overflows nor loses small steps.
         init.copy_(bias, steps + torch.log(-torch.expm1(-steps)))

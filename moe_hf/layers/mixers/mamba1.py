@@ -46,14 +46,17 @@ class Mamba1(MambaMixer):
             u_BSI, gate_BSI = u_BSI.squeeze(1), gate_BSI.squeeze(1)
         sizes = [self.rank, self.state_size, self.state_size]
         step_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
+        # Falcon Mamba normalises these three, by norms without weights.
         if self.norm_eps is not None:
             step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
         dtype = float32_or_more(u_BSI)
         if torch.is_autocast_enabled(u_BSI.device.type):
+            # Without autocast, below, the layer takes its own type only.
             step_BSR = step_BSR.to(_weight_dtype(self.dt_proj))
         with without_autocast(u_BSI):
             # Autocast would round the steps, the softplus of a large bias and a small rest, by percents.
             delta_BSI = F.softplus(self.dt_proj(step_BSR).to(dtype))
+        # Kept as a logarithm, so that a rate stays negative whatever training does to it.
         a_IN = -torch.exp(self.A_log.to(dtype))
         parts = (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN)
         if is_step:

@@ -67,9 +67,11 @@ class Mamba2(MambaMixer):
         u_BSHV = u_BSI.unflatten(-1, (self.num_heads, -1))
         key_BSGK, query_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (key, query))
         dtype = float32_or_more(u_BSHV)
+        # In float32: errors of the steps add up in the exponents, over the whole sequence.
         delta_BSH = F.softplus(step_BSH.to(dtype) + self.dt_bias.to(dtype))
         if self.step_limit is not None:
             delta_BSH = delta_BSH.clamp(*self.step_limit)
+        # Kept as a logarithm, so that a rate stays negative whatever training does to it.
         a_H = -torch.exp(self.A_log.to(dtype))
         parts = (u_BSHV, delta_BSH, a_H, key_BSGK, query_BSGK)
         if is_step:

@@ -90,6 +90,7 @@ class RecurrentMixer(Mixer):
         return torch.is_grad_enabled() or torch.compiler.is_compiling() or length <= self.segment_length
 
     def _mix_in_segments(self, x_BSD: torch.Tensor, inputs: LayerInputs, state: Any) -> tuple[MixerOutput, Any]:
+        # Written to in place, which is safe without gradients, and spares the copy that joining the segments would be.
         out_BSD, values, start = torch.empty_like(x_BSD), [], 0
         for part_BSD, part in inputs.segments(x_BSD, self.segment_length):
             mixed, state = self.mix(part_BSD, part, state, keeps_state=True)

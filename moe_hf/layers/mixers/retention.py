@@ -76,9 +76,11 @@ class Retention(RecurrentMixer):
         else:
             cos_BSP, sin_BSP = inputs.rotation
             interleaved = self.config.retention_rotation == "interleaved"
+            # The scale goes along with the angles, which saves a pass over the queries.
             query = _turned(query, cos_BSP * scale, sin_BSP * scale, interleaved)
             key = _turned(key, cos_BSP, sin_BSP, interleaved)
         # gamma_h = 1 - 2^(-5 - h), eq. 8.
+        # By log1p, since 1 - x rounds off the digits of a small x.
         log_decay_H = torch.log1p(-torch.exp2(-5 - torch.arange(self.heads, device=x_BSD.device, dtype=torch.float32)))
         if before.retention is not None and self.is_step(x_BSD, inputs):
             parts = (query[:, 0], key[:, 0], value[:, 0], log_decay_H)
@@ -106,6 +108,7 @@ class Retention(RecurrentMixer):
         position_ids: Any = inputs.position_ids
         pairs, theta = self.key_width // 2, self.config.retention_rope_theta
         steps_P = torch.arange(pairs, device=position_ids.device, dtype=torch.float32)
+        # The exponents reach 1 as in RetNet's own code (torchscale); in the other layout they stop short, as RoPE's do.
         last = max(pairs - 1, 1) if self.config.retention_rotation == "interleaved" else pairs
         angle_BSP = position_ids[..., None].float() * theta ** -(steps_P / last)
         return Rotation(angle_BSP.cos(), angle_BSP.sin())

@@ -49,6 +49,7 @@ class RWKV4(RWKVMixer):
         value_BSI = self.v_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_value))
         receptance_BSI = self.r_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_receptance)).sigmoid()
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        # exp keeps the rate positive, so that what was seen can only fade.
         decay_I, bonus_I = self.time_decay.to(dtype).exp(), self.time_first.to(dtype)
         if before.memory is not None and self.is_step(x_BSD, inputs):
             parts = (decay_I, bonus_I, key_BSI[:, 0], value_BSI[:, 0])

@@ -96,9 +96,11 @@ class RWKV7(RWKVMixer):
             value = torch.lerp(value, self._first_value(inputs), self.v_lora(xv).sigmoid())
         rate = self.a_lora(xa).sigmoid()
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        # In float32: over a long distance the decays are multiplied up, and their rounding with them.
         log_decay = self.w_lora(xw).to(dtype).sigmoid() * _FASTEST_LOG_DECAY
         # The key as it is looked up and overwritten, of length 1, and the key as it is written.
         unit = F.normalize(self._heads(key * self.k_k).to(dtype), dim=-1).to(key.dtype)
+        # k * lerp(1, rate, k_a): what is replaced faster is written more strongly, by as much as k_a says.
         key = torch.addcmul(key, key * (rate - 1), self.k_a)
         heads = [self._heads(part) for part in (receptance, log_decay, key, value)]
         out, memory = self._recurrence(inputs, before.memory, *heads, -unit, unit * self._heads(rate))

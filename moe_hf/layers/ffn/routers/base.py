@@ -146,6 +146,7 @@ class LearnedRouter(Router):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}weight")
         if stored is not None and not isinstance(stored, nn.UninitializedParameter):
+            # A router that has seen no tokens takes its width from the checkpoint.
             self._materialize(stored.shape[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -67,6 +67,7 @@ class _ThresholdKeeper(LoadLearner):
         k_best_TE = torch.zeros_like(score_TE, dtype=torch.bool)
         k_best_TE.scatter_(1, score_TE.topk(self.num_experts_per_tok, dim=-1).indices, True)
         threshold_E = self.score_threshold.float()
+        # Both are worked out: to ask whether thresholds are known would be to wait for the device.
         return torch.where(threshold_E < 0, k_best_TE, score_TE >= threshold_E)
 
     def choose(self, logits_TE: torch.Tensor, mask_T: torch.Tensor | None) -> torch.Tensor:

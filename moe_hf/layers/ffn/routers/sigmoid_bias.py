@@ -87,4 +87,5 @@ class SigmoidBiasRouter(LoadLearner):
         """One step of the bias towards an even load; its mean stays where it was."""
         count_E = observed_E.to(self.e_score_correction_bias)
         step_E = (count_E.mean() - count_E).sign()
+        # A choice sees only differences of biases: without the mean they cannot drift away together.
         self.e_score_correction_bias += self.update_speed * (step_E - step_E.mean())
