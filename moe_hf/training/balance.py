@@ -53,6 +53,7 @@ class RouterStateCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Begin to watch the model."""
+        # A training that an error cut off never reached `on_train_end`, and left its hooks on the model.
         self._stop()
         head = next((module for module in model.modules() if isinstance(module, MoEHeadModel)), None) if model else None
         self._upkeep = None if head is None else RouterUpkeep(head)

@@ -61,6 +61,7 @@ def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterat
         OSError: the disk is full, or does not take it; also where a library says so by an error of its own.
     """
     name = f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    # In the run's own folder: a rename is atomic only within one file system.
     staging = Path(output_dir, _STAGING_PREFIX + name)
     written, final = staging / name, Path(output_dir, name)
     try:
@@ -81,6 +82,7 @@ def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterat
         # A folder cannot be replaced by a rename while it has content: a broken one of the same step goes aside.
         final.rename(staging / "replaced")
     os.replace(written, final)
+    # The rename itself is on disk only once the folder that holds the name is.
     flush(Path(output_dir))
     shutil.rmtree(staging)
 
@@ -125,8 +127,10 @@ def remove_old_checkpoints(output_dir: str, newest: str, limit: int | None, best
     kept = {Path(folder).name for folder in (newest, best) if folder}
     numbered = _numbered_checkpoints(output_dir)
     others = [entry for entry in numbered if entry[1].name not in kept]
+    # False comes before True: steps beyond the newest are the first to go.
     others.sort(key=lambda entry: (entry[0] < last, entry[0]))
     for _, folder in others[: max(0, len(numbered) - max(limit, len(kept)))]:
+        # Renamed first: a kill in the midst of deleting leaves no half checkpoint under a name that counts.
         aside = folder.rename(folder.with_name(_STAGING_PREFIX + folder.name))
         shutil.rmtree(aside)
 
@@ -161,10 +165,12 @@ def checkpoint_problems(folder: str) -> list[str]:
         return ["no such folder"]
     problems = []
     for problems_of in (_manifest_problems, _json_problems, _state_problems, _weight_problems, _resume_problems):
+        # A file that cannot be read is one more problem, not the end of the search: another checkpoint may be whole.
         try:
             problems += problems_of(path)
         except OSError as error:
             problems.append(f"{Path(error.filename or folder).name} cannot be read ({error.strerror or error})")
+    # Two checks may find the same fault.
     return list(dict.fromkeys(problems))
 
 
@@ -178,6 +184,7 @@ def save_run_state(state: dict[str, Any], folder: str) -> None:
     torch.save(state, buffer)
     buffer.seek(0)
     try:
+        # Read back at once: else a state that only pickle can restore would show at the resume that needs it.
         torch.load(buffer, weights_only=True)
     except Exception as error:
         raise CheckpointError(
@@ -206,6 +213,7 @@ def load_run_state(folder: str) -> dict[str, Any]:
 def safetensors_problem(path: Path) -> str | None:
     """What is wrong with a safetensors file, read from its header and length alone; None when it is whole."""
     try:
+        # safetensors compares its header with the length of the file on opening: no tensor need be read.
         with safe_open(path, framework="pt") as file:
             return None if file.keys() else f"{path.name} holds no tensor"
     except SafetensorError as error:
@@ -215,6 +223,7 @@ def safetensors_problem(path: Path) -> str | None:
 def _numbered_checkpoints(output_dir: str) -> list[tuple[int, Path]]:
     numbered = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        # The glob finds "checkpoint-12-copy" as well.
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
         if match and folder.is_dir():
             numbered.append((int(match[1]), folder))
@@ -222,6 +231,7 @@ def _numbered_checkpoints(output_dir: str) -> list[tuple[int, Path]]:
 
 
 def _write_manifest(folder: Path) -> None:
+    # With slashes: a checkpoint may be resumed on another system.
     files = {file.relative_to(folder).as_posix(): file for file in _files(folder)}
     manifest = {
         "files": {name: file.stat().st_size for name, file in files.items()},
@@ -285,6 +295,7 @@ def _state_problems(path: Path) -> list[str]:
     if not state.is_file():
         return [f"{STATE_NAME} is missing"]
     content = _read_object(state)
+    # `TrainerState.load_from_json` hands every key to its constructor, which refuses those that it does not know.
     fields = {field.name for field in dataclasses.fields(TrainerState)}
     right = isinstance(content.get("global_step"), int) and isinstance(content.get("log_history", []), list)
     right = right and isinstance(content.get("stateful_callbacks", {}), dict) and fields >= set(content)
@@ -300,6 +311,7 @@ def _weight_problems(path: Path) -> list[str]:
             problems.append(f"{index.name} is unreadable")
             continue
         problems += [f"{shard} is missing" for shard in sorted(set(shards.values())) if not (path / shard).is_file()]
+    # peft puts adapters into folders of their names.
     whole = any(found for name in _WHOLE_WEIGHTS for found in path.rglob(name))
     sharded = any(found for pattern in _SHARDED_FOLDERS for found in path.glob(pattern))
     if not (indexes or whole or sharded):

@@ -63,5 +63,6 @@ def load_as_saved(model: Any, folder: str, load_result: Any) -> bool:
             f"{folder!r} does not fit the model: no usable {', '.join(names[:5])} ({len(names)} in all); resume with "
             "the model that wrote it"
         )
+    # In place: others may hold the model and its parameters by now.
     model.load_state_dict(fresh.state_dict())
     return True

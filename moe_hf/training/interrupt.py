@@ -37,6 +37,7 @@ class InterruptRequest:
             signal.signal(signal.SIGINT, self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # Only noted: a handler may run in the midst of a step or of a save.
         self.requested = True
         signal.signal(signal.SIGINT, self._previous)
         logger.warning("Interrupted: saving a checkpoint after this step and stopping. Ctrl-C again aborts at once.")

@@ -26,6 +26,7 @@ def label_smoothing_term(
     """
     logits, target = logits_BSV[:, :-1].float(), labels_BS[:, 1:].to(logits_BSV.device)
     wanted = target != -100
+    # `gather` takes no negative index; what it finds at 0 is masked out below.
     of_target = logits.gather(-1, target.masked_fill(~wanted, 0)[..., None])[..., 0]
     total = (of_target - logits.mean(dim=-1)).masked_fill(~wanted, 0.0).sum()
     return total / torch.as_tensor(divisor(wanted.sum() if num_items is None else num_items), device=total.device)

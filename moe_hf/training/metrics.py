@@ -295,6 +295,7 @@ def training_flops(model: nn.Module) -> TrainingFlops | None:
     for name, parameter in model.named_parameters():
         if id(parameter) not in embeddings:
             weights += parameter.numel() * math.prod(share.get(part, 1) for part in name.split("."))
+    # A tied head is an embedding by its parameter, and yet it multiplies.
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if isinstance(head, nn.Linear) and id(head.weight) in embeddings:
         weights += head.weight.numel()

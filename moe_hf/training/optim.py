@@ -109,6 +109,7 @@ class MoEMuon(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:
+                # A tensor on the parameter's device, as fused AdamW wants it.
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
@@ -149,6 +150,7 @@ def newton_schulz(matrix_NRC: torch.Tensor, steps: int = 5, precision: torch.dty
     if precision is None:
         has_bfloat16 = matrix_NRC.is_cuda or (matrix_NRC.is_cpu and _cpu_multiplies_bfloat16())
         precision = torch.bfloat16 if has_bfloat16 else torch.float32
+    # The Frobenius norm bounds the largest singular value: all begin in [0, 1], where the quintic lifts them.
     x_NRC = (matrix_NRC / (matrix_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(precision)
     # M is the shorter side: X X^T for wide matrices, X^T X for tall ones.
     wide = rows <= columns
@@ -189,6 +191,7 @@ def _same_size_batches(matrices: Iterable[_Matrix]) -> Iterable[list[_Matrix]]:
     buckets: dict[tuple[Any, ...], list[_Matrix]] = defaultdict(list)
     for matrix in matrices:
         direction = matrix.direction_ERC
+        # Only what `torch.cat` can join shares a batch.
         buckets[(direction.shape[1:], direction.dtype, direction.device)].append(matrix)
     for bucket in buckets.values():
         batch: list[_Matrix] = []
@@ -214,6 +217,7 @@ def hidden_matrices(model: nn.Module) -> dict[str, bool]:
         for own_name, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{own_name}" if module_name else own_name
             if parameter.requires_grad and _is_hidden_matrix(name.split("."), parameter):
+                # transformers' Conv1D, GPT-2's linear, stores (inputs, outputs).
                 chosen[name] = isinstance(module, Conv1D)
     return chosen
 
@@ -228,6 +232,7 @@ def _is_hidden_matrix(words: list[str], parameter: torch.Tensor) -> bool:
     dimensions = (2, 3) if in_experts else (2,)
     # A matrix of another name is a table of numbers, such as the decay rates A_log of Mamba.
     multiplied = in_experts or words[-1] == "weight"
+    # With a side of 1 it is a vector, which has nothing to make orthogonal.
     return in_a_layer and multiplied and not excluded and parameter.ndim in dimensions and min(parameter.shape[-2:]) > 1
 
 

@@ -17,10 +17,12 @@ def main_process_says(args: TrainingArguments, decide: Callable[[], Answer]) -> 
     Raises:
         ConfigError, CheckpointError: `decide` did; on all processes.
     """
+    # A list, which accelerate fills in place.
     answer: list[Any] = [None]
     if args.process_index == 0:
         try:
             answer = [decide()]
+        # An expected error is told as well: raised on this process alone, it would leave the others waiting.
         except (ConfigError, CheckpointError) as error:
             answer = [error]
     if args.world_size > 1:

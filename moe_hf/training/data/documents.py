@@ -98,6 +98,7 @@ class DocumentEncoder:
             encoded = self._encoder.encode_texts(texts)
         # Tokenizers raise bare Exceptions.
         except Exception as error:
+            # The library does not say which text of a batch it failed on; one by one, the error names it.
             if len(texts) > 1:
                 return [document for text in texts for document in self._encode_texts([text])]
             raise ConfigError(
@@ -105,6 +106,7 @@ class DocumentEncoder:
                 "give another --tokenizer"
             ) from error
         end = self.tokenizer.eos_token_id
+        # An empty text gives nothing: an end of text alone teaches nobody.
         return [Document([*ids, end], [*ids, end]) if ids else Document([], []) for ids in encoded]
 
     def _encode_cell(self, cell: Any, where: str) -> Document:
@@ -132,6 +134,7 @@ class DocumentEncoder:
         return Document(ids, labels)
 
     def _with_some_prompt(self, ids: list[int], mask: list[int]) -> list[int]:
+        # From the tokens themselves: whatever the order of reading, and on every process, the same labels are drawn.
         rng = Random(zlib.crc32(array("q", ids).tobytes()))
         return [int(bool(spoken) or rng.random() < self.prompt_loss_fraction) for spoken in mask]
 
@@ -153,6 +156,7 @@ class DocumentEncoder:
 
     def _cut(self, document: Document) -> Document:
         ids, labels = (part[: self.context_length] for part in document)
+        # The first label is never predicted: nothing stands before it.
         return Document(ids, labels) if any(label != IGNORED for label in labels[1:]) else Document([], [])
 
 

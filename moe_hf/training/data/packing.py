@@ -74,6 +74,7 @@ class BlockPacker:
             self._open.append(self._open.pop(min(fitting, key=lambda i: self._free(self._open[i]))))
             return length
         if len(self._open) == self.num_open:
+            # The fullest is given up: it leaves the least padding.
             fullest = min(range(len(self._open)), key=lambda i: self._free(self._open[i]))
             done.append(self._padded(self._open.pop(fullest)))
         self._open.append(self._empty())
@@ -95,6 +96,7 @@ class BlockPacker:
         block["input_ids"] += [self.pad_token_id] * free
         block["labels"] += [IGNORED] * free
         if self.restart_positions:
+            # From 0 on: padding is a document of its own, which sees no real token.
             block["position_ids"] += range(free)
         return block
 

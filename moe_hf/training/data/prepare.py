@@ -167,6 +167,7 @@ def _rows_of(documents: datasets.Dataset, packing: str, packer: BlockPacker, con
             for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
             for block in packer.add(ids, labels)
         ]
+        # `map` tells of no end: the batch with the last document closes the blocks that are still open.
         if indices[-1] == last:
             blocks += packer.flush()
         return {name: [block[name] for block in blocks] for name in packed_names}
@@ -175,11 +176,13 @@ def _rows_of(documents: datasets.Dataset, packing: str, packer: BlockPacker, con
     packed_names = ["input_ids", "labels"] + (["position_ids"] if packer.restart_positions else [])
     names = ["input_ids", "labels"] if packing == "none" else packed_names
     function: Any = pieces if packing == "none" else pack
+    # In this one process and in order: the packer carries its open blocks from batch to batch.
     rows = documents.map(
         function,
         batched=True,
         with_indices=packing != "none",
         remove_columns=documents.column_names,
+        # `datasets` would infer int64: twice the space for the same ids.
         features=datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in names}),
         desc="blocks",
     )

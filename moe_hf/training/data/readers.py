@@ -16,6 +16,7 @@ _ROWS_AT_ONCE = 1000
 
 def _decoded_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers and their ends, without the mark that some programs put before the first."""
+    # As bytes: text mode decodes ahead of the line that it hands out, and could not name the one that is at fault.
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -63,12 +64,14 @@ def jsonl_rows(file: Path, columns: Columns) -> Iterator[Row]:
 
 def csv_rows(file: Path, columns: Columns) -> Iterator[Row]:
     """The rows of a CSV file, whose first line names the columns."""
+    # Python refuses cells of more than 131,072 characters, which a long document has.
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader((line for _, line in _decoded_lines(file)), strict=True)
     header: list[str] | None = None
     kind: RowKind = "text"
     index, last_line = 0, 0
     while True:
+        # A quoted cell may hold line breaks: a row begins behind the line on which the last one ended.
         where = f"{file} line {last_line + 1}"
         try:
             cells = next(reader, None)
@@ -103,6 +106,7 @@ def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
         table = pyarrow.parquet.ParquetFile(file)
         kind = columns.kind_of(table.schema_arrow.names, str(file))
         column = columns.messages if kind == "messages" else columns.text
+        # This column alone and so many rows at once: the file may be larger than memory.
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
             for cell in batch.column(0):
                 number += 1

@@ -109,6 +109,7 @@ def short(value: Any, length: int = 80) -> str:
 def _check_text(value: Any, where: str, what: str, cure: str) -> None:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: {what} must be text, got {short(value)}; {cure}")
+    # A Python string may hold half of a surrogate pair, which JSON can spell; no UTF-8 and so no tokenizer takes it.
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -87,6 +87,7 @@ def open_rows(
             missing, or plain text is mixed with conversations.
     """
     columns = Columns(arguments.text_column, arguments.messages_column, arguments.text_unit)
+    # All names first: a mistyped one is told of before another is read.
     found = [(name, find_files(name, flag)) for name in names]
     parts: list[Rows] = []
     notices: list[str] = []
@@ -94,6 +95,7 @@ def open_rows(
         if not files:
             parts.append(_open_hub(name, arguments, columns, cache_dir, flag))
             continue
+        # A row of each file: whether they go together is known before any is read whole.
         kinds = {file: _first_kind(file, columns) for file in files}
         notices += [f"{_nothing_in(file)}, so it is skipped" for file, kind in kinds.items() if kind is None]
         full = {file: kind for file, kind in kinds.items() if kind is not None}
@@ -150,6 +152,7 @@ def find_files(name: str, flag: str = "--data") -> list[Path]:
 
 
 def _one_kind(kinds: dict[Any, RowKind]) -> None:
+    # Reversed, so that of each kind the first place is named.
     places = {kind: place for place, kind in reversed(kinds.items())}
     if len(places) > 1:
         raise ConfigError(
@@ -183,6 +186,7 @@ def _open_files(files: list[Path], kind: RowKind, columns: Columns, streaming: b
     try:
         loaded = datasets.Dataset.from_generator(_cells, features=features, cache_dir=cache_dir, gen_kwargs=kwargs)
     except datasets.exceptions.DatasetGenerationError as error:
+        # `datasets` wraps what the generator raised; ours names the file and the line.
         if isinstance(error.__cause__, (ConfigError, OSError)):
             raise error.__cause__ from None
         raise
@@ -200,6 +204,7 @@ def _cells(
 
 def _open_hub(name: str, arguments: DataArguments, columns: Columns, cache_dir: str | None, flag: str) -> Rows:
     answer = ask_hub(name, "dataset")
+    # Offline, `datasets` still opens what it has kept, in a folder of this name.
     known = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     if answer.found is False or (answer.found is None and not known.exists()):
         raise ConfigError(f"{flag} {name}: there is no such file or folder here, and {answer.reason}")

@@ -27,6 +27,7 @@ def batch_answerer(
         rows = [encoder.encode(messages, add_generation_prompt=True) for messages in conversations]
         width = max(len(row) for row in rows)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        # On the left, since generate writes behind the right end of every row.
         input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
         config = GenerationConfig(

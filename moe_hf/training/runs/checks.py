@@ -118,6 +118,7 @@ def check_settings(
             raise ConfigError(
                 f"--{name} must be one of {', '.join(allowed)}, got {word!r}{did_you_mean(word, allowed)}"
             )
+    # Called for its error alone.
     architecture_config(model.family)
     check_rules(SimpleNamespace(**values, given=given, world_size=training.world_size), RULES)
     if not run.allow_any_learning_rate:
@@ -148,6 +149,7 @@ def _check_rates(training: MoETrainingArguments) -> None:
 def _check_reports(training: MoETrainingArguments) -> None:
     for name in training.report_to or []:
         allowed = ["none", "all", *INTEGRATION_TO_CALLBACK]
+        # TrainingArguments has replaced "none" and "all" by lists of names before this is called.
         if name not in allowed[2:]:
             raise ConfigError(
                 f"--report_to must be among {', '.join(allowed)}, got {name!r}{did_you_mean(name, allowed)}"
@@ -166,6 +168,7 @@ def _check_optimizer(training: MoETrainingArguments) -> None:
     if optimizer == MOE_MUON:
         return
     try:
+        # Asked for its errors alone, which would else come only after the data was read.
         Trainer.get_optimizer_cls_and_kwargs(training)
     except ImportError as error:
         raise BackendUnavailableError(f"--optim {optimizer}: {_one_line(error)}") from error

@@ -26,6 +26,7 @@ class CpuTimes(NamedTuple):
 def cpu_times() -> CpuTimes:
     """What the clocks show now."""
     own, machine = psutil.Process().cpu_times(), psutil.cpu_times()
+    # On Linux two more follow, the times of guests, which are counted in the first two already.
     total = sum(machine[:8])
     waiting = machine.idle + getattr(machine, "iowait", 0.0)
     return CpuTimes(time.perf_counter(), own.user + own.system, total - waiting, total)

@@ -95,7 +95,9 @@ def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrain
     start = arguments.model or arguments.upcycle
     causal_lm: Any = FAMILIES[config.model_type].causal_lm
     if start is None:
+        # What AutoModel.from_config calls: unlike the plain constructor it takes the backends.
         return causal_lm._from_config(config, **kwargs)
+    # Whatever type the file has: --bf16 casts operations alone, and weights of bfloat16 would lose small steps.
     return causal_lm.from_pretrained(start, config=config, dtype="float32", **kwargs)
 
 
@@ -121,6 +123,7 @@ def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, c
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=model.config.pad_token_id,
+        # Half of the context stays for the question.
         max_new_tokens=min(LONGEST_ANSWER, context_length // 2),
     )
 

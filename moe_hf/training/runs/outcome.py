@@ -52,6 +52,7 @@ def final_model(trainer: Trainer, folder: Path) -> Iterator[Path]:
     with one_disk_error(folder):
         if writer:
             shutil.rmtree(staging, ignore_errors=True)
+        # Nobody writes into the folder before it was emptied.
         trainer.accelerator.wait_for_everyone()
         # _internal_call: without it a run with push_to_hub would push this folder here.
         trainer.save_model(str(staging), _internal_call=True)
@@ -66,6 +67,7 @@ def final_model(trainer: Trainer, folder: Path) -> Iterator[Path]:
         for file in sorted(files, key=lambda file: file == staging / "config.json"):
             target = folder / file.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
+            # What was moved so far is on disk before the next name: after a power cut `config.json` never stands alone.
             flush(folder)
             os.replace(file, target)
         flush(folder)

@@ -24,6 +24,7 @@ _TINY: dict[str, Any] = {
     "weight_decay": 0.0,
     "per_device_train_batch_size": 6,
     "num_train_epochs": 1,
+    # Trainer would shuffle; the corpus comes in the order in which it is best learnt.
     "train_sampling_strategy": "sequential",
     "logging_steps": 25,
     "save_steps": 250,

@@ -88,6 +88,7 @@ def train(settings: Settings, listeners: Sequence[RunListener] = ()) -> Training
     hearers = Listeners(listeners if settings.training.process_index == 0 else ())
     try:
         return _dry_run(settings, hearers) if settings.run.dry_run else _whole_run(settings, hearers)
+    # A second Ctrl-C is no Exception, and listeners must hear of it, too.
     except BaseException:
         hearers.failed()
         raise
@@ -99,8 +100,10 @@ def _whole_run(settings: Settings, listeners: Listeners) -> TrainingReport:
     main_process_says(settings.training, lambda: choose_run_folder(*_wish(settings), undecided))
     assembly = _assemble(settings, listeners)
     with _run_folder(settings) as folder:
+        # Trainer writes where its arguments say, and those are older than the choice of the folder.
         settings.training.output_dir = str(folder.path)
         assembly = assembly._replace(plan=assembly.plan._replace(output_dir=folder.path, checkpoint=folder.checkpoint))
+        # Before any checkpoint: by this file the next start knows the folder as an interrupted run of these settings.
         if settings.training.process_index == 0:
             write_run_file(folder.path / RUN_FILE, all_settings(settings), _headline(assembly.plan))
         return _train(assembly, listeners, keep=True)
@@ -116,6 +119,7 @@ def _wish(settings: Settings) -> tuple[Path, dict[str, Any], str, bool]:
 @contextmanager
 def _run_folder(settings: Settings) -> Iterator[RunFolder]:
     """The folder of the run, which is kept for it; the main process chooses, and the others hear of it."""
+    # On the main process it holds the lock to the end of the `with`; the others have entered nothing.
     with ExitStack() as stack:
         yield main_process_says(settings.training, lambda: stack.enter_context(taken_run_folder(*_wish(settings))))
 
@@ -141,6 +145,7 @@ def _dry_run(settings: Settings, listeners: Listeners) -> TrainingReport:
             "report_to": "none",
             "push_to_hub": False,
         }
+        # Made anew: transformers works out some arguments from others when they are made.
         assembly = planned._replace(settings=resolve_settings(tried))
         return _train(assembly, listeners, keep=False)
 
@@ -160,6 +165,7 @@ def _assemble_here(settings: Settings, listeners: Listeners, cache_dir: str | No
     split = split_rows(data_arguments, training.seed, cache_dir)
     context_length = _context_length(settings, config)
     tokenizer = choose_tokenizer(data_arguments, split.train, context_length, start)
+    # Only now is the vocabulary known; a starting model keeps its own.
     if start is None:
         config = model_config(model_arguments, max(vocabulary_rows(tokenizer), data_arguments.vocab_size or 0))
     adopt_tokenizer(config, tokenizer)
@@ -222,6 +228,7 @@ def _notices(plan: RunPlan, data: TrainingData) -> list[str]:
 def _trainer(assembly: _Assembly, callback: ListenerCallback) -> _RunTrainer:
     """The Trainer of a model with its first weights."""
     settings, data = assembly.settings, assembly.data
+    # Right before the draws: nothing that was drawn while reading the data moves the first weights.
     set_seed(settings.training.seed)
     model = build_model(settings.model, assembly.config)
     prepare_routers(model, settings.model, data)
@@ -252,6 +259,7 @@ def _report(assembly: _Assembly, trainer: MoETrainer, callback: ListenerCallback
     return TrainingReport(
         plan=assembly.plan,
         finished=state.global_step >= state.max_steps,
+        # A Ctrl-C during the last step cuts nothing off.
         interrupted=trainer.interrupted and state.global_step < state.max_steps,
         steps=state.global_step,
         timed_steps=trainer.timed_steps,

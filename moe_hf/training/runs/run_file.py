@@ -45,6 +45,7 @@ RunFileLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
     list("-+0123456789."),
 )
+# By this table the dumper tells what needs quotes: by PyYAML's own, the text "1e-4" would come back as a number.
 RunFileDumper.yaml_implicit_resolvers = RunFileLoader.yaml_implicit_resolvers
 
 
