@@ -84,7 +84,11 @@ def test_an_example_that_fails_is_an_obstacle() -> None:
     assert "ValueError: no numbers" in str(disagreement(FLA._replace(example=example), CPU))
 
 
-@pytest.mark.parametrize("kernel", [FLA_SCALAR_DECAY, FLA_SSD, MAMBA_SSM_SELECTIVE_SCAN, MAMBA_SSM_SSD], ids=str)
+@pytest.mark.parametrize(
+    "kernel",
+    [FLA_SCALAR_DECAY, FLA_SSD, MAMBA_SSM_SELECTIVE_SCAN, MAMBA_SSM_SSD],
+    ids=lambda kernel: f"{kernel.package}: {kernel.op}",
+)
 def test_examples_do_not_depend_on_the_default_device(kernel: Kernel) -> None:
     expected, _ = kernel.example(CPU)
     with torch.device("meta"):
