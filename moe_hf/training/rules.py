@@ -48,6 +48,7 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None
         ConfigError: with the name of the first that is not, as a flag, what is allowed, and the number.
     """
     for name, value in values.items():
+        # Also without a range: no setting means anything at infinity, or as NaN.
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{name} must be a finite number, got {value}")
         allowed = ranges.get(name)

@@ -173,6 +173,7 @@ class MoETrainer(Trainer):
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         if self._before is not None:
+            # Trainer divides the summed loss by the steps since this one: here by those of the whole run.
             self._initial_global_step = 0
             start_time -= self._before["seconds"]
         return super()._finalize_training(trial, num_train_samples, start_time)
@@ -315,6 +316,7 @@ class MoETrainer(Trainer):
                     self.state.save_to_json(os.path.join(staged, STATE_NAME))
                     if not self.args.save_only_model:
                         save_run_state(run_state, staged)
+                # First every process's files, then the rename; and nobody goes on before that.
                 self.accelerator.wait_for_everyone()
             self.accelerator.wait_for_everyone()
             self._saved_step = step

@@ -78,6 +78,7 @@ class MoETrainingArguments(TrainingArguments):
             raise ConfigError(
                 f"optim {optimizer!r} is unknown{did_you_mean(optimizer, allowed)}; allowed: {', '.join(allowed)}"
             )
+        # transformers would let the error of JSON through, which does not say what flag it is about.
         for name in self._VALID_DICT_FIELDS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):

@@ -129,7 +129,9 @@ def train_on_stream(
             with _constant_memory(model):
                 loss = stream_loss(model, update, cache)
                 loss.backward()
+            # After backward: before it, the cut would part the chunks of this update as well.
             detach_states(cache)
+            # An infinite norm clips nothing, and is measured all the same.
             norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf"))
             routers.step()
             optimizer.step()
@@ -138,6 +140,7 @@ def train_on_stream(
 
 def stream_loss(model: MoEForCausalLM, chunks: list[StreamChunk], cache: Cache) -> torch.Tensor:
     """The mean loss of neighbouring chunks, whose gradient reaches over all of them; the cache is carried on."""
+    # Divided by the targets of all chunks, the losses below add up to a mean over tokens.
     num_targets = sum(chunk.targets.ne(-100).sum() for chunk in chunks)
     losses = []
     for chunk in chunks:
@@ -154,6 +157,7 @@ def stream_loss(model: MoEForCausalLM, chunks: list[StreamChunk], cache: Cache) 
 
 def save_stream_state(cache: Cache, path: str | os.PathLike) -> None:
     """Write the state of a stream to a safetensors file, which appears whole or not at all."""
+    # Copies in one piece: safetensors takes no tensors that share memory or have gaps.
     tensors = {
         f"{index}.{name}": state.detach().clone().contiguous()
         for index, layer in enumerate(cache.layers)
@@ -161,6 +165,7 @@ def save_stream_state(cache: Cache, path: str | os.PathLike) -> None:
         for name, state in layer.states.items()
     }
     with atomic_file(path) as aside:
+        # safetensors' metadata holds nothing but text.
         save_file(tensors, aside, metadata={_TOKENS_SEEN: str(int(cache.get_seq_length()))})
 
 

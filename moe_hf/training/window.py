@@ -77,6 +77,7 @@ class LoggingWindow:
             return None
         shape = tokens.shape[:2]
         flops = self._flops.of_batch(shape.numel(), shape[1])
+        # A mask of another form does not say which tokens are padding.
         padded = isinstance(attention_mask, torch.Tensor) and attention_mask.shape == shape
         # Not read here: that would wait for the device.
         self.speed.add(attention_mask.sum() if padded and attention_mask is not None else shape.numel(), flops)

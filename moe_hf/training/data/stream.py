@@ -64,6 +64,7 @@ class PackedStream(torch.utils.data.IterableDataset[Block]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: plain numbers, lists and dicts that JSON can hold."""
+        # A copy: the lists go on changing with the stream.
         return copy.deepcopy(
             {
                 "passes": self._passes,
@@ -92,6 +93,7 @@ class PackedStream(torch.utils.data.IterableDataset[Block]):
         self._begin_pass(self._passes + 1, row=0, source_state={})
 
     def _restore(self, state: dict[str, Any]) -> None:
+        # Copied again, since another iteration begins at the same place.
         state = copy.deepcopy(state)
         self._buffer = state["buffer"]
         self._random.bit_generator.state = state["random"]

@@ -53,6 +53,7 @@ def choose_tokenizer(
     elif rows.kind == "text" and (starting_model is None or name in KINDS):
         # What a chat looks for: weights that saw nothing but plain text know no turns.
         tokenizer.chat_template = None
+    # On the shortest conversation a broken template shows at once, not after minutes of encoding.
     if rows.kind == "messages" and tokenizer.chat_template:
         _check_chat_template(tokenizer, arguments.chat_template or name)
     return tokenizer

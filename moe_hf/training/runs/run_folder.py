@@ -107,6 +107,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def _check_can_be_made(folder: Path) -> None:
+    # What is there already decides whether the rest can be made.
     present = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not present.is_dir():
         raise ConfigError(f"--output_dir {folder} can't be made: {present} is a file; name a folder")
@@ -152,8 +153,10 @@ def _folder_of_checkpoint(checkpoint: Path, named: Path | None, settings: Mappin
 
 def _in_use(folder: Path) -> bool:
     """Whether another process trains in the folder at this moment."""
+    # To ask for the lock would make its file, and whoever only looks for a folder writes nothing.
     if not (folder / LOCK_FILE).is_file():
         return False
+    # That the file is there says nothing, since it stays: whether it can be locked does.
     try:
         with FileLock(folder / LOCK_FILE).acquire(timeout=0):
             return False

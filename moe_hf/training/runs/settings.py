@@ -80,7 +80,9 @@ def parse_arguments(argv: Sequence[str], prog: str = "train.py") -> Settings:
 
 def _given_values(parser: HfArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
     """What the flags and the run file on a command line say, by flag name."""
+    # argparse fills in a default only where the namespace lacks the name: so what was given is told from what was not.
     namespace = Namespace(**{action.dest: _NOT_GIVEN for action in parser._actions if action.dest != "help"})
+    # Words that argparse does not know come back, and are refused with the nearest flag.
     namespace, rest = parser.parse_known_args(list(argv), namespace)
     if rest:
         _refuse_words(rest, parser)
@@ -113,6 +115,7 @@ def resolve_settings(given: Mapping[str, Any]) -> Settings:
             for kind in _DATACLASSES
         )
     except ConfigError:
+        # Ours say already what is wrong.
         raise
     # transformers checks its arguments with errors of any kind: a file that is absent, a word that is no number.
     except Exception as error:
@@ -197,6 +200,7 @@ def _typed_settings(settings: dict[str, Any], parser: HfArgumentParser, path: st
         if key in ("config", "help") or key not in actions:
             raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(key, sorted(hints))}; keys are flag names")
         action = actions[key]
+        # HfArgumentParser adds a flag --no_NAME for every one that is true by default.
         negated = key.startswith("no_") and action.dest != key
         result = _typed_value(value, action, bool if negated else hints[action.dest], f"{path}: {key}")
         typed[action.dest] = (not result) if negated else result
@@ -221,6 +225,7 @@ def _typed_value(value: Any, action: Action, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} is {value!r}; allowed: true or false")
         return words[str(value).lower()]
     try:
+        # As text, the way the command line gives it, so that both are read by the same rules.
         converted = action.type(str(value)) if callable(action.type) else value
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where} is {value!r}; allowed: {_kind_words(kinds)}") from error
