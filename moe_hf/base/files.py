@@ -34,6 +34,7 @@ def atomic_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path
             yield aside
             if mode is not None:
                 aside.chmod(mode)
+            # First the bytes, then the name, then its folder: after a power cut the old file or the new one is whole.
             flush(aside)
             os.replace(aside, path)
             flush(path.parent)
@@ -59,6 +60,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                 flush(entry)
             flush(aside)
             try:
+                # A kill between the two renames leaves nothing at `path`; the next writer puts the old one back.
                 if path.exists():
                     os.replace(path, old)
                 os.replace(aside, path)
@@ -90,6 +92,7 @@ def _names_aside(path: Path) -> Iterator[tuple[Path, Path]]:
     try:
         if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             _remove_leftovers(path)
+        # Down from exclusive: others may write beside this one, but nobody tidies up meanwhile.
         _lock(folder, fcntl.LOCK_SH)
         yield partial, old
     finally:

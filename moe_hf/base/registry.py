@@ -32,6 +32,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
+        # Mapping's own would ask `__getitem__`, and take nothing but a KeyError for absence.
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:

@@ -35,11 +35,13 @@ def chat(args: argparse.Namespace) -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     scripted = bool(args.prompt or args.per_line or args.json)
+    # Where there is no console, as under a service, there may be no stdin at all.
     interactive = not scripted and (args.plain or (sys.stdin is not None and sys.stdin.isatty()))
     # Stdin is read before the model, so that a mistake shows at once.
     prompts = [] if interactive else read_prompts(args.prompt, args.per_line)
     session = _open_session(args)
     transcript = None if args.transcript is None else TranscriptFile(args.transcript)
+    # The console holds this very mapping: after /model, Tab offers the layers of the new model.
     words = {name: list(command.words) for name, command in COMMANDS.items()}
 
     def load(source: str) -> CausalTextModel:
@@ -78,6 +80,7 @@ def _open_session(args: argparse.Namespace) -> ChatSession:
     session = ChatSession(model, settings)
     if args.load is not None:
         session.load(read_transcript(args.load)[-1])
+    # After the transcript, whose own system message it replaces.
     if args.system is not None:
         session.set_system(args.system)
     return session

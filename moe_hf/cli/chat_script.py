@@ -36,6 +36,7 @@ def _read_stdin() -> str:
     if sys.stdin is None:
         return ""
     try:
+        # As bytes: by the encoding of the locale, a wrong byte might pass for some other character.
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"stdin is not UTF-8 text (byte {error.start})") from error
@@ -58,6 +59,7 @@ def answer_prompts(chat: Chat, prompts: Sequence[str], as_json: bool, per_line: 
             continue
         reply = chat.session.ask(prompt, lambda text: None)
         chat.notice_unseen(reply)
+        # At once: whoever reads the pipe may wait for this answer before asking on.
         print(json_line(reply_record(prompt, chat.session.model.name, reply)), flush=True)
         chat.autosave()
 

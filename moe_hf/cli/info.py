@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     fields = given_config_fields(args, FLAGS)
+    # A pattern needs the number of layers, which the configuration without it tells.
     pattern = fields.pop("mlp_layer_types", None)
     config = _config(args.model, args.architecture, fields)
     if pattern is not None:
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
         config = _config(args.model, args.architecture, fields)
 
     dense_type = _dense_type(args.model)
+    # Asked about the dense model itself, not about what can be made of it.
     if dense_type is not None and not fields:
         config.make_dense()
     console = Screen(soft_wrap=True)

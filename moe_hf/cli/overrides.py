@@ -58,6 +58,7 @@ def _reader(name: str, kinds: tuple[Any, ...]) -> Any:
             if text.lower() not in ("true", "false"):
                 raise argparse.ArgumentTypeError(f"{name} must be true or false, got {text!r}")
             return text.lower() == "true"
+        # int first: a whole number for a field that takes both stays one.
         for kind in (int, float):
             if kind in kinds:
                 try:

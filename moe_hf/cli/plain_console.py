@@ -60,6 +60,7 @@ class PlainConsole:
     def _note_what_was_typed(self) -> None:
         # Only here, in the signal handler, does readline still hold the line that Ctrl-C throws away.
         self._typed = sys.platform != "win32" and bool(readline.get_line_buffer())
+        # After a handler that only returned, input() would read on.
         raise KeyboardInterrupt
 
     def answer(self, text: str) -> None:

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "moe-hf profile") -> int
     logging.set_verbosity_error()
     require_backends((args.backend, args.against), packed=False)
     for part in args.parts:
+        # Looked up for the error of an unknown name.
         PARTS[part]
     size = Size(**{field: getattr(args, flag) for flag, (field, _) in _SIZE_FLAGS.items()}).require_possible()
     if args.steps < 1:

@@ -211,6 +211,7 @@ def progress_words(progress: Progress) -> list[str]:
     if progress.tokens_per_second is not None:
         words.append(f"{_short(progress.tokens_per_second)} tok/s")
     if progress.seconds_left is not None:
+        # At the end nothing is left: then the time that it took.
         words.append(f"{_clock(progress.seconds_left)} left" if progress.seconds_left else _clock(progress.seconds))
     return words
 

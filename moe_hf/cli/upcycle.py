@@ -38,11 +38,13 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     fields = given_config_fields(args, FLAGS)
+    # A pattern needs the number of layers, which the source's configuration tells.
     if "mlp_layer_types" in fields:
         source = folder_or_hub_id(args.source)
         layers = family_of(source).config.from_pretrained(source).num_hidden_layers
         fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], layers)
 
+    # Progress goes to stderr: stdout holds the result alone.
     console = Screen(stderr=True, soft_wrap=True)
     with console.status("reading the checkpoint") as status:
         report = upcycle_directory(

@@ -185,6 +185,7 @@ class MoEDecoderConfig(DerivedFields, ReadConfig, ValidDecoder, RetentionFields,
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Take aliases, refuse what cannot be read, and fill in the two fields that keep their first value."""
+        # A dataclass knows its fields alone: aliases arrive here, in kwargs.
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
                 value = kwargs.pop(alias)

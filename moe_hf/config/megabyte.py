@@ -83,6 +83,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             self.require(1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
         allowed = f"None or an integer in [0, patch_size={self.patch_size}]"
         self.require(0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
+        # Set aside until the global fields are final: what the local decoder does not say follows from them.
         given, self.local_config = self.local_config, None
         backends = {f"_{name}": kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
@@ -100,6 +101,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         local = config_dict.get("local_config")
         if isinstance(local, dict) and "local_config" not in kwargs:
             overridden = {cls.attribute_map.get(key, key) for key in kwargs} - {*_OWN, *_SHAPE}
+            # What the file has alike in both decoders follows the override; what differs was chosen apart.
             alike = {key for key in overridden if key in local and local[key] == config_dict.get(key)}
             config_dict = {**config_dict, "local_config": {k: v for k, v in local.items() if k not in alike}}
         return super().from_dict(config_dict, **kwargs)
@@ -182,6 +184,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         shape: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": max(1, self.num_hidden_layers // 2),
+            # Heads must divide the width, whatever that is.
             "num_attention_heads": math.gcd(width, max(1, self.num_attention_heads // 2)),
             "max_position_embeddings": self.patch_size + self.lookback,
             **{name: (getattr(self, name) or 0) * width // self.hidden_size for name in _WIDTHS},

@@ -33,6 +33,7 @@ class ReadConfig(PreTrainedConfig):
         # transformers itself treats these two, since dtype may be "auto".
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}
         overrides = {cls.attribute_map.get(key, key): value for key, value in overrides.items()}
+        # Where the file names the field by an alias, both names would be given at once, which is refused.
         config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
         # It follows from the other fields, and files of earlier versions have other words for it.
         config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}

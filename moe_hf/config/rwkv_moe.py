@@ -114,6 +114,7 @@ def _version_4(dense: dict[str, Any]) -> dict[str, Any]:
 
 
 def _version_7(dense: dict[str, Any]) -> dict[str, Any]:
+    # null stands for what is left out, and would hide the default.
     dense = {**_RWKV7_DEFAULTS, **{key: value for key, value in dense.items() if value is not None}}
     width = dense["hidden_size"]
     head_dim = dense["head_dim"] if "head_dim" in dense else width // dense.get("num_heads", width // 64)

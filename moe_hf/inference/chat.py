@@ -76,6 +76,7 @@ class Chat:
     def _show(self, generate: Callable[[], Reply]) -> Reply:
         try:
             with self.console.interruptible(self.session.stop):
+                # Within, where Ctrl-C only sets the event: it must not come between an answer and the end of its line.
                 try:
                     reply = generate()
                 finally:
@@ -89,6 +90,7 @@ class Chat:
         self.notice_unseen(reply)
         self.console.notice(reply_summary(reply))
         self._show_routing(reply)
+        # Last, since it may raise: the answer and its numbers are shown by then.
         self.autosave()
         return reply
 

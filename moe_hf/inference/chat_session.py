@@ -96,6 +96,7 @@ class ChatSession:
         """
         if not question.strip():
             raise ConfigError(f"the message {question!r} is empty; write something to answer")
+        # From the system: a `random.seed` of the host program must not give every session the same seeds.
         seed = random.SystemRandom().randrange(SEEDS) if self.settings.seed is None else self.settings.seed
         return self._answer(question, self.settings, seed, on_text)
 
@@ -147,6 +148,7 @@ class ChatSession:
             ConfigError: the model's chat template knows no system message; the old one stays.
         """
         before, self.system = self.system, text
+        # Only rendering shows what a template refuses; behind the system message it may want a question.
         try:
             self.model.encode(self._messages(0, "question"))
         except ConfigError:
@@ -157,6 +159,7 @@ class ChatSession:
         """Replaces the conversation by one that `read_transcript` checked."""
         turns = [message["content"] for message in messages if message["role"] != "system"]
         self.system = next((message["content"] for message in messages if message["role"] == "system"), None)
+        # A last question without an answer is left over here: it is pending.
         self.exchanges = [Exchange(*pair) for pair in zip(turns[0::2], turns[1::2], strict=False)]
         self.pending = turns[-1] if len(turns) % 2 else None
 
@@ -198,13 +201,16 @@ class ChatSession:
         limit = self.model.context_limit
         room = settings.max_new_tokens if limit is None else limit - len(prompt_ids)
         budget = min(settings.max_new_tokens, room)
+        # A Ctrl-C that came after the end of the last answer must not stop this one.
         self.stop.clear()
+        # Before generating: should that fail, the question is not lost.
         self.pending = question
         completion = self.model.complete(
             prompt_ids, settings._replace(max_new_tokens=budget), seed, on_text, self.stop, self.record_routing
         )
         if completion.stopped:
             reason = "stop"
+        # Short of its budget and not ended by the model: `stop` was set.
         elif completion.num_tokens < budget:
             reason = "interrupted"
         else:

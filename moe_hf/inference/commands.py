@@ -74,6 +74,7 @@ def _edit(chat: Chat, rest: str) -> None:
     if not text.strip():
         chat.console.notice("not edited")
         return
+    # Not before there is a new text: until then the old question stays.
     chat.session.undo()
     chat.say(text)
 
@@ -89,8 +90,10 @@ def _system(chat: Chat, rest: str) -> None:
 def _set(chat: Chat, rest: str) -> None:
     settings = chat.session.settings
     if rest:
+        # `top_p = 0.9` is one assignment with blanks in it: only several are split at theirs.
         for assignment in rest.split() if rest.count("=") > 1 else [rest]:
             settings = with_setting(settings, *split_assignment(assignment))
+        # Only now: a wrong assignment leaves all settings as they were.
         chat.session.settings = settings
         chat.console.notice("  ".join(f"{key}={value}" for key, value, _ in show_settings(settings)))
         return
@@ -104,6 +107,7 @@ def _save(chat: Chat, rest: str) -> None:
     if not chat.session.exchanges:
         raise ConfigError(f"there is nothing to save to {rest} yet; say something first")
     path = Path(rest).expanduser()
+    # The same object as before: a new one would take this conversation's own line for an earlier conversation.
     file = chat.saved.get(str(path)) or TranscriptFile(path)
     file.save(chat.session.messages)
     chat.saved[str(path)] = file
@@ -113,6 +117,7 @@ def _save(chat: Chat, rest: str) -> None:
 def _load(chat: Chat, rest: str) -> None:
     if not rest:
         raise ConfigError(f"/load {rest!r} names no file; write /load FILE.jsonl")
+    # Read first: a file that is no transcript leaves the present conversation alone.
     conversations = read_transcript(Path(rest).expanduser())
     chat.begin_conversation()
     chat.session.load(conversations[-1])

@@ -24,6 +24,7 @@ def has_experts(config: PreTrainedConfig) -> bool:
     layer_types = getattr(config, "mlp_layer_types", None)
     if layer_types is not None:
         return "sparse" in layer_types
+    # What the families of transformers call it.
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     return any((getattr(config, name, None) or 0) > 1 for name in names)
 

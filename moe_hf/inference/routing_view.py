@@ -80,6 +80,7 @@ def _load_line(trace: RoutingTrace, row: int, colour: bool) -> list[Span]:
 
 def _widths(load: list[float]) -> list[int]:
     """Cells of the bar for each share; together they fill it exactly."""
+    # The edges are rounded, not the widths, which would not add up to the bar.
     edges, total = [0], 0.0
     for share in load:
         total += share

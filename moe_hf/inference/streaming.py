@@ -87,6 +87,7 @@ class TextPieces(BaseStreamer):
             elif waiting < LONGEST_WAIT:
                 return
         fresh = text[len(shown) :]
+        # Nothing to see yet, as of a special token or a blank that is stripped: it goes with the next piece.
         if not (fresh or final):
             return
         self._whole_from, self._shown_to = self._shown_to, len(self.token_ids)

@@ -79,6 +79,7 @@ class CausalTextModel:
             ConfigError: device or dtype is unknown, or cuda is asked for and absent.
             CheckpointError: the folder or id can't be loaded, or its weights leave a part of the model untrained.
         """
+        # Before the weights are read, which may take minutes.
         target = _pick_device(device)
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -97,6 +98,7 @@ class CausalTextModel:
             raise CheckpointError(
                 f"can't load {source}: {first_line} (needed: config.json, *.safetensors and a tokenizer)"
             ) from error
+        # transformers only warns of them, and fills them with random numbers.
         missing = sorted(report["missing_keys"])
         if missing:
             raise CheckpointError(
@@ -203,6 +205,7 @@ class CausalTextModel:
             max_new_tokens=settings.max_new_tokens,
             do_sample=sampling,
             num_beams=1,
+            # Without sampling the defaults: generate warns of any other value there.
             temperature=settings.temperature if sampling else 1.0,
             top_p=settings.top_p if sampling else 1.0,
             top_k=settings.top_k if sampling else 50,
@@ -226,6 +229,7 @@ class CausalTextModel:
                 rendered = ""
             between = rendered.partition("xanswerx")[2].partition("xquestionx")[0]
             ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+            # Only special ones: what else stands between turns, such as a line end, occurs within answers, too.
             special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
             stop_ids |= set(ids) & special
         return frozenset(token for token in stop_ids if token is not None)

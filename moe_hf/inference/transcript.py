@@ -66,6 +66,7 @@ def read_transcript(path: Path) -> list[list[Message]]:
         raise CheckpointError(f"can't read the transcript {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is no transcript: it is not UTF-8 text (byte {error.start})") from error
+    # Not by splitlines, which breaks lines at U+2028 and its like, too: JSON may hold them.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise CheckpointError(f"{path} is empty; expected one conversation per line")
@@ -101,6 +102,7 @@ def check_messages(where: str, messages: Sequence[Any]) -> list[Message]:
             raise CheckpointError(f"{at}: role must be one of {', '.join(ROLES)}, got {role!r:.60}")
         if not isinstance(content, str):
             raise CheckpointError(f"{at}: content must be text, got {type(content).__name__}")
+        # Most texts are ASCII, which is seen at once; only the others are looked through.
         if not content.isascii() and any("\ud800" <= character <= "\udfff" for character in content):
             raise CheckpointError(f"{at}: content holds half of a surrogate pair, which is no text")
         before = checked[-1]["role"] if checked else None

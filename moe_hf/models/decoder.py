@@ -79,13 +79,16 @@ class MoEPreTrainedModel(KnowsParameterKinds, Recorded, LoadsDense):
     config: MoEDecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    # device_map must not cut a layer in two: its residual stream would change devices in between.
     _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    # accelerate's hooks move what a module is given to its device; a cache lies on the devices of all layers.
     _skip_keys_device_placement: ClassVar[list[str]] = [*CACHE_NAMES]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # transformers hooks the modules of these classes, and takes the entry of that index of what they return.
     _can_record_outputs: ClassVar[dict[str, Any]] = {
         "router_logits": OutputRecorder(Router, index=0),
         "router_experts": OutputRecorder(Router, index=2),
@@ -258,6 +261,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         x_BSD, rotation = self._with_positions(inputs_embeds, inputs.position_ids)
         x_BSD = self.dropout(x_BSD if self.embed_norm is None else self.embed_norm(x_BSD))
         x_BSD = self._through_layers(x_BSD, inputs._replace(token_ids=input_ids, rotation=rotation, shared_values={}))
+        # Once per call and after all layers: every mixer has read the same length.
         advance(inputs.cache, inputs_embeds.shape[1], inputs.padding_mask)
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(inputs.cache))
 

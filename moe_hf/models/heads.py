@@ -55,6 +55,7 @@ class MoEHeadModel(MoEPreTrainedModel):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A head that names its model reads the same configuration."""
         if "model_class" in cls.__dict__:
+            # transformers settles which configuration a class reads in its own `__init_subclass__`, so before that.
             cls.config_class = cls.model_class.config_class
         super().__init_subclass__(**kwargs)
 
@@ -141,6 +142,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
                 f"cache_implementation={wanted!r} is not allowed for layers that keep a state; leave it out: "
                 "states are small"
             )
+        # transformers hands the cache to a class with "mamba" in its name under another name.
         name = MAMBA_CACHE_NAME if "mamba" in type(self).__name__.lower() else CACHE_NAME
         if given is not None:
             model_kwargs[name] = given
@@ -148,6 +150,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         cache = model_kwargs.pop(name, None)
         if cache is not None:
             counts = self.config.router_eval_capacity_factor is not None
+            # What generate made by itself counts no slots; a cache that was given is the caller's.
             fresh = given is None and type(cache) is DynamicCache
             model_kwargs[CACHE_NAME] = self.model.new_cache() if counts and fresh else cache
 
@@ -185,6 +188,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         record = self._wants_router_losses(output_router_logits, targets)
         given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
         outputs = self._outputs(record, *given, **kwargs)
+        # generate asks for the last position alone: logits of a whole prompt would be large, and nobody reads them.
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
 
@@ -310,4 +314,5 @@ class MoEForSequenceClassification(MoEHeadModel):
                 "attention_mask"
             )
         position_S = torch.arange(length, device=logits_BSN.device)
+        # The largest of these products is the last real position, wherever padding stands.
         return (position_S * real_BS.to(logits_BSN.device)).argmax(dim=-1)

@@ -47,6 +47,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         dense_ffn = _count(DenseFFN(config))
         norms = _count(make_norm(config)) * (2 if config.embedding_norm else 1)
     stacks = [module for layer in layers for module in layer.modules() if isinstance(module, Experts)]
+    # The experts of all sparse layers have one size.
     expert = _count(stacks[0]) // experts if stacks else 0
     routed = moe_layers * experts * expert
     sparse_ffns = sum(_count(sparse) for layer in layers for sparse in layer.modules() if isinstance(sparse, SparseFFN))

@@ -72,6 +72,7 @@ def layer_inputs(given: Given, config: MoEDecoderConfig, attends: bool) -> Layer
     if position_ids is None:
         position_ids = _positions(given)
     options = given.options
+    # Flash attention looks for documents in a single row by itself; of several rows it must be told.
     if packed and batch > 1 and position_ids.shape[0] == batch and is_flash_attention_requested(config):
         options = {**document_bounds(position_ids), **options}
     return LayerInputs(
@@ -127,6 +128,7 @@ def _positions(given: Given) -> torch.Tensor:
     """(B or 1, S): the number of real tokens before each, where the mask tells."""
     mask, length, seen = given.attention_mask, given.shape[1], given.seen
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        # A length that is a tensor, as that of a static cache, may not be looked at while a compiler traces.
         looked_at = isinstance(seen, int) or not torch.compiler.is_compiling()
         if looked_at and mask.shape[1] == seen + length and none_if_all(mask) is not None:
             return (mask.ne(0).long().cumsum(dim=1)[:, -length:] - 1).clamp(min=0)

@@ -77,6 +77,7 @@ def router_losses(
             prob_TE = score_TE
             if router.score == "sigmoid":
                 total_T1 = score_TE.sum(dim=-1, keepdim=True)
+                # All scores may underflow to 0, and 0 / 0 would make the loss NaN.
                 prob_TE = score_TE / total_T1.clamp(min=torch.finfo(total_T1.dtype).tiny)
             mask_T = flat_mask(mask_BS, logits_TE)
             pooled = partial(_pooled, training=training, window=window, layer=layer)

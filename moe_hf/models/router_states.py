@@ -83,6 +83,7 @@ class RouterStates:
         layers = sorted(self._observed)
         if layers:
             device = self._observed[layers[0]].device
+            # One reduction for all layers, on one device: those of a model may lie on several.
             total_LE = torch.stack([self._observed[layer].to(device) for layer in layers])
             forwards = torch.tensor(float(self._num_forwards), device=device)
             if distributed.is_initialized():

@@ -136,6 +136,7 @@ class _Recorder:
         self._cache: Cache | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        # By position or by name: a hook gets the two apart.
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens

@@ -105,6 +105,7 @@ def _upcycled_state(
             f"{' or a '.join(known.name for known in formats)}; its config.json says that it is one"
         )
     state = fitting_state(dense, slices, files[0], config, family.model, dtype=dtype)
+    # What the loader keeps in float32 in a model of half precision is written so, too.
     for name, value in state.items():
         value.in_float32 = any(part in name for part in IN_FLOAT32)
     return dense, state
@@ -165,6 +166,7 @@ def _local_folder(source: str) -> Path:
     folder = Path(folder_or_hub_id(source))
     if folder.is_dir():
         return folder
+    # Pickled weights are not even downloaded.
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]))
 
 

@@ -46,6 +46,7 @@ def _copy(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertReci
 
 
 def _noise(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+    # On the CPU, with a seed of its own: the draw depends neither on the device nor on the order of reading.
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, part.layer, part.name, expert))
     noise = torch.randn(dense.shape, generator=generator)
     spread = dense.float().std(correction=0)

@@ -79,6 +79,7 @@ def _require_same_tensors(
 ) -> None:
     # The loader would draw what is missing, and drop what is too much, with a warning at most.
     with torch.device("meta"):
+        # A copy, since a model writes into the configuration that it is made of.
         model = body(copy.deepcopy(config))
     needed = {f"model.{name}": tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: tuple(value.get_shape()) for name, value in state.items() if name.startswith("model.")}

@@ -64,6 +64,7 @@ class LoadsDense(PreTrainedModel):
             )
         # An explicit False is the user's word that pickled weights of this family are trusted.
         if kwargs.get("state_dict") is None and kwargs.get("gguf_file") is None:
+            # Left at None, transformers would fall back to a pickled file.
             kwargs["use_safetensors"] = kwargs.get("use_safetensors") is not False
         if kwargs.get("use_safetensors"):
             _require_safe_index(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("variant"))

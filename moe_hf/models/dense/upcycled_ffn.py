@@ -83,6 +83,7 @@ def _sparse(stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int,
     width, seed = config.hidden_size, config.expert_init_seed
     for kind in ("weight", "bias"):
         if f"gate_proj.{kind}" in stacks:
+            # One stack of both, the gate first, under the name that transformers' experts interface reads.
             halves = [stacks.pop(f"{half}_proj.{kind}") for half in ("gate", "up")]
             stacks[f"gate_up_proj.{kind}"] = Joined(halves, dim=1)
     state = {

@@ -50,6 +50,7 @@ class MegaBytePreTrainedModel(MoEPreTrainedModel):
 
     @property
     def _is_stateful(self) -> bool:
+        # Patches that were read cannot be cut back to a byte, so no assisted decoding.
         return True
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
