@@ -56,6 +56,7 @@ class EmbeddedCorpus:
 
     def train_conversations(self, num: int, seed: int = 0) -> Iterator[Conversation]:
         """`num` conversations in the order in which to learn them: short ones first, none with a held-out key."""
+        # Seeded by a text, which is hashed alike everywhere: no seed of training is also one of held-out questions.
         rng = Random(f"train {seed}")
         weights = [skill.weight for skill in self.skills]
         for index in range(num):
@@ -85,6 +86,7 @@ class EmbeddedCorpus:
                     break
                 exercise = skill.make(rng, new_wording)
                 text = " / ".join([exercise.system or "", *(question for question, _ in exercise.turns)])
+                # Held out by its first key: the others name what its answer shows on the side.
                 if text in seen or not (is_held_out(exercise.keys[0]) if exercise.keys else new_wording):
                     continue
                 seen.add(text)

@@ -91,6 +91,7 @@ class TextEncoder:
         text, answers = self._render(hidden, False, with_spans=True)
         ids, spans = self._encode_rendered(text, names, with_spans=True)
         if names:
+            # The template's spans count a stand-in as the one character that it is, the tokens' spans the whole name.
             answers = [(_length(text[:begin], names), _length(text[:end], names)) for begin, end in answers]
         mask = [int(any(start < end and stop > begin for begin, end in answers)) for start, stop in spans]
         return Encoded(ids, mask)
@@ -135,6 +136,7 @@ class TextEncoder:
 
     def _hide(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[Any], dict[str, str]]:
         """The messages with a stand-in for each control token in them, and what each stand-in stands for."""
+        # Once rendered, a control token that was typed could not be told from one that the template wrote.
         found = dict.fromkeys(name for text in _strings(messages) for name in self._pattern.findall(text))
         if not found:
             return list(messages), {}
@@ -147,6 +149,7 @@ class TextEncoder:
     def _render(
         self, messages: Sequence[Any], add_generation_prompt: bool, with_spans: bool
     ) -> tuple[str, list[tuple[int, int]]]:
+        # Rows of a table hold None for what only other messages have, and templates look whether a key is there.
         turns = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
             options: dict[str, Any] = {"return_assistant_tokens_mask": with_spans, **self.tokenizer.special_tokens_map}
@@ -178,6 +181,7 @@ class TextEncoder:
                 piece = _Piece([self._ids[part]], [(0, len(part))])
             else:
                 kept = part
+                # Encoded whole, such a token would swallow the blanks behind it.
                 if index and self._tokens[parts[index - 1]].rstrip:
                     kept = kept.lstrip()
                 indent = len(part) - len(kept)
@@ -214,6 +218,7 @@ class TextEncoder:
         yield list(range(len(text)))
 
     def _call(self, text: str, with_spans: bool, spelled: bool = False, inside: bool = False) -> _Piece:
+        # A line end in front takes the space that SentencePiece gives the beginning of a text; it is cut off again.
         before = "\n" if inside and self._drops_space_after_token else ""
         options = {"split_special_tokens": spelled, "return_offsets_mapping": with_spans, **_QUIETLY}
         encoded: Any = self.tokenizer(before + text, **options)
@@ -222,6 +227,7 @@ class TextEncoder:
         if before:
             line_end: list[int] = self.tokenizer(before, **_QUIETLY)["input_ids"]
             if ids[: len(line_end)] != line_end:
+                # The tokenizer joins the line end with the text.
                 return self._call(text, with_spans, spelled)
             ids = ids[len(line_end) :]
             spans = [(start - 1, stop - 1) for start, stop in spans[len(line_end) :]]

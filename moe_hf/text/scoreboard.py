@@ -82,6 +82,7 @@ def score_answers(
     if not questions:
         raise ConfigError(f"the scoreboard needs at least one question, got {questions!r}")
     sorts = {skill.name: skill.sort for skill in skills}
+    # Like lengths together: a short question is not padded to a long one.
     order = sorted(range(len(questions)), key=lambda i: _length(questions[i]))
     answers: dict[int, str] = {}
     for start in range(0, len(order), batch_size):

@@ -58,6 +58,7 @@ def train_tokenizer(
 
 
 def _byte_vocabulary() -> dict[str, int]:
+    # Sorted, since the alphabet comes in any order, and ids must be the same everywhere.
     symbols = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     return {symbol: index for index, symbol in enumerate(symbols)}
 
@@ -81,6 +82,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
+        # All bytes, whatever the texts hold: so any other text can be spelled, too.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -111,6 +113,7 @@ def _finish(tokenizer: Tokenizer, model_max_length: int | None) -> PreTrainedTok
         eos_token=END_OF_TEXT,
         pad_token=PAD,
         chat_template=CHAT_TEMPLATE,
+        # generate writes behind the right end of every row.
         padding_side="left",
         clean_up_tokenization_spaces=False,
         **limit,

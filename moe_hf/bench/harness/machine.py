@@ -54,6 +54,7 @@ def _processor() -> str:
 
 
 def _vector_units() -> list[str]:
+    # On ARM the line is called Features.
     flags = set(" ".join(_cpu_information("flags")[:1] + _cpu_information("Features")[:1]).split())
     return [flag for flag in _VECTOR_FLAGS if flag in flags]
 

@@ -100,6 +100,7 @@ def _measure(
         measured = []
         for arm in arms:
             of_arm = samples.get(arm.name, UNTIMED)
+            # Those of one cold call have no sample before all rounds are over.
             if of_arm.seconds or not case.timed:
                 known = (errors.get(arm.name), saved.get(arm.name), peak.get(arm.name))
                 measured.append(ArmResult(arm.name, arm.family, of_arm, arm.flops, *known, arm.gradient_bytes))

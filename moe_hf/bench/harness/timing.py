@@ -76,11 +76,13 @@ def seconds_per_call(step: Step, calls: int, clock: str, device: torch.device) -
         for _ in range(calls):
             step()
         end.record()
+        # A call returns before its work is done, and without its end there is no time between the two.
         torch.cuda.synchronize(device)
         return begin.elapsed_time(end) / 1e3 / calls
     if clock == "wall":
         now = time.perf_counter
     else:
+        # With several threads process_time would add up what they do side by side.
         now = time.process_time if torch.get_num_threads() == 1 else time.thread_time
     begun = now()
     for _ in range(calls):
@@ -130,6 +132,7 @@ def in_turns(
 
 
 def _warm_seconds(step: Step, clock: str, device: torch.device) -> float:
+    # The first call allocates, compiles and tunes; the second tells how long one takes.
     seconds_per_call(step, 1, clock, device)
     return seconds_per_call(step, 1, clock, device)
 

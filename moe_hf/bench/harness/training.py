@@ -32,6 +32,7 @@ def update(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
     """Clip the gradients to a norm of 1, step, and leave none behind."""
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+    # Every step begins without gradients, so that it is the same work each time.
     optimizer.zero_grad()
 
 

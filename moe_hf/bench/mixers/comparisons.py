@@ -78,6 +78,7 @@ def _against_transformers(quick: bool) -> Iterator[Case]:
         )
     yield _host_case("RWKV-4", FORWARD, _WIDE, _SHORT, 1.4, "RWKV-4 forward vs transformers, width 768")
     yield _host_case("RWKV-4", FORWARD, _NARROW, _SHORT, 3.0, "RWKV-4 forward vs transformers, width 256")
+    # A bool as an index: `quick` drops the wide layer.
     for width in (_WIDE, _NARROW)[quick:]:
         yield _host_case("RWKV-4", TRAINING, width, 1024, 3.0, "RWKV-4 forward+backward vs transformers")
 

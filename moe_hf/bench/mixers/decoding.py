@@ -55,6 +55,7 @@ def _at_any_context() -> Iterator[Case]:
     for kind in _CONSTANT_STATE:
 
         def build(kind: str = kind) -> list[Arm]:
+            # The kind is a default, and so bound now: this runs when the case's turn comes, when the loop has gone on.
             layer = Layer(kind, _WIDTH)
             caches = {length: layer.cache_after(drawn(length, _WIDTH)) for length in (_SHORT, _LONG)}
             return [Arm(f"{length:,}", _decode(layer, cache, _WIDTH)) for length, cache in caches.items()]

@@ -87,6 +87,7 @@ class Layer:
         config = AutoConfig.for_model(
             model_type,
             **{
+                # Next to nothing beside the mixer, which alone is called.
                 "vocab_size": 8,
                 "hidden_size": width,
                 "num_hidden_layers": 1,
@@ -223,6 +224,7 @@ def with_other_form(
     """The layer with `function` in the place of the operation `name` that its module uses, while it is called."""
 
     def exchanged_call(x_BSD: torch.Tensor) -> torch.Tensor:
+        # During the call alone: the other arms of the case use the same module.
         kept = getattr(module, name)
         setattr(module, name, function)
         try:

@@ -46,6 +46,7 @@ def measure_lengths(quick: bool, on_kind: Callable[[str], None]) -> Iterator[Poi
                     timed = partial(seconds_per_call, arm.step, clock="cpu", device=_CPU)
                     seconds = timed(1)
                     if seconds < _SECONDS:
+                        # The first call at this length was the colder one: the lesser counts.
                         seconds = min(seconds, timed(max(1, int(_SECONDS / seconds))))
                     yield Point(kind, mode, length, seconds, held)
     finally:

@@ -61,6 +61,7 @@ def perplexities(schooling: Schooling, seed: int = 0) -> dict[str, float]:
         found = {}
         for name, (implementation, fields) in _FORMS.items():
             model.set_attn_implementation(implementation)
+            # Attention reads these at every call: the same weights serve all forms.
             for field, value in fields.items():
                 setattr(model.config, field, value)
             found[name] = math.exp(heldout_losses(model, heldout, batch_size=4)["fresh"])

@@ -128,6 +128,7 @@ def captured_arm(name: str, forward: Callable[[], torch.Tensor], flops: float, r
 
     def output() -> list[torch.Tensor]:
         graph.replay()
+        # The next replay writes into the same memory.
         return [result.clone()]
 
     return Arm(captured_name(name), graph.replay, OWN, check=Check(output, reference), flops=flops)

@@ -106,6 +106,7 @@ def compare_with_dense(router: str, clock: str = "wall", seed: int = 0, plan: Sa
 
     routed, plain = _flops(lambda: moe(x_BSD, token_ids_BS)), _flops(lambda: dense(x_BSD))
     steps = {"moe": torch.no_grad()(lambda: moe(x_BSD, token_ids_BS)), "dense": torch.no_grad()(lambda: dense(x_BSD))}
+    # The samples come once after each round: the last have all.
     *_, samples = in_turns(steps, plan or SamplingPlan(budget=2.0), clock, torch.device("cpu"), seed)
     # Both of the dense layer's projections have the same size, which makes its cost the unit 2.
     router_cost = NUM_EXPERTS / INNER if gate.balanced_by_loss else 0.0

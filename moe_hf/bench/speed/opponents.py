@@ -111,6 +111,7 @@ def stock_experts(config: GPT2WithMoEConfig, weights: Weights, slots_left_empty:
         weights: shared, not copied.
         slots_left_empty: whether the routes hold ids E, which mean that a slot is skipped.
     """
+    # Without memory of its own: the group's weights take its place.
     with torch.device("meta"):
         module: Any = StockExperts(config)
     for field, parameter in weights._asdict().items():

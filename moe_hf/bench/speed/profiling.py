@@ -71,6 +71,7 @@ def _profile(part: str, arm: Arm, size: Size, options: Options, steps: int, trac
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             arm.step()
+        # Kernels that still ran when the profiler stops would be missing.
         if cuda:
             torch.cuda.synchronize(options.device)
     averages = profiler.key_averages()

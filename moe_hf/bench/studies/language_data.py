@@ -64,6 +64,7 @@ def heldout_answers(tokenizer: PreTrainedTokenizerFast, per_skill: int, context_
         answer: Message = {"role": "assistant", "content": question.answer}
         prompt = _as_text(tokenizer, question.messages, add_generation_prompt=True)
         whole = _as_text(tokenizer, [*question.messages, answer])
+        # The template writes all special tokens itself.
         prompt_ids, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole))
         if len(ids) <= context_length:
             rows.append((ids, len(prompt_ids)))

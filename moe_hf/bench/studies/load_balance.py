@@ -103,10 +103,12 @@ def count_slots(model: MoEForCausalLM, conversations: Sequence[HeldOutConversati
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         ids_BS, mask_BS = (part.to(model.device) for part in _padded([conversations[row].ids for row in rows]))
+        # Of the head as little as can be: only the routing is looked at.
         outputs = model(
             input_ids=ids_BS, attention_mask=mask_BS, use_cache=False, output_router_logits=True, logits_to_keep=1
         )
         for layer, expert_TK in enumerate(outputs.router_experts):
+            # Padding gets the id of an empty slot, whose count is cut off below.
             expert_BSK = expert_TK.view(*ids_BS.shape, -1).masked_fill(mask_BS[..., None] == 0, config.num_experts)
             slot_BN = expert_BSK.flatten(1)
             count_BE = slot_BN.new_zeros(len(rows), config.num_experts + 1)
@@ -114,6 +116,7 @@ def count_slots(model: MoEForCausalLM, conversations: Sequence[HeldOutConversati
         if outputs.router_dropped:
             has_limit = True
             share_L = torch.stack([share.float().cpu() for share in outputs.router_dropped])
+            # Batches have unequal numbers of slots, by which their shares count.
             lost_L += share_L * count_CLE[rows].sum(dim=(0, 2))
     dropped = (lost_L / count_CLE.sum(dim=(0, 2)).clamp(min=1)).tolist()
     # Experts that pick their tokens have no limit to drop by.

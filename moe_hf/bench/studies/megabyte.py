@@ -100,6 +100,7 @@ def compare_speed(settings: Settings) -> dict[str, dict[str, float]]:
     batch_BS = torch.randint(5, 261, (settings.batch_size, settings.context_length))
     new = min(_GENERATED, settings.context_length // 2)
     prompt = batch_BS[:1, :-new]
+    # As many bytes of both, whatever they would say: neither may stop early.
     generated = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 1}
     seconds = {"training": seconds_per_step(models, batch_BS, settings.speed_turns)}
 
@@ -108,6 +109,7 @@ def compare_speed(settings: Settings) -> dict[str, dict[str, float]]:
             return cpu_seconds({name: partial(call, model) for name, model in models.items()}, settings.speed_turns)
 
     seconds["scoring"] = of(lambda model: model(batch_BS, use_cache=False))
+    # generate reads the prompt as well, and that is taken off below.
     prefill = of(lambda model: model(prompt, use_cache=True))
     whole = of(lambda model: model.generate(prompt, **generated))
     # At least a clock tick, should noise make the prompt alone look slower than prompt and answer.
@@ -140,11 +142,13 @@ def compare_quality(settings: Settings, bytes_per_second: dict[str, float]) -> d
             steps = max(1, round(num_bytes / (settings.batch_size * settings.context_length)))
             blocks_NS = training_blocks(tokenizer, steps * settings.batch_size, settings.context_length, seed)
             for rate in rates[name]:
+                # The weights are drawn here; the runs themselves begin later, in turns.
                 torch.manual_seed(seed)
                 every = max(1, -(-steps // settings.points))
                 recipe = Recipe(rate, settings.batch_size, min(settings.warmup_steps, steps), every)
                 runs[f"{name} {rate} {seed}"] = train(make(), blocks_NS, recipe, heldout)
                 curves.append({"arm": name, "learning_rate": rate, "seed": seed, "steps": steps})
+    # Both stand in the order in which the runs were made.
     for curve, points in zip(curves, side_by_side(runs).values(), strict=True):
         curve["cpu_seconds"] = [point.cpu_seconds for point in points]
         curve["bits_per_byte"] = [bits_per_byte(point.losses[_HELDOUT]) for point in points]

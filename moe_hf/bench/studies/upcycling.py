@@ -193,6 +193,7 @@ def _pretrain(
     settings: Settings, tokenizer: PreTrainedTokenizerFast, heldout: Mapping[str, HeldOut], seed: int, work_dir: Path
 ) -> Stage:
     num_steps = settings.pretrain_steps + _LONGEST * settings.steps
+    # One stream, long enough for the longest arm: all go on where the pretraining ended.
     blocks = training_blocks(tokenizer, num_steps * settings.batch_size, settings.context_length, seed)
     split = settings.pretrain_steps * settings.batch_size
     torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from moe_hf.bench.harness.drawing import INK, Look, legend_below, look_of, picture
 
+# As in `upcycling`, which imports this file and so cannot be imported here.
 _DENSE, _LONGER, _MOE = "dense", "dense, as many CPU seconds as the MoE", "MoE"
 _SHOWN_SET = "held-out answers"
 

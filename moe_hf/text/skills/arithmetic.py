@@ -175,6 +175,7 @@ def sum_steps(a: int, b: int) -> str:
     steps: list[str] = []
     carry, result = 0, a + b
     while a or b or not steps:
+        # A number whose digits are used up is left out; in the first step both stand, a 0 too.
         digits = [number % 10 for number, present in ((a, a or not steps), (b, b or not steps)) if present]
         digits += [carry] if carry else []
         total = sum(digits)
@@ -219,6 +220,7 @@ def sum_key(a: int, b: int) -> str:
 
 
 def _natural(rng: Random, most_digits: int) -> int:
+    # First how many digits: drawn evenly, nearly all numbers would be long ones.
     return rng.randrange(10 ** rng.randint(1, most_digits))
 
 

@@ -55,6 +55,7 @@ def is_held_out(key: str) -> bool:
     >>> is_held_out("add 17 58") == is_held_out("add 17 58")
     True
     """
+    # Python's own hash differs from process to process.
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_FRACTION * 2**64
 
@@ -70,4 +71,5 @@ def fact_exercise(
     """A question about a fact, keyed by the pair of fact and phrasing, so that a phrasing is held out, never a fact."""
     template = expanded(rng, wordings, new)
     question = hurried(rng, template, slots, wordings.room, _HURRIED_NEW if new else _HURRIED)
+    # By the sentence's core: hurry drops marks and small words, and must not bring a held-out one back.
     return Exercise(() if new else (f"{skill} {fact} {core(template)}",), ((question, answer),))

@@ -101,6 +101,7 @@ def remembering(rng: Random, new: bool = False) -> Exercise:
             turns.append((phrase(rng, of.ask, new), of.answer.format(w=word)))
     else:
         turns.append((phrase(rng, of.ask, new), of.answer.format(w=word)))
+    # The talk in between is shown as well, so none of it may be held out.
     keys = (f"remember {number} {word}", *(key for exercise in between for key in exercise.keys))
     return Exercise(keys, tuple(turns))
 

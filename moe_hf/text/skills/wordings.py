@@ -41,6 +41,7 @@ def expanded(rng: Random, wordings: Wordings, new: bool = False) -> str:
     return _tidy("".join(rng.choice(part) if len(part) > 1 else part[0] for part in parts))
 
 
+# The patterns are few, and drawn thousands of times.
 @functools.cache
 def _parts(pattern: str) -> tuple[tuple[str, ...], ...]:
     pieces = re.split(r"(\([^()]*\))", pattern)
@@ -107,6 +108,7 @@ def _without_small_word(rng: Random, text: str) -> str:
 
 def _slip(rng: Random, text: str) -> str:
     """One letter of a word of four or more swapped with the next, left out or typed twice."""
+    # A slot is hidden, since a slip in its name would leave nothing to fill.
     words = list(re.finditer(r"[A-Za-z]{4,}", _SLOT.sub(lambda slot: "." * len(slot[0]), text)))
     if not words:
         return text

@@ -71,6 +71,7 @@ def make_model(arm: str, task: Task, seed: int) -> PreTrainedModel:
         raise ConfigError(f"unknown mixer {arm!r}; allowed: {', '.join(ARMS)}{did_you_mean(arm, list(ARMS))}")
     family, fields, _, attn_implementation = ARMS[arm]
     chosen = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    # Right before the weights are drawn: they follow from the seed alone.
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **{**_SHAPE, "vocab_size": task.vocab_size, **fields, **chosen})
     return AutoModelForCausalLM.from_config(config)

@@ -83,6 +83,7 @@ def learn(
     spent, curve = 0.0, []
     for step in range(1, max_steps + 1):
         examples = task.variants[task.trained](recipe.batch_size, generator)
+        # The examples are drawn before the clock starts: that is no training.
         begun = time.process_time()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * _schedule(step, max_steps, recipe.warmup_steps)

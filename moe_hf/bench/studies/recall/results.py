@@ -36,7 +36,9 @@ class Results:
     def __init__(self, file: Path, recipe: Recipe) -> None:
         self._file = file
         self._recipe = recipe._asdict()
+        # Beside the file, which each write replaces: a lock on it would be on the old one.
         self._lock = FileLock(file.with_name(file.name + ".lock"))
+        # For its errors alone, before hours of runs.
         self.runs()
 
     def runs(self) -> dict[Key, dict[str, Any]]:
@@ -58,6 +60,7 @@ class Results:
         """Remember a finished run."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
+            # Read again under the lock: another process may have added runs since.
             runs = [*self.runs().values(), {**key._asdict(), **found}]
             content = {"recipe": self._recipe, "machine": describe_machine(), "runs": runs}
             write_json(content, self._file)

@@ -45,4 +45,5 @@ def _run(key: Key, results: Results, recipe: Recipe) -> dict[str, Any]:
         learnt.steps,
         learnt.cpu_seconds,
     )
+    # As the file has it: a new run and a remembered one look the same, lists for tuples.
     return results.runs()[key]

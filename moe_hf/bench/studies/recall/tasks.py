@@ -85,6 +85,7 @@ def induction(num: int, generator: torch.Generator) -> Examples:
     ids_NS = torch.randint(_SYMBOLS, (num, LENGTH), generator=generator)
     labels_NS = torch.full_like(ids_NS, IGNORED)
     answer_N1 = torch.randint(_SYMBOLS, (num, 1), generator=generator)
+    # Even places: a mark and what follows it never overlap with another.
     place_NQ = 2 * torch.rand(num, LENGTH // 2, generator=generator).argsort(dim=1)[:, :_APPEARANCES].sort(dim=1).values
     ids_NS.scatter_(1, place_NQ, _SYMBOLS)
     ids_NS.scatter_(1, place_NQ + 1, answer_N1.expand(-1, _APPEARANCES))
