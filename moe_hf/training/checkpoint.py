@@ -71,6 +71,7 @@ def atomic_checkpoint(output_dir: str, step: int, writer: bool = True) -> Iterat
             if writer:
                 _write_manifest(written)
                 _sync_tree(written)
+    # Errors alone: what a kill or a second Ctrl-C leaves, the next start removes.
     except Exception:
         # A full disk is not kept full.
         if writer:
@@ -129,6 +130,7 @@ def remove_old_checkpoints(output_dir: str, newest: str, limit: int | None, best
     others = [entry for entry in numbered if entry[1].name not in kept]
     # False comes before True: steps beyond the newest are the first to go.
     others.sort(key=lambda entry: (entry[0] < last, entry[0]))
+    # Newest and best stay, even where the limit is 1.
     for _, folder in others[: max(0, len(numbered) - max(limit, len(kept)))]:
         # Renamed first: a kill in the midst of deleting leaves no half checkpoint under a name that counts.
         aside = folder.rename(folder.with_name(_STAGING_PREFIX + folder.name))
@@ -246,6 +248,7 @@ def _checksum(path: Path) -> int:
     if version not in _checksums:
         checksum = 0
         with path.open("rb") as file:
+            # Piece by piece: a file of weights may be larger than memory.
             while chunk := file.read(_CHUNK):
                 checksum = zlib.crc32(chunk, checksum)
         _checksums[version] = checksum

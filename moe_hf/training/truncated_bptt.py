@@ -123,6 +123,7 @@ def train_on_stream(
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     remaining = iter(chunks)
+    # Whoever stops asking ends the generator here, and the model must be left as it was.
     with closing(RouterUpkeep(model)) as routers:
         while update := list(islice(remaining, chunks_per_update)):
             optimizer.zero_grad()

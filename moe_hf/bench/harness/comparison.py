@@ -56,6 +56,7 @@ def compare(arms: Iterable[Arm]) -> Compared:
         text = next(filter(None, texts), None)
         if text is None:
             found.arms.append(arm)
+            # With the 0.0 there are two numbers at least: max takes no single one.
             found.errors[arm.name] = max(of_result, *of_gradients, 0.0)
         else:
             found.skipped.append(Skipped(arm.name, text, wrong=True))

@@ -94,6 +94,7 @@ class Layer:
                 "num_attention_heads": width // 64,
                 "intermediate_size": 8,
                 "mlp_layer_types": ["dense"],
+                # With room for what is decoded behind the longest context.
                 "max_position_embeddings": LONGEST + 1024,
                 "position_embedding_type": "none",
                 "bos_token_id": None,

@@ -62,6 +62,7 @@ def _utilization(name: str, size: Size, options: Options) -> Utilization:
         capacity = capacity_per_expert(length, size.num_experts, router.num_experts_per_tok, size.capacity_factor)
         expert_BSK = expert_TK.view(batch, length, -1)
         kept_TK = admit_by_position(expert_BSK, size.num_experts, capacity).kept_BSK.view_as(expert_TK)
+    # The id E marks an empty slot.
     offered = expert_TK.flatten().bincount(minlength=size.num_experts + 1)[: size.num_experts]
     kept = expert_TK[kept_TK].bincount(minlength=size.num_experts)
     total = int(offered.sum())

@@ -119,6 +119,7 @@ def _write_weights(
     on_shard: Callable[[int, int], None] | None,
 ) -> int:
     """Write the weights, one file in memory at a time; returns the number of files."""
+    # The plan asks for sizes alone: no tensor is read for it.
     split = split_state_dict_into_shards_factory(
         state,  # type: ignore[arg-type]
         get_storage_size=lambda value: _size(value, dtype),

@@ -145,6 +145,7 @@ def _split_stream(rows: Rows, stream: datasets.IterableDataset, num_held_out: in
 def _encode(rows: Rows, encoder: DocumentEncoder) -> datasets.Dataset:
     def encode(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         encoded = encoder(batch, indices)
+        # `length` is that of whole documents; what is trained are the tokens that are left of them.
         return {**encoded, "kept": [len(ids) for ids in encoded["input_ids"]]}
 
     columns = rows.dataset.column_names

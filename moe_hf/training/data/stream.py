@@ -42,6 +42,7 @@ class PackedStream(torch.utils.data.IterableDataset[Block]):
         self.seed = seed
         self._passes, self._row = 0, 0
         self._buffer: list[Block] = []
+        # By name, since its state is saved: numpy may make another generator the default.
         self._random = numpy.random.Generator(numpy.random.PCG64(seed))
         self._start = self.state_dict()
 

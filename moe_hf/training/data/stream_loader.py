@@ -39,6 +39,7 @@ class HasEpochs(Protocol):
 def is_resumable_stream(dataset: object) -> bool:
     """Whether a data set is an iterable one of unknown length that can say where it stands."""
     is_iterable = isinstance(dataset, torch.utils.data.IterableDataset)
+    # Where a length is known, Trainer counts epochs and skips by itself.
     return is_iterable and isinstance(dataset, ResumableStream) and not has_length(dataset)
 
 
@@ -72,6 +73,7 @@ class StreamLoader:
         """
         examples = self._examples()
         for _ in itertools.repeat(None, self._skip):
+            # Drained: islice by itself reads nothing.
             list(itertools.islice(examples, self.batch_size * self.world_size))
         first = self.rank * self.batch_size
         while True:

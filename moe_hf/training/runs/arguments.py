@@ -66,6 +66,7 @@ class ModelArguments(Checked):
     directory that this package saved (`model`).
     """
 
+    # By this name HfArgumentParser makes a group of the flags in its help.
     _argument_group_name: ClassVar[str] = "model"
     RULES = MODEL_RULES
 

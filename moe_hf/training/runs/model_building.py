@@ -111,6 +111,7 @@ def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: Tra
         if not isinstance(data.train, datasets.Dataset):
             raise ConfigError("--balanced_hash counts the data before training; it is not possible with --streaming")
         ids = data.train.data.column("input_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        # Ids that the data never holds count, too: the table has a row for each.
         counts = torch.bincount(torch.from_numpy(ids.astype("int64")), minlength=model.config.vocab_size)
         balance_hash_routers(model, counts)
     if arguments.freeze_routers:
