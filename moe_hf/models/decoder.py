@@ -29,7 +29,7 @@ from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.routers import HashRouter, LearnedRouter, LoadLearner, Router
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.layers.inputs import PLAIN, LayerInputs
+from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
@@ -56,9 +56,8 @@ class DecoderLayer(Recorded, GradientCheckpointingLayer):
         self.mlp = None if ffn == "none" else make_ffn(config, layer_idx)
         self.dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(
-        self, x_BSD: torch.Tensor, inputs: LayerInputs = PLAIN
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    # Without a default: a mask that keeps attention from the future, and rotary positions, come with the inputs.
+    def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after this layer, same shape.
 
         A layer whose mixer gives a `first_value` for the later layers returns it as well. It is returned, not left

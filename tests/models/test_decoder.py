@@ -150,6 +150,13 @@ class TestRecordings:
         assert logits.shape == (3, 7, 61)
 
 
+def test_a_layer_is_not_called_without_what_it_must_know_of_the_tokens(tiny_config) -> None:
+    # Eager attention would see the future.
+    layer = GPT2WithMoEModel(tiny_config()).layers[0]
+    with pytest.raises(TypeError, match="inputs"):
+        layer(torch.zeros(2, 3, layer.input_layernorm.weight.shape[0]))
+
+
 def _plain_call() -> LayerInputs:
     mask = torch.full((7, 7), torch.finfo(torch.float32).min).triu(1)[None, None]
     return LayerInputs(attention_mask=mask, position_ids=torch.arange(7)[None])
