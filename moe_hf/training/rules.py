@@ -8,7 +8,7 @@ from moe_hf.base.errors import ConfigError
 
 
 class Range(NamedTuple):
-    """Numbers that a setting takes; `below` and `above` are themselves not allowed.
+    """Numbers that a setting takes; `below` and `above` are themselves not allowed, infinity where `infinite` says so.
 
     >>> str(Range(below=1))
     'at least 0 and below 1'
@@ -18,9 +18,12 @@ class Range(NamedTuple):
     most: float = math.inf
     below: float = math.inf
     above: float = -math.inf
+    infinite: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether the number is one of them."""
+        if value == math.inf:
+            return self.infinite
         return self.least <= value <= self.most and self.above < value < self.below
 
     def __str__(self) -> str:
@@ -42,18 +45,17 @@ class Rule(NamedTuple):
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
-    """Nothing, if every number is finite and within the range of its name, where it has one.
+    """Nothing, if every number is within the range of its name, where it has one.
 
     Raises:
         ConfigError: with the name of the first that is not, as a flag, what is allowed, and the number.
     """
     for name, value in values.items():
-        # Also without a range: no setting means anything at infinity, or as NaN.
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"--{name} must be a finite number, got {value}")
         allowed = ranges.get(name)
-        if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
-            raise ConfigError(f"--{name} must be {allowed}, got {value}")
+        if allowed is None or not isinstance(value, (int, float)) or allowed.holds(value):
+            continue
+        odd = isinstance(value, float) and not math.isfinite(value) and not allowed.infinite
+        raise ConfigError(f"--{name} must be {'a finite number' if odd else allowed}, got {value}")
 
 
 def check_rules(settings: Any, rules: Sequence[Rule]) -> None:

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from moe_hf.base.errors import ConfigError, did_you_mean
@@ -17,7 +17,9 @@ TRAINING_RANGES = {
     **dict.fromkeys(("seed", "data_seed"), Range(most=2**32 - 1)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Range(below=1)),
     **dict.fromkeys(("muon_learning_rate", "peak_flops", "logging_steps", "save_steps", "eval_steps"), Range(above=0)),
-    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon"), Range()),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "adam_epsilon"), Range()),
+    # At infinity nothing is clipped, and the norm is still logged.
+    "max_grad_norm": Range(infinite=True),
     **dict.fromkeys(("eval_delay", "dataloader_num_workers", "save_total_limit"), Range()),
     **dict.fromkeys(
         (
@@ -27,6 +29,8 @@ TRAINING_RANGES = {
         Range(1),
     ),
 }
+# Each counts under one of the strategies alone, and may hold anything under the others.
+_STEPS = {"logging_steps": "logging_strategy", "save_steps": "save_strategy", "eval_steps": "eval_strategy"}
 
 
 @dataclass
@@ -94,6 +98,7 @@ class MoETrainingArguments(TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        check_ranges(vars(self), TRAINING_RANGES)
+        idle = {steps for steps, strategy in _STEPS.items() if getattr(self, strategy) != IntervalStrategy.STEPS}
+        check_ranges({name: value for name, value in vars(self).items() if name not in idle}, TRAINING_RANGES)
         if optimizer == MOE_MUON:
             self.optim = MOE_MUON

@@ -28,9 +28,17 @@ def test_a_range_holds_what_its_words_say(allowed, values, text) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_number_may_be_infinite_whether_it_has_a_range_or_not(value) -> None:
+def test_a_number_that_has_a_range_must_be_finite(value) -> None:
     with pytest.raises(ConfigError, match=f"--rate must be a finite number, got {value}"):
-        check_ranges({"rate": value}, {})
+        check_ranges({"rate": value}, {"rate": Range()})
+    check_ranges({"rate": value}, {})
+
+
+def test_a_range_may_reach_to_infinity() -> None:
+    check_ranges({"norm": float("inf")}, {"norm": Range(infinite=True)})
+    for wrong in (float("nan"), float("-inf"), -1.0):
+        with pytest.raises(ConfigError, match=f"--norm must be at least 0, got {wrong}"):
+            check_ranges({"norm": wrong}, {"norm": Range(infinite=True)})
 
 
 def test_what_is_no_number_has_no_range() -> None:

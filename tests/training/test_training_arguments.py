@@ -34,8 +34,25 @@ def test_defaults_of_the_project(tmp_path):
         ({"muon_learning_rate": 0.0}, "muon_learning_rate must be > 0"),
         ({"peak_flops": -1.0}, "peak_flops must be > 0"),
         ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"save_steps": 0, "save_strategy": "steps"}, "save_steps must be > 0, got 0"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm must be at least 0, got nan"),
     ],
 )
 def test_wrong_values_are_config_errors(tmp_path, wrong, text):
     with pytest.raises(ConfigError, match=text):
         MoETrainingArguments(output_dir=str(tmp_path), use_cpu=True, **wrong)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_grad_norm": float("inf")},
+        {"logging_steps": 0, "logging_strategy": "no"},
+        {"save_steps": 0, "save_strategy": "no"},
+        {"save_steps": -1, "save_strategy": "epoch"},
+        {"eval_steps": 0, "eval_strategy": "no"},
+    ],
+)
+def test_what_is_not_looked_at_may_hold_anything_and_clipping_may_be_off(tmp_path, given):
+    args = MoETrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
+    assert {name: getattr(args, name) for name in given} == given

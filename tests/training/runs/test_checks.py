@@ -29,6 +29,7 @@ from moe_hf.training.runs.settings import parse_arguments, resolve_settings
         (["--per_device_train_batch_size", "0"], "at least 1, got 0"),
         (["--gradient_accumulation_steps", "0"], "at least 1, got 0"),
         (["--max_steps", "0", "--num_train_epochs", "0"], "trains nothing"),
+        (["--num_train_epochs", "inf"], "--num_train_epochs must be a finite number, got inf"),
     ],
 )
 def test_a_wrong_command_line_says_what_to_do(argv, words):
