@@ -10,6 +10,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.optional import OPTIONAL_PACKAGES
 from moe_hf.config import validation
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.pattern import MIXER_NAMES
 from moe_hf.layers.experts.activations import activation
@@ -174,6 +175,11 @@ def test_routers_say_what_does_not_fit_them(tiny_config: MakeConfig, fields: dic
 )
 def test_the_words_are_those_of_the_tables_that_know_them(words, table) -> None:
     assert sorted(words) == sorted(table)
+
+
+@pytest.mark.parametrize("words", [validation.ROUTER_TYPES, validation.ROUTER_BALANCE_LOSSES])
+def test_the_docstring_of_the_configuration_says_what_each_word_means(words) -> None:
+    assert [word for word in words if f'"{word}"' not in str(MoEDecoderConfig.__doc__)] == []
 
 
 def test_every_activation_that_is_allowed_can_be_made(tiny_config: MakeConfig) -> None:

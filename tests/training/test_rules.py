@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
-from moe_hf.training.runs.arguments import DataArguments, ModelArguments
+from moe_hf.training.runs.arguments import ModelArguments
 from moe_hf.training.runs.checks import RULES
 from moe_hf.training.runs.settings import resolve_settings
 

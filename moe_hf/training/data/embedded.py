@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 
 from moe_hf.text.corpus import EmbeddedCorpus
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.rows import Rows
-from moe_hf.training.runs.arguments import DataArguments
 
 HELD_OUT_PER_SKILL = 30
 _NAME = "the embedded corpus"

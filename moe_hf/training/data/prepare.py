@@ -8,13 +8,13 @@ import numpy
 from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.collate import BlockCollator
 from moe_hf.training.data.documents import DocumentEncoder
 from moe_hf.training.data.packing import BlockPacker
 from moe_hf.training.data.rows import RowKind, Rows
 from moe_hf.training.data.sources import find_files, generated_source, open_rows
 from moe_hf.training.data.stream import PackedStream
-from moe_hf.training.runs.arguments import DataArguments
 
 
 class RowSplit(NamedTuple):

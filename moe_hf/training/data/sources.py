@@ -11,10 +11,10 @@ import datasets
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.model_source import ask_hub
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.embedded import embedded_held_out, embedded_rows
 from moe_hf.training.data.readers import csv_rows, jsonl_rows, parquet_rows, text_rows
 from moe_hf.training.data.rows import Columns, Row, RowDataset, RowKind, Rows, checked_value, short
-from moe_hf.training.runs.arguments import DataArguments
 
 ROWS_CHECKED_WHEN_STREAMING = 1000
 

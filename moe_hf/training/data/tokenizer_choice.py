@@ -11,8 +11,8 @@ from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.model_source import folder_or_hub_id
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.rows import Rows, conversation_in
-from moe_hf.training.runs.arguments import DataArguments
 
 MOST_CHARACTERS = 50_000_000
 """A trained tokenizer looks at no more characters of the data than this."""

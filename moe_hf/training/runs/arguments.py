@@ -1,9 +1,11 @@
-"""What a training run can be told: the dataclasses behind the flags of `train.py`."""
+"""What a training run can be told of its model and itself: dataclasses behind the flags of `train.py`."""
 
 import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from moe_hf.config.presets import PRESETS
+from moe_hf.config.validation import ROUTER_TYPES
 from moe_hf.training.rules import Checked, Range, Rule
 
 MODEL_RULES = (
@@ -26,32 +28,6 @@ MODEL_RULES = (
         lambda s: not s.upcycle and (s.expert_init or s.router_init),
         "--expert_init {expert_init} and --router_init {router_init} say how --upcycle DIR makes experts; give "
         "--upcycle as well",
-    ),
-)
-
-DATA_RANGES = {
-    "eval_fraction": Range(below=1),
-    "prompt_loss_fraction": Range(most=1),
-    "context_length": Range(2),
-    **dict.fromkeys(("num_conversations", "eval_documents", "shuffle_buffer", "vocab_size"), Range(1)),
-}
-DATA_RULES = (
-    Rule(
-        lambda s: not s.data or "" in s.data,
-        "--data must not be empty, got {data!r}; leave it out for its default",
-    ),
-    Rule(
-        lambda s: not (s.text_column and s.messages_column and s.data_split),
-        "--text_column, --messages_column and --data_split must not be empty, got {text_column!r}, {messages_column!r} "
-        "and {data_split!r}; leave them out for their defaults",
-    ),
-    Rule(
-        lambda s: s.text_column == s.messages_column,
-        "--text_column and --messages_column are both {text_column!r}; a column holds one kind",
-    ),
-    Rule(
-        lambda s: s.streaming and s.packing == "none",
-        "--packing {packing} needs the whole data; with --streaming use document_mask or eos",
     ),
 )
 
@@ -78,9 +54,7 @@ class ModelArguments(Checked):
         },
     )
     dense_twin: bool = field(default=False, metadata={"help": "Every layer dense, whatever the architecture."})
-    moe_size: str = field(
-        default="tiny", metadata={"help": "Preset: tiny, 500m, 1b, 2b, 500m-active, 1b-active or 2b-active."}
-    )
+    moe_size: str = field(default="tiny", metadata={"help": f"Preset: {', '.join(PRESETS)}."})
     model: str | None = field(
         default=None, metadata={"help": "Continue from this model: a directory that moe_hf saved, or a hub id."}
     )
@@ -91,9 +65,7 @@ class ModelArguments(Checked):
     num_experts_per_tok: int | None = field(default=None, metadata={"help": "Experts that each token visits."})
     router_type: str | None = field(
         default=None,
-        metadata={
-            "help": "top_k, switch, sigmoid_bias, hash, expert_choice or expert_threshold: see docs/load_balance.md."
-        },
+        metadata={"help": f"{', '.join(ROUTER_TYPES)}: see docs/load_balance.md."},
     )
     freeze_routers: bool = field(default=False, metadata={"help": "Keep the routers' weights as they are."})
     balanced_hash: bool = field(
@@ -146,76 +118,6 @@ class ModelArguments(Checked):
             return "dense" if self.is_dense else "moe"
         name = re.sub(r"[^a-z0-9]+", "-", self.architecture.replace("*", "").replace(" ", ""))
         return f"{name}-dense" if self.is_dense else name
-
-
-@dataclass
-class DataArguments(Checked):
-    """What is read, how it becomes tokens, and what is held out."""
-
-    _argument_group_name: ClassVar[str] = "data"
-    RANGES, RULES = DATA_RANGES, DATA_RULES
-
-    data: list[str] = field(
-        default_factory=lambda: ["embedded"],
-        metadata={
-            "help": "embedded (conversations that the package generates), files (.txt .jsonl .csv .parquet), globs, "
-            "folders, or the name of a data set on the hub."
-        },
-    )
-    data_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    data_split: str = field(default="train", metadata={"help": "Split of a hub data set."})
-    text_column: str = field(default="text", metadata={"help": "Column with plain text."})
-    messages_column: str = field(default="messages", metadata={"help": "Column with conversations."})
-    text_unit: Literal["file", "paragraph", "line"] = field(
-        default="file", metadata={"help": "What one document of a .txt file is."}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read while training instead of before it; needs --max_steps."}
-    )
-    shuffle_buffer: int = field(
-        default=256, metadata={"help": "With --streaming: blocks among which the next one is drawn; 1 keeps the order."}
-    )
-    packing: Literal["document_mask", "eos", "none"] = field(
-        default="document_mask",
-        metadata={
-            "help": "document_mask: full blocks, documents do not see each other. eos: full blocks, documents joined "
-            "by the end-of-text token. none: one document per row, padded."
-        },
-    )
-    prompt_loss_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share in [0, 1] of a conversation's tokens outside the assistant's turns that are learnt too."
-        },
-    )
-    context_length: int | None = field(
-        default=None, metadata={"help": "Tokens per row; default: the model's longest sequence."}
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "A directory or hub id, or word, bpe or byte: trained on the data. Default: the starting "
-            "model's own, otherwise the recipe's."
-        },
-    )
-    vocab_size: int | None = field(
-        default=None,
-        metadata={"help": "Largest vocabulary of a trained tokenizer; a fresh model's embedding has at least as many."},
-    )
-    chat_template: str | None = field(
-        default=None,
-        metadata={"help": "A Jinja file, or moe_hf for the package's own: replaces the tokenizer's chat template."},
-    )
-    eval_data: list[str] = field(
-        default_factory=list, metadata={"help": "Held-out data, named like --data; replaces --eval_fraction."}
-    )
-    eval_fraction: float = field(
-        default=0.02, metadata={"help": "Share of the documents that is held out for evaluation; 0 turns it off."}
-    )
-    eval_documents: int = field(
-        default=200, metadata={"help": "With --streaming: the first so many documents are held out."}
-    )
-    num_conversations: int = field(default=20_000, metadata={"help": "Size of the embedded corpus."})
 
 
 @dataclass

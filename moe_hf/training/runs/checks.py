@@ -18,8 +18,9 @@ from moe_hf.base.errors import BackendUnavailableError, ConfigError, did_you_mea
 from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.rules import Rule, check_rules
-from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
+from moe_hf.training.runs.arguments import ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
 ATTENTIONS = (

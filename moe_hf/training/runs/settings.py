@@ -11,7 +11,8 @@ import torch
 from transformers import HfArgumentParser
 
 from moe_hf.base.errors import ConfigError, did_you_mean
-from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
+from moe_hf.training.data.arguments import DataArguments
+from moe_hf.training.runs.arguments import ModelArguments, RunArguments
 from moe_hf.training.runs.checks import check_settings
 from moe_hf.training.runs.recipes import training_recipe
 from moe_hf.training.runs.run_file import parse_yaml, read_run_file

@@ -2,8 +2,8 @@
 
 import datasets
 
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.embedded import HELD_OUT_PER_SKILL, embedded_held_out, embedded_rows
-from moe_hf.training.runs.arguments import DataArguments
 
 
 def test_it_has_as_many_conversations_as_are_asked_for_and_the_same_for_the_same_seed() -> None:

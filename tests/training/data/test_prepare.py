@@ -5,8 +5,8 @@ import json
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.prepare import prepare_data, split_rows
-from moe_hf.training.runs.arguments import DataArguments
 from tests.training.data.samples import CONTEXT, TEXTS, jsonl
 
 

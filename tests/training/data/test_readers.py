@@ -3,8 +3,8 @@
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.sources import open_rows
-from moe_hf.training.runs.arguments import DataArguments
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.rows import Columns, checked_value, conversation_in, short
 from moe_hf.training.data.sources import open_rows
-from moe_hf.training.runs.arguments import DataArguments
 from tests.training.data.samples import CHATS, jsonl
 
 

@@ -6,9 +6,9 @@ import datasets
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.readers import text_rows
 from moe_hf.training.data.sources import FILE_KINDS, SOURCES, FileSource, generated_source, open_rows
-from moe_hf.training.runs.arguments import DataArguments
 from tests.training.data.samples import CHATS, jsonl
 
 

@@ -4,9 +4,9 @@ import datasets
 import pytest
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.rows import Rows
 from moe_hf.training.data.tokenizer_choice import choose_tokenizer
-from moe_hf.training.runs.arguments import DataArguments
 from tests.training.data.samples import CHATS
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.runs.arguments import DataArguments, ModelArguments, RunArguments
+from moe_hf.training.runs.arguments import ModelArguments, RunArguments
 from moe_hf.training.runs.settings import parse_arguments
 
 
@@ -41,10 +41,6 @@ def test_an_architecture_is_a_family_dense_or_not_and_a_part_of_a_folders_name(f
         (ModelArguments, {"model": "a", "num_experts": 4}, "--model a keeps its shape"),
         (ModelArguments, {"upcycle": "a", "architecture": "mamba"}, "drop --architecture mamba"),
         (ModelArguments, {"router_init": "zero"}, "--upcycle as well"),
-        (DataArguments, {"data": []}, "--data must not be empty"),
-        (DataArguments, {"data_split": ""}, "--data_split must not be empty"),
-        (DataArguments, {"text_column": "a", "messages_column": "a"}, "are both 'a'"),
-        (DataArguments, {"context_length": 1}, "--context_length must be at least 2, got 1"),
         (RunArguments, {"questions_per_skill": -1}, "--questions_per_skill must be at least 0, got -1"),
     ],
 )
