@@ -64,6 +64,8 @@ class Experts(nn.Module, DrawsOwnWeights):
     def forward(self, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """The reference, "eager": for each expert, its tokens through its FFN, weighted and added up; (T, D).
 
+        The class's decorator calls the chosen backend in its place: see `moe_hf.layers.experts.backends`.
+
         Ids equal to `num_experts` mark slots to skip, as expert parallelism and token dropping use them.
         """
         stack, known = stack_of(self)

@@ -13,7 +13,7 @@ import torch
 from moe_hf.base.optional import require
 from moe_hf.ops.sequence.backends import Kernel
 from moe_hf.ops.sequence.contract import Carried, call_of
-from moe_hf.ops.sequence.scalar_decay import scalar_decay, without_padding
+from moe_hf.ops.sequence.scalar_decay import neutral_at_padding, scalar_decay
 
 
 def fla_scalar_decay(
@@ -31,7 +31,7 @@ def fla_scalar_decay(
     if shared or value_BSHV.dtype == torch.float64 or torch.compiler.is_compiling():
         return scalar_decay(query_BSHK, key_BSHK, value_BSHV, log_decay, **carried)
     initial_state, (mask_BS, starts_BS), output_final_state = call_of(**carried)
-    key_BSHK, value_BSHV, log_decay = without_padding(key_BSHK, value_BSHV, log_decay, mask_BS)
+    key_BSHK, value_BSHV, log_decay = neutral_at_padding(key_BSHK, value_BSHV, log_decay, mask_BS)
     query_BSHK, key_BSHK = (x.to(value_BSHV.dtype).contiguous() for x in (query_BSHK, key_BSHK))
     batch, length = value_BSHV.shape[:2]
     sequences, options = [query_BSHK, key_BSHK, value_BSHV.contiguous()], dict[str, Any]()

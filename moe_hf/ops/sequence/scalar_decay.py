@@ -84,7 +84,7 @@ def scalar_decay_step(
         initial_state: (B, H, K, V), which is not written to.
         mask_B: nonzero where the token is real. None: all are.
     """
-    key_BGK, value_BHV, log_decay = without_padding(key_BGK, value_BHV, log_decay, mask_B)
+    key_BGK, value_BHV, log_decay = neutral_at_padding(key_BGK, value_BHV, log_decay, mask_B)
     dtype, (batch, groups, width) = initial_state.dtype, key_BGK.shape
     decay_BH11 = log_decay.to(dtype).exp()[..., None, None]
     value_BGR1V = value_BHV.to(dtype).unflatten(1, (groups, -1))[..., None, :]
@@ -165,7 +165,7 @@ def parallel_scalar_decay(
     return call.result(out.transpose(1, 2).to(value_BSHV.dtype), state_BHKV)
 
 
-def without_padding(
+def neutral_at_padding(
     key: torch.Tensor, value: torch.Tensor, log_decay: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys, values and decays that leave the state as it is where the mask is 0.
@@ -188,7 +188,7 @@ def _prepared(
 ) -> Inputs:
     _check(query_BSGK, key_BSGK, value_BSHV, log_decay, call.initial_state)
     mask_BS, starts_BS = call.edges
-    return Inputs(query_BSGK, *without_padding(key_BSGK, value_BSHV, log_decay, mask_BS), starts_BS)
+    return Inputs(query_BSGK, *neutral_at_padding(key_BSGK, value_BSHV, log_decay, mask_BS), starts_BS)
 
 
 def _check(
