@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar, cast
 
-from moe_hf.config.derived import DerivedFields
 from moe_hf.config.mixers.hyena import HyenaFields
 from moe_hf.config.mixers.mamba import MambaFields
 from moe_hf.config.mixers.retention import RetentionFields
@@ -14,7 +13,7 @@ from moe_hf.config.validation import ValidDecoder
 
 
 @strict_config
-class MoEDecoderConfig(DerivedFields, ReadConfig, ValidDecoder, RetentionFields, MambaFields, HyenaFields, RWKVFields):
+class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, HyenaFields, RWKVFields):
     """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
 
     A field that may be None is saved as None where it is left out, and reads as the value below (`DerivedFields`). Two

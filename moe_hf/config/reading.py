@@ -5,15 +5,15 @@ import os
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError, ConfigError, did_you_mean
+from moe_hf.config.derived import DerivedFields
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
 
 
-class ReadConfig(PreTrainedConfig):
+class ReadConfig(DerivedFields):
     """A configuration that reads its own family's `config.json`, and those of the dense models it can start from.
 
     Attributes:
@@ -37,11 +37,24 @@ class ReadConfig(PreTrainedConfig):
         config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
         # It follows from the other fields, and files of earlier versions have other words for it.
         config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        config_dict = cls._left_out_again(config_dict) if overrides else config_dict
         if "max_position_embeddings" in overrides and config_dict.get("hyena_filter_time_base") is None:
             # Files of earlier versions do not say what their filters were trained with.
             default = cls.__dataclass_fields__["max_position_embeddings"].default
             config_dict["hyena_filter_time_base"] = config_dict.get("max_position_embeddings", default)
         return super().from_dict({**config_dict, **overrides}, **kwargs)
+
+    @classmethod
+    def _left_out_again(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """A file's content without the values that were derived, so that they follow the overrides.
+
+        Files of earlier versions hold the value of every field; in later ones, null tells what was left out.
+        """
+        names = cls.derived_fields
+        if any(config_dict.get(name) is None for name in names):
+            return config_dict
+        usual = {name: getattr(cls.from_dict({**config_dict, name: None}), name) for name in names}
+        return {key: value for key, value in config_dict.items() if key not in usual or value != usual[key]}
 
     @classmethod
     def get_config_dict(

@@ -4,11 +4,13 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_hf import MegaByteWithMoEConfig, RetNetWithMoEConfig, RWKVWithMoEConfig
 from moe_hf.base.errors import ConfigError
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 
 MakeConfig = Callable[..., GPT2WithMoEConfig]
@@ -65,23 +67,51 @@ def test_what_was_left_out_stays_none_in_the_file(tmp_path: Path) -> None:
 
 
 def test_what_was_given_stays_even_where_it_is_the_default(tiny_config: MakeConfig, tmp_path: Path) -> None:
-    given = {"intermediate_size": 128, "moe_intermediate_size": 128, "router_aux_loss_coef": 0.01}
+    given = {"intermediate_size": 128, "moe_intermediate_size": None, "router_aux_loss_coef": 0.01}
     tiny_config(**given, mlp_layer_types=["sparse", "dense"] * 2).save_pretrained(tmp_path)
     loaded = GPT2WithMoEConfig.from_pretrained(tmp_path, hidden_size=64, router_type="sigmoid_bias")
-    assert {name: getattr(loaded, name) for name in given} == given
+    assert (loaded.intermediate_size, loaded.router_aux_loss_coef) == (128, 0.01)
     with pytest.raises(ConfigError, match="mlp_layer_types"):
         GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
 
 
+def save_as_before(config: MoEDecoderConfig, folder: Path) -> dict[str, Any]:
+    """A `config.json` of an earlier version, which holds what was derived; gives its content."""
+    config.save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    older = {**saved, **{name: getattr(config, name) for name in config.derived_fields}}
+    (folder / "config.json").write_text(json.dumps(older))
+    return older
+
+
 def test_an_older_file_which_holds_derived_values_gives_the_same_configuration(tmp_path: Path) -> None:
     config = GPT2WithMoEConfig(num_hidden_layers=3, router_type="sigmoid_bias")
-    config.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    older = {**saved, **{name: getattr(config, name) for name in config.derived_fields}}
-    (tmp_path / "config.json").write_text(json.dumps(older))
+    saved = save_as_before(config, tmp_path)
     loaded = GPT2WithMoEConfig.from_pretrained(tmp_path)
     assert all(getattr(loaded, name) == getattr(config, name) for name in saved if name != "transformers_version")
     assert loaded.layer_types == config.layer_types
+
+
+def test_what_an_older_file_derived_follows_an_override(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    save_as_before(tiny_config(), tmp_path)
+    load = GPT2WithMoEConfig.from_pretrained
+    assert load(tmp_path, num_hidden_layers=2).mlp_layer_types == ["sparse", "dense"]
+    assert load(tmp_path, mlp_placement="interleaved").mlp_layer_types == ["none", "sparse"] * 2
+    assert load(tmp_path, router_type="sigmoid_bias").router_aux_loss_coef == 1e-4
+    assert load(tmp_path, router_type="sigmoid_bias", router_aux_loss_coef=0.01).router_aux_loss_coef == 0.01
+    save_as_before(RWKVWithMoEConfig(), tmp_path)
+    assert RWKVWithMoEConfig.from_pretrained(tmp_path, rwkv_version=4).mlp_token_shift == "rwkv4"
+    save_as_before(MegaByteWithMoEConfig(hidden_size=64, num_attention_heads=4, patch_size=8), tmp_path)
+    assert MegaByteWithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2).sparse_layers == [0]
+
+
+def test_what_differs_from_what_an_older_file_would_derive_was_chosen(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    chosen = {"intermediate_size": 40, "router_aux_loss_coef": 0.3, "mlp_layer_types": ["dense", *["sparse"] * 3]}
+    save_as_before(tiny_config(**chosen), tmp_path)
+    loaded = GPT2WithMoEConfig.from_pretrained(tmp_path, hidden_size=64, router_type="sigmoid_bias")
+    assert {name: getattr(loaded, name) for name in chosen} == chosen
+    with pytest.raises(ConfigError, match="mlp_layer_types"):
+        GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
 
 
 def test_a_copy_derives_for_itself(tiny_config: MakeConfig) -> None:
