@@ -40,8 +40,7 @@ class ChannelMix(FFN, DrawsOwnWeights):
         before = None if states is None else states.read("channel_mix_last")
         shifted_BSD, last = token_shift(x_BSD, initial_state=before, **inputs.layout)
         if states is not None:
-            # A view would keep all the inputs alive.
-            states.write("channel_mix_last", last.clone())
+            states.write("channel_mix_last", last)
         if self.receptance is None or self.time_mix_receptance is None:
             return self.inner(torch.lerp(x_BSD, shifted_BSD, self.time_mix_key), inputs)
         out_BSD = self.inner(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key), inputs)

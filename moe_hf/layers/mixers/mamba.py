@@ -47,8 +47,7 @@ class MambaMixer(RecurrentMixer, DrawsOwnWeights):
         x_BSC, state_BPC = convolved_with(
             self._convolve, x_BSC, self.config.mamba_conv_kernel, initial_state=before.conv, **inputs.layout
         )
-        # The state may be a view, which would keep all the inputs alive.
-        return F.silu(x_BSC), state_BPC if x_BSC.shape[1] == 1 else state_BPC.clone()
+        return F.silu(x_BSC), state_BPC
 
     def _convolve(self, window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
         # What stands in for the module, such as an adapter around it, may know of no ages.

@@ -41,7 +41,7 @@ class Mamba1(MambaMixer):
         """As in RecurrentMixer."""
         u_BSI, gate_BSI = self.in_proj(x_BSD).chunk(2, dim=-1)
         u_BSI, conv = self.convolve(u_BSI, inputs, before)
-        is_step = before.scan is not None and self.is_step(x_BSD, inputs)
+        is_step = self.is_step(before.scan, x_BSD, inputs)
         if is_step:
             u_BSI, gate_BSI = u_BSI.squeeze(1), gate_BSI.squeeze(1)
         sizes = [self.rank, self.state_size, self.state_size]

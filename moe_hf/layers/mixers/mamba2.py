@@ -60,7 +60,7 @@ class Mamba2(MambaMixer):
         inner, shared = self.inner_width, self.num_groups * self.state_size
         gate_BSI, xbc, step_BSH = self.in_proj(x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
         xbc, conv = self.convolve(xbc, inputs, before)
-        is_step = before.scan is not None and self.is_step(x_BSD, inputs)
+        is_step = self.is_step(before.scan, x_BSD, inputs)
         if is_step:
             gate_BSI, xbc, step_BSH = gate_BSI.squeeze(1), xbc.squeeze(1), step_BSH.squeeze(1)
         u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)

@@ -5,7 +5,7 @@ Shapes: B batch, S positions of this call, D width.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 
@@ -57,9 +57,15 @@ class RecurrentMixer(Mixer):
         """The inputs with what is computed once for all segments."""
         return inputs
 
-    def is_step(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> bool:
-        """Whether this is one more token where there are others before it, as in decoding."""
-        return x_BSD.shape[1] == 1 and inputs.document_starts is None
+    def is_step(self, before: torch.Tensor | None, x_BSD: torch.Tensor, inputs: LayerInputs) -> TypeGuard[torch.Tensor]:
+        """Whether this is one more token where there are others before it, as in decoding; then `before` is a tensor.
+
+        Args:
+            before: the state of the recurrence.
+            x_BSD: the tokens, or anything else with their positions.
+            inputs: as in `forward`.
+        """
+        return before is not None and x_BSD.shape[1] == 1 and inputs.document_starts is None
 
     def recur(
         self,

@@ -82,7 +82,7 @@ class Retention(RecurrentMixer):
         # gamma_h = 1 - 2^(-5 - h), eq. 8.
         # By log1p, since 1 - x rounds off the digits of a small x.
         log_decay_H = torch.log1p(-torch.exp2(-5 - torch.arange(self.heads, device=x_BSD.device, dtype=torch.float32)))
-        if before.retention is not None and self.is_step(x_BSD, inputs):
+        if self.is_step(before.retention, x_BSD, inputs):
             parts = (query[:, 0], key[:, 0], value[:, 0], log_decay_H)
             out_BHV, state_BHKV = scalar_decay_step(*parts, initial_state=before.retention, mask_B=inputs.mask_of_step)
             out_BSHV = out_BHV[:, None]

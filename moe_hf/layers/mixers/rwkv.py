@@ -35,9 +35,7 @@ class RWKVMixer(RecurrentMixer, DrawsOwnWeights):
 
     def shifted(self, x_BSD: torch.Tensor, inputs: LayerInputs, before: RWKVState) -> tuple[torch.Tensor, torch.Tensor]:
         """The token before each one, and the last one, for the next call."""
-        shifted_BSD, last = token_shift(x_BSD, initial_state=before.time_mix_last, **inputs.layout)
-        # A view would keep all the inputs alive.
-        return shifted_BSD, last.clone()
+        return token_shift(x_BSD, initial_state=before.time_mix_last, **inputs.layout)
 
 
 def depth_of(config: PreTrainedConfig, layer_idx: int) -> tuple[float, float]:

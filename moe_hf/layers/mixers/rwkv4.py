@@ -51,7 +51,7 @@ class RWKV4(RWKVMixer):
         dtype = torch.promote_types(x_BSD.dtype, torch.float32)
         # exp keeps the rate positive, so that what was seen can only fade.
         decay_I, bonus_I = self.time_decay.to(dtype).exp(), self.time_first.to(dtype)
-        if before.memory is not None and self.is_step(x_BSD, inputs):
+        if self.is_step(before.memory, x_BSD, inputs):
             parts = (decay_I, bonus_I, key_BSI[:, 0], value_BSI[:, 0])
             out_BI, memory = wkv_step(*parts, initial_state=before.memory, mask_B=inputs.mask_of_step)
             out_BSI = out_BI[:, None]

@@ -122,7 +122,7 @@ class RWKV7(RWKVMixer):
     def _recurrence(
         self, inputs: LayerInputs, before: torch.Tensor | None, *parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if before is not None and self.is_step(parts[0], inputs):
+        if self.is_step(before, parts[0], inputs):
             now = (part[:, 0] for part in parts)
             out, memory = delta_rule_step(*now, initial_state=before, mask_B=inputs.mask_of_step)
             return out[:, None], memory

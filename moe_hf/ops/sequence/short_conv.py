@@ -94,6 +94,7 @@ def token_shift(
     if starts_BS is not None:
         before_BSD = before_BSD.masked_fill(starts_BS[..., None], 0.0)
     if moved is None:
+        # A view would keep the whole window alive.
         return before_BSD, window[:, -1:].clone()
     return moved.unpack(before_BSD), _rows_at(window, moved.count_B, 1)
 

@@ -71,11 +71,12 @@ def test_the_cache_keeps_each_state_by_name_between_calls(x_BSD: torch.Tensor) -
 
 
 @torch.no_grad()
-def test_one_position_is_a_step_unless_a_document_begins(x_BSD: torch.Tensor) -> None:
-    mixer = RunningSum()
-    assert mixer.is_step(x_BSD[:, :1], LayerInputs())
-    assert not mixer.is_step(x_BSD, LayerInputs())
-    assert not mixer.is_step(x_BSD[:, :1], LayerInputs(document_starts=torch.ones(B, 1, dtype=torch.bool)))
+def test_one_position_is_a_step_after_others_unless_a_document_begins(x_BSD: torch.Tensor) -> None:
+    mixer, before = RunningSum(), torch.zeros(B, 1)
+    assert mixer.is_step(before, x_BSD[:, :1], LayerInputs())
+    assert not mixer.is_step(None, x_BSD[:, :1], LayerInputs())
+    assert not mixer.is_step(before, x_BSD, LayerInputs())
+    assert not mixer.is_step(before, x_BSD[:, :1], LayerInputs(document_starts=torch.ones(B, 1, dtype=torch.bool)))
 
 
 def test_a_recurrence_gets_the_layout_and_the_state(x_BSD: torch.Tensor) -> None:

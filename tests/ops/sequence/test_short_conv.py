@@ -107,3 +107,14 @@ def test_it_compiles_into_one_graph() -> None:
     ours = torch.autograd.grad((compiled(*leaves) * direction).sum(), leaves)
     eager = torch.autograd.grad((short_conv(*leaves)[0] * direction).sum(), leaves)
     torch.testing.assert_close(ours, eager)
+
+
+@pytest.mark.parametrize("length", [1, S])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_state_is_no_view_that_keeps_the_inputs_alive(length: int, packed: bool, padded: bool) -> None:
+    x, weight, _ = make(length)
+    real = torch.ones(B, length, dtype=torch.bool)
+    layout = {"starts_BS": real if packed else None, "mask_BS": real if padded else None}
+    for state in (short_conv(x, weight, **layout)[1], token_shift(x, **layout)[1]):
+        assert state.untyped_storage().nbytes() == state.nbytes
