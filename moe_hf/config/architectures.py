@@ -55,8 +55,10 @@ def architecture_config(word: str) -> tuple[type[MoEDecoderConfig], dict[str, An
     fields: dict[str, Any] = {"mixer": word}
     if "attention" in mixers:
         fields["position_embedding_type"] = "rotary"
-    # A pattern takes the defaults (norms, FFNs) of the family whose own mixer is its first that is not attention.
-    return next(config for config in ARCHITECTURES.values() if config.mixer == first), fields
+    # A pattern takes the defaults (norms, FFNs) of the family whose own mixer is its first that is not attention,
+    # and those of GPT-2's where that mixer has no family.
+    families = (config for config in ARCHITECTURES.values() if config.mixer == first)
+    return next(families, GPT2WithMoEConfig), fields
 
 
 def is_of_architecture(config: Any, word: str) -> bool:

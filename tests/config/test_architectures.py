@@ -3,6 +3,7 @@
 import pytest
 
 from moe_hf import ConfigError, GPT2WithMoEConfig, create_moe_config
+from moe_hf.config import architectures
 from moe_hf.config.architectures import ARCHITECTURES, architecture_config, is_of_architecture
 
 PATTERNS = ["mamba*3,attention", "retention,attention", "rwkv*2,attention*2", "attention,retention,attention,mamba"]
@@ -22,6 +23,11 @@ def test_attention_in_a_hybrid_gets_rotary_positions(pattern: str) -> None:
 def test_a_hybrid_belongs_to_the_family_of_its_first_other_mixer() -> None:
     assert architecture_config("attention,retention")[0].model_type == "retnet_moe"
     assert architecture_config("attention")[0] is GPT2WithMoEConfig
+
+
+def test_a_mixer_without_a_family_takes_the_defaults_of_gpt2_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architectures, "MIXER_NAMES", ("attention", "conv"))
+    assert architecture_config("conv*3,attention")[0] is GPT2WithMoEConfig
 
 
 def test_a_pattern_that_does_not_fit_and_other_placements_of_ffns_are_told_apart() -> None:

@@ -72,7 +72,7 @@ def judge(
                     verdict.values.extend(_values(goal, group))
         else:
             number_of = (further or {}).get(goal.of, {})
-            if goal.below in number_of:
+            if goal.above in number_of and goal.below in number_of:
                 verdict.values.append(Value(goal.case, number_of[goal.above] / number_of[goal.below]))
     return list(rows.values())
 

@@ -110,6 +110,9 @@ def in_turns(
         opponents: arms that may be sampled less when they are slow.
         yardsticks: arms that do less work than the others, and so do not make them look slow.
     """
+    if not arms:
+        # Its rounds would only collect garbage, as many as the plan allows: nothing spends the budget.
+        return
     once = {name: _warm_seconds(step, clock, device) for name, step in arms.items()}
     calls = {name: max(1, math.ceil(plan.min_sample / max(seconds, 1e-9))) for name, seconds in once.items()}
     fastest = min([seconds for name, seconds in once.items() if name not in yardsticks] or [math.inf])

@@ -62,6 +62,11 @@ def test_the_best_of_several_opponents_counts_and_every_case_of_a_quantity() -> 
     assert judge([PERPLEXITY_GOAL], [], {PERPLEXITIES: {FULL: 4.0, TOPK: 4.1}})[0].text == "MISSED in 1 of 1"
 
 
+@pytest.mark.parametrize("arm", [FULL, TOPK])
+def test_a_number_that_a_report_holds_of_one_arm_alone_decides_nothing(arm: str) -> None:
+    assert judge([PERPLEXITY_GOAL], [], {PERPLEXITIES: {arm: 4.0}})[0].text == "not measured"
+
+
 def test_memory_is_held_against_memory() -> None:
     size = LayerSize(64, 8)
     goal = Goal("memory", 0.5, "ours", "theirs", higher=False, of=PEAK, case="two", mode=FORWARD)

@@ -49,6 +49,10 @@ def test_short_calls_are_repeated():
     assert len(calls) == samples["short"].calls + 2
 
 
+def test_without_arms_there_is_nothing_to_measure() -> None:
+    assert list(in_turns({}, SamplingPlan(), "cpu", CPU, 0)) == []
+
+
 def test_garbage_collection_is_back_on_afterwards():
     list(in_turns({"a": busy(1)}, SamplingPlan(min_rounds=1, max_rounds=1), "wall", CPU, 0))
     assert gc.isenabled()
