@@ -1,4 +1,4 @@
-"""Tables of what settings may be: ranges of numbers, and rules about settings that exclude each other."""
+"""Tables of what settings may be: ranges of numbers, and conflicts between settings."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +32,15 @@ class Range(NamedTuple):
         return low + (f" and at most {self.most:.0f}" if self.most < math.inf else high)
 
 
-class Rule(NamedTuple):
+class Conflict(NamedTuple):
     """What settings must not be together.
 
     Attributes:
-        broken: true of settings, an object with a field for each, that break the rule.
+        found: true of settings, an object with a field for each, that have it.
         message: says what is wrong and what to do; names of fields in braces become their values, as they are typed.
     """
 
-    broken: Callable[[Any], Any]
+    found: Callable[[Any], Any]
     message: str
 
 
@@ -58,16 +58,16 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None
         raise ConfigError(f"--{name} must be {'a finite number' if odd else allowed}, got {value}")
 
 
-def check_rules(settings: Any, rules: Sequence[Rule]) -> None:
-    """Nothing, if no rule is broken.
+def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
+    """Nothing, if there is no conflict.
 
     Raises:
-        ConfigError: with the message of the first that is.
+        ConfigError: with the message of the first.
     """
-    for rule in rules:
-        if rule.broken(settings):
+    for conflict in conflicts:
+        if conflict.found(settings):
             raise ConfigError(
-                rule.message.format_map({name: _as_typed(value) for name, value in vars(settings).items()})
+                conflict.message.format_map({name: _as_typed(value) for name, value in vars(settings).items()})
             )
 
 
@@ -75,15 +75,15 @@ class Checked:
     """A dataclass whose values are checked whenever one is made.
 
     Raises:
-        ConfigError: a value is out of its range in `RANGES`, or one of `RULES` is broken.
+        ConfigError: a value is out of its range in `RANGES`, or there is one of `CONFLICTS`.
     """
 
     RANGES: ClassVar[Mapping[str, Range]] = {}
-    RULES: ClassVar[Sequence[Rule]] = ()
+    CONFLICTS: ClassVar[Sequence[Conflict]] = ()
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), self.RANGES)
-        check_rules(self, self.RULES)
+        check_conflicts(self, self.CONFLICTS)
 
 
 def _as_typed(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tables of settings: each range and rule says what was given, and what is allowed."""
+"""Tables of settings: each range and conflict says what was given, and what is allowed."""
 
 import string
 from types import SimpleNamespace
@@ -7,9 +7,9 @@ import pytest
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.data.arguments import DataArguments
-from moe_hf.training.rules import Range, Rule, check_ranges, check_rules
+from moe_hf.training.rules import Conflict, Range, check_conflicts, check_ranges
 from moe_hf.training.runs.arguments import ModelArguments
-from moe_hf.training.runs.checks import RULES
+from moe_hf.training.runs.checks import CONFLICTS
 from moe_hf.training.runs.settings import resolve_settings
 
 
@@ -46,14 +46,14 @@ def test_what_is_no_number_has_no_range() -> None:
     check_ranges({"steps": None, "word": "often"}, {"steps": Range(1), "word": Range(1)})
 
 
-def test_the_first_broken_rule_is_told_with_the_values_as_they_are_typed() -> None:
-    rules = (
-        Rule(lambda s: s.size > 9, "--size {size} is large"),
-        Rule(lambda s: s.names, "--names {names} with --size {size}"),
-        Rule(lambda s: True, "never reached"),
+def test_the_first_conflict_is_told_with_the_values_as_they_are_typed() -> None:
+    conflicts = (
+        Conflict(lambda s: s.size > 9, "--size {size} is large"),
+        Conflict(lambda s: s.names, "--names {names} with --size {size}"),
+        Conflict(lambda s: True, "never reached"),
     )
     with pytest.raises(ConfigError, match="--names a b with --size 3"):
-        check_rules(SimpleNamespace(size=3, names=["a", "b"]), rules)
+        check_conflicts(SimpleNamespace(size=3, names=["a", "b"]), conflicts)
 
 
 def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> None:
@@ -61,15 +61,15 @@ def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> No
     parts = (settings.model, settings.data, settings.run, settings.training)
     whole = {"world_size"} | {name for part in parts for name in vars(part)}
     tables = (
-        (ModelArguments.RULES, set(vars(ModelArguments()))),
-        (DataArguments.RULES, set(vars(DataArguments()))),
-        (RULES, whole),
+        (ModelArguments.CONFLICTS, set(vars(ModelArguments()))),
+        (DataArguments.CONFLICTS, set(vars(DataArguments()))),
+        (CONFLICTS, whole),
     )
-    for rules, fields in tables:
-        for rule in rules:
-            named = {name for _, name, _, _ in string.Formatter().parse(rule.message) if name}
-            assert named, rule.message
-            assert named <= fields, rule.message
+    for conflicts, fields in tables:
+        for conflict in conflicts:
+            named = {name for _, name, _, _ in string.Formatter().parse(conflict.message) if name}
+            assert named, conflict.message
+            assert named <= fields, conflict.message
 
 
 def test_arguments_made_by_hand_are_checked_as_well() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from moe_hf.training.rules import Checked, Range, Rule
+from moe_hf.training.rules import Checked, Conflict, Range
 
 DATA_RANGES = {
     "eval_fraction": Range(below=1),
@@ -11,21 +11,21 @@ DATA_RANGES = {
     "context_length": Range(2),
     **dict.fromkeys(("num_conversations", "eval_documents", "shuffle_buffer", "vocab_size"), Range(1)),
 }
-DATA_RULES = (
-    Rule(
+DATA_CONFLICTS = (
+    Conflict(
         lambda s: not s.data or "" in s.data,
         "--data must not be empty, got {data!r}; leave it out for its default",
     ),
-    Rule(
+    Conflict(
         lambda s: not (s.text_column and s.messages_column and s.data_split),
         "--text_column, --messages_column and --data_split must not be empty, got {text_column!r}, {messages_column!r} "
         "and {data_split!r}; leave them out for their defaults",
     ),
-    Rule(
+    Conflict(
         lambda s: s.text_column == s.messages_column,
         "--text_column and --messages_column are both {text_column!r}; a column holds one kind",
     ),
-    Rule(
+    Conflict(
         lambda s: s.streaming and s.packing == "none",
         "--packing {packing} needs the whole data; with --streaming use document_mask or eos",
     ),
@@ -38,7 +38,7 @@ class DataArguments(Checked):
 
     # By this name HfArgumentParser makes a group of the flags in its help.
     _argument_group_name: ClassVar[str] = "data"
-    RANGES, RULES = DATA_RANGES, DATA_RULES
+    RANGES, CONFLICTS = DATA_RANGES, DATA_CONFLICTS
 
     data: list[str] = field(
         default_factory=lambda: ["embedded"],

@@ -6,25 +6,25 @@ from typing import ClassVar, Literal
 
 from moe_hf.config.presets import PRESETS
 from moe_hf.config.validation import ROUTER_TYPES
-from moe_hf.training.rules import Checked, Range, Rule
+from moe_hf.training.rules import Checked, Conflict, Range
 
-MODEL_RULES = (
-    Rule(
+MODEL_CONFLICTS = (
+    Conflict(
         lambda s: s.model and s.upcycle,
         "--model {model} continues a saved model and --upcycle {upcycle} starts from a dense one; give one of the two",
     ),
-    Rule(
+    Conflict(
         lambda s: (
             s.model and (s.architecture != "moe" or s.dense_twin or s.num_experts or s.router_type or s.model_overrides)
         ),
         "--model {model} keeps its shape: drop --architecture {architecture}, --dense_twin {dense_twin}, --num_experts "
         "{num_experts}, --router_type {router_type} and --model_overrides {model_overrides}",
     ),
-    Rule(
+    Conflict(
         lambda s: s.upcycle and s.architecture not in ("moe", "dense"),
         "--upcycle {upcycle} brings its own architecture: drop --architecture {architecture}",
     ),
-    Rule(
+    Conflict(
         lambda s: not s.upcycle and (s.expert_init or s.router_init),
         "--expert_init {expert_init} and --router_init {router_init} say how --upcycle DIR makes experts; give "
         "--upcycle as well",
@@ -44,7 +44,7 @@ class ModelArguments(Checked):
 
     # By this name HfArgumentParser makes a group of the flags in its help.
     _argument_group_name: ClassVar[str] = "model"
-    RULES = MODEL_RULES
+    CONFLICTS = MODEL_CONFLICTS
 
     architecture: str = field(
         default="moe",

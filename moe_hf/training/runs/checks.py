@@ -19,7 +19,7 @@ from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.training.data.arguments import DataArguments
-from moe_hf.training.rules import Rule, check_rules
+from moe_hf.training.rules import Conflict, check_conflicts
 from moe_hf.training.runs.arguments import ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
@@ -29,59 +29,59 @@ ATTENTIONS = (
 EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 
-# Rules of one part alone stand beside it: in `arguments` and `training_arguments`.
-RULES = (
+# Conflicts within one part alone stand beside it: in `arguments` and `training_arguments`.
+CONFLICTS = (
     *(
-        Rule(
+        Conflict(
             lambda s, name=name: not math.isfinite(getattr(s, name) or 0),
             f"--{name} must be a finite number, got {{{name}}}",
         )
         for name in ("num_train_epochs", "neftune_noise_alpha")
     ),
-    Rule(
+    Conflict(
         lambda s: s.max_steps <= 0 and (s.num_train_epochs <= 0 or s.given.get("max_steps", -1) != -1),
         "--max_steps {max_steps} with --num_train_epochs {num_train_epochs} trains nothing; give --max_steps 1 or "
         "more, or leave it out (or at -1) and give --num_train_epochs above 0",
     ),
-    Rule(
+    Conflict(
         lambda s: s.given.get("model") and "moe_size" in s.given,
         "--moe_size {moe_size} sizes a fresh model, but --model {model} brings its own size",
     ),
-    Rule(
+    Conflict(
         lambda s: s.given.get("upcycle") and "moe_size" in s.given,
         "--moe_size {moe_size} sizes a fresh model, but --upcycle {upcycle} brings its own size",
     ),
-    Rule(
+    Conflict(
         lambda s: s.streaming and s.max_steps <= 0,
         "--streaming has no end that is known beforehand: give --max_steps as well, 1 or more (it is {max_steps})",
     ),
-    Rule(
+    Conflict(
         lambda s: s.streaming and s.dataloader_num_workers > 0,
         "--streaming resumes exactly only with --dataloader_num_workers 0, got {dataloader_num_workers}",
     ),
-    Rule(
+    Conflict(
         lambda s: s.fsdp and s.world_size == 1,
         "--fsdp {fsdp} shards a model over several processes, but there is {world_size}: start the run with torchrun, "
         "or leave it out",
     ),
-    Rule(
+    Conflict(
         lambda s: s.resume != "auto" and s.resume_from_checkpoint,
         "--resume {resume} and --resume_from_checkpoint {resume_from_checkpoint} say the same; give one of the two",
     ),
-    Rule(
+    Conflict(
         lambda s: s.metric_for_best_model and s.metric_for_best_model.removeprefix("eval_") != "loss",
         "--metric_for_best_model {metric_for_best_model}: evaluation measures the loss alone; give loss",
     ),
-    Rule(
+    Conflict(
         lambda s: s.metric_for_best_model is None and s.save_strategy == SaveStrategy.BEST,
         "--save_strategy best needs to know what is best, but --metric_for_best_model is {metric_for_best_model}: give "
         "--metric_for_best_model loss",
     ),
-    Rule(
+    Conflict(
         lambda s: s.label_names not in (None, ["labels"]),
         "--label_names {label_names}: the labels are called labels; leave it out",
     ),
-    Rule(
+    Conflict(
         lambda s: s.push_to_hub and not (s.hub_token or get_token()),
         "--push_to_hub {push_to_hub} needs a token of the hub: log in with `hf auth login`, or give --hub_token",
     ),
@@ -129,7 +129,7 @@ def check_settings(
             )
     # Called for its error alone.
     architecture_config(model.family)
-    check_rules(SimpleNamespace(**values, given=given, world_size=training.world_size), RULES)
+    check_conflicts(SimpleNamespace(**values, given=given, world_size=training.world_size), CONFLICTS)
     if not run.allow_any_learning_rate:
         _check_rates(training)
     _check_reports(training)
