@@ -52,8 +52,16 @@ def opaque(
     asked = [field for field, _ in _flat_fields(_arguments(backward))]
     _differentiate(operator, backward_operator, arguments, asked, returns, gradients)
 
-    def call(*args: P.args, **_: P.kwargs) -> R:
-        return operator(*_flat(args))
+    signature = inspect.signature(forward)
+    count = len(signature.parameters)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not kwargs and len(args) == count:
+            return operator(*_flat(args))
+        # Apart from the plain call, since a small one would feel it. An argument too many or too few is named here.
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return operator(*_flat(bound.args))
 
     return call
 

@@ -88,6 +88,19 @@ def test_values_and_gradients_are_those_of_the_function() -> None:
     assert {gradient.dtype for gradient in ours} == {torch.float32}
 
 
+def test_arguments_may_be_named_and_a_wrong_or_missing_one_is() -> None:
+    x, a, b = draw()
+    options = Options(Factors(a, b), 3)
+    torch.testing.assert_close(times_power(x, options=options), times_power(x, options))
+    torch.testing.assert_close(times_power(options=options, x=x), times_power(x, options))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'power'"):
+        times_power(x, options, power=2)
+    with pytest.raises(TypeError, match="missing a required argument: 'options'"):
+        times_power(x)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        times_power(x, options, 2)
+
+
 def test_the_backward_pass_learns_which_gradients_there_are_and_are_asked_for() -> None:
     x, a, _ = draw()
     first, second = times_power(x, Options(Factors(a.detach(), None), 2))
