@@ -16,6 +16,7 @@ from moe_hf.ops.attention.contract import (
     Inputs,
     capped,
     forward_shapes,
+    in_own_types,
     prepared,
     reference_weights,
     room_for_gradients,
@@ -25,6 +26,7 @@ from moe_hf.ops.attention.visible_spans import Document, documents, spans_of_mas
 from moe_hf.ops.operators import needs_gradient, opaque
 
 
+@in_own_types
 def reference_block_attention(
     query_BHSC: torch.Tensor, key_BGNC: torch.Tensor, value_BGNV: torch.Tensor, top_k: int | float, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,6 +175,7 @@ def _of_document(inputs: Inputs, document: Document, number: int) -> Tensors:
     )
 
 
+@in_own_types
 def _attend(inputs: Inputs, query_start: int, options: BlockOptions, keep: bool) -> Result:
     # Of all documents, with batch and heads apart: (B, H, S, V), (B, H, S), (B, H, S, K); the last two only if kept.
     query, key, value = inputs[:3]
@@ -208,6 +211,7 @@ def _forward_shapes(inputs: Inputs, options: BlockOptions) -> tuple[torch.Tensor
     return forward_shapes(inputs), logsum, block
 
 
+@in_own_types
 def _backward(
     dout: torch.Tensor, whole: Result, inputs: Inputs, query_start: int, options: BlockOptions
 ) -> list[torch.Tensor]:

@@ -3,14 +3,18 @@
 Shapes: B batch, H query heads, G key heads (H is a multiple), S queries, N keys, C head width, V width of the values.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.attention.topk_selection import require_top_k
-from moe_hf.ops.dtypes import float32_or_more
+from moe_hf.ops.dtypes import float32_or_more, without_autocast
+
+Run = TypeVar("Run", bound=Callable[..., Any])
 
 
 class Inputs(NamedTuple):
@@ -61,6 +65,21 @@ def prepared(
     tensors = (query_BHSC.to(dtype), key_BGNC.to(dtype).contiguous(), value_BGNV.to(dtype).contiguous())
     softmax = Softmax(query_BHSC.shape[-1] ** -0.5 if scale is None else scale, softcap or 0.0, dropout)
     return Inputs(*tensors, mask, sink_H, seed), softmax
+
+
+def in_own_types(run: Run) -> Run:
+    """The function with products in the type of their factors, also where autocast is on.
+
+    Its first argument is a tensor or a tuple that begins with one.
+    """
+
+    @wraps(run)
+    def wrapper(first: Any, *args: Any, **kwargs: Any) -> Any:
+        with without_autocast(first if isinstance(first, torch.Tensor) else first[0]):
+            return run(first, *args, **kwargs)
+
+    wrapped: Any = wrapper
+    return wrapped
 
 
 def capped(logit: torch.Tensor, softcap: float) -> torch.Tensor:

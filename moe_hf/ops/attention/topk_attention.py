@@ -13,6 +13,7 @@ from moe_hf.ops.attention.contract import (
     Inputs,
     capped,
     forward_shapes,
+    in_own_types,
     prepared,
     reference_weights,
     room_for_gradients,
@@ -22,6 +23,7 @@ from moe_hf.ops.attention.topk_passes import TopkOptions, backward_pass, forward
 from moe_hf.ops.operators import needs_gradient, opaque
 
 
+@in_own_types
 def reference_topk_attention(
     query_BHSC: torch.Tensor, key_BGNC: torch.Tensor, value_BGNV: torch.Tensor, top_k: int | float, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from moe_hf.ops.attention.contract import Inputs, room_for_gradients
+from moe_hf.ops.attention.contract import Inputs, in_own_types, room_for_gradients
 from moe_hf.ops.attention.topk_selection import add_weighted_rows, keep_largest, kept_products, products, weighted_keys
 
 # Scores computed at once: they and their copies are what the passes need beyond inputs and outputs.
@@ -166,6 +166,7 @@ def weights_of_part(inputs: Inputs, options: TopkOptions, part: Part, number: in
     return Weights(weight, index, weight * drop, drop, sink_R1)
 
 
+@in_own_types
 def forward_pass(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
     """The output (B, H, S, V)."""
     batch, heads, queries, _ = inputs.query_BHSC.shape
@@ -178,6 +179,7 @@ def forward_pass(inputs: Inputs, options: TopkOptions) -> torch.Tensor:
     return out_BHSV
 
 
+@in_own_types
 def backward_pass(dout_BHSV: torch.Tensor, inputs: Inputs, options: TopkOptions) -> list[torch.Tensor]:
     """The gradients of queries, keys, values and sinks (of no length without sinks); the weights are made anew.
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.ops.attention.block_attention import reference_block_attention, topk_block_attention
 from moe_hf.ops.attention.contract import capped, prepared, reference_weights, room_for_gradients, weighted_values
+from moe_hf.ops.attention.topk_attention import reference_topk_attention, topk_sparse_attention
 from tests.ops.attention.cases import normal
 
 
@@ -64,3 +66,22 @@ def test_gradients_are_as_many_as_the_inputs_and_contiguous() -> None:
     assert [tuple(x.shape) for x in room_for_gradients(inputs)] == [query.shape, key.shape, value.shape, (4,)]
     assert all(x.is_contiguous() for x in room_for_gradients(inputs))
     assert room_for_gradients(inputs._replace(sink_H=None))[3].numel() == 0
+
+
+@pytest.mark.parametrize("needs_gradients", [False, True])
+@pytest.mark.parametrize(
+    "attention", [topk_sparse_attention, reference_topk_attention, topk_block_attention, reference_block_attention]
+)
+def test_autocast_changes_neither_values_nor_gradients(attention, needs_gradients: bool) -> None:
+    results = []
+    for enabled in (False, True):
+        query, key, value = (normal(*x.shape, seed=i, dtype=torch.float32) for i, x in enumerate(tensors()))
+        query.requires_grad_(needs_gradients)
+        options = {} if "topk_attention" in attention.__module__ else {"block_size": 2}
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = attention(query, key, value, 2, **options)
+            out = out if isinstance(out, torch.Tensor) else out[0]
+            if needs_gradients:
+                out.square().sum().backward()
+        results.append((out, query.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
