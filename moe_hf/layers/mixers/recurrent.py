@@ -81,7 +81,7 @@ class RecurrentMixer(Mixer):
         Args:
             form: this package's own code for it.
             kernels: those of other packages that may take its place.
-            parts: what it takes, the first one with positions.
+            parts: what it takes, all on one device.
             inputs: as in `forward`.
             before: the state.
             **options: of the recurrence.
@@ -97,9 +97,11 @@ class RecurrentMixer(Mixer):
 
     def _mix_in_segments(self, x_BSD: torch.Tensor, inputs: LayerInputs, state: Any) -> tuple[MixerOutput, Any]:
         # Written to in place, which is safe without gradients, and spares the copy that joining the segments would be.
-        out_BSD, values, start = torch.empty_like(x_BSD), [], 0
+        room, values, start = None, [], 0
         for part_BSD, part in inputs.segments(x_BSD, self.segment_length):
             mixed, state = self.mix(part_BSD, part, state, keeps_state=True)
+            # Under autocast the tokens come out in another type than they came in.
+            out_BSD = room = mixed.out_BSD.new_empty(x_BSD.shape) if room is None else room
             out_BSD[:, start : start + part_BSD.shape[1]] = mixed.out_BSD
             start += part_BSD.shape[1]
             if mixed.first_value is not None:

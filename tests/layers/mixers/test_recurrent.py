@@ -91,3 +91,15 @@ def test_a_recurrence_gets_the_layout_and_the_state(x_BSD: torch.Tensor) -> None
     assert given.pop("mask_BS") is mask
     assert given.pop("initial_state").equal(x_BSD[:, 0])
     assert given == {"starts_BS": None, "output_final_state": False}
+
+
+def test_segments_come_out_in_the_type_of_a_whole_call() -> None:
+    class Halved(RunningSum):
+        def mix(self, *args: Any, **kwargs: Any) -> tuple[MixerOutput, SumState]:
+            # As a projection under autocast does.
+            mixed, state = super().mix(*args, **kwargs)
+            return mixed._replace(out_BSD=mixed.out_BSD.bfloat16()), state
+
+    with torch.no_grad():
+        short, long = (Halved()(torch.ones(B, length, D), LayerInputs()).out_BSD for length in (3, 11))
+    assert short.dtype == long.dtype == torch.bfloat16
