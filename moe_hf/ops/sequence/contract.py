@@ -3,7 +3,7 @@
 Shapes: B rows, S positions, D width.
 """
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 
@@ -46,6 +46,14 @@ class Edges(NamedTuple):
         return Edges(*(None if part is None else part[:, start:stop] for part in self))
 
 
+def edges_of(*, mask_BS: torch.Tensor | None = None, starts_BS: torch.Tensor | None = None) -> Edges:
+    """The edges that an op's `Layout` keywords describe."""
+    if starts_BS is not None and mask_BS is not None:
+        # Padding neither writes nor decays, and begins no document.
+        starts_BS = starts_BS & (mask_BS != 0)
+    return Edges(mask_BS, starts_BS)
+
+
 class Call(NamedTuple):
     """The keywords of one call, with what they say taken together."""
 
@@ -59,17 +67,10 @@ class Call(NamedTuple):
 
 
 def call_of(
-    *,
-    initial_state: torch.Tensor | None = None,
-    mask_BS: torch.Tensor | None = None,
-    starts_BS: torch.Tensor | None = None,
-    output_final_state: bool = True,
+    *, initial_state: torch.Tensor | None = None, output_final_state: bool = True, **layout: Unpack[Layout]
 ) -> Call:
     """The call that an op's `Carried` keywords describe."""
-    if starts_BS is not None and mask_BS is not None:
-        # Padding neither writes nor decays, and begins no document.
-        starts_BS = starts_BS & (mask_BS != 0)
-    return Call(initial_state, Edges(mask_BS, starts_BS), output_final_state)
+    return Call(initial_state, edges_of(**layout), output_final_state)
 
 
 def zero_padding(mask: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -48,8 +48,7 @@ def fla_scalar_decay(
             empty_NHKV = state.new_zeros(len(documents.bounds) - 1, *state.shape[1:])
             state = empty_NHKV.index_copy(0, documents.first_B, kept_BHKV)
     kernel = _kernel()
-    # The kernel's own decays per head get no gradient.
-    # Nor does every version have them.
+    # The kernel's own decays per head get no gradient, and not every version has them.
     is_fixed = log_decay.dim() == 1 and not (torch.is_grad_enabled() and log_decay.requires_grad)
     if is_fixed and "g_gamma" in inspect.signature(kernel).parameters:
         options["g_gamma"] = log_decay.float()

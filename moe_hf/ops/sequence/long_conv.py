@@ -12,7 +12,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.dtypes import float32_or_more
 from moe_hf.ops.operators import opaque
-from moe_hf.ops.sequence.contract import Edges, Layout
+from moe_hf.ops.sequence.contract import Edges, Layout, edges_of
 from moe_hf.ops.sequence.fft_conv import ConvInputs, fft_conv, fft_conv_backward
 
 
@@ -25,7 +25,7 @@ def reference_long_conv(
     **layout: Unpack[Layout],
 ) -> torch.Tensor:
     """`long_conv` token by token: the direct sum of Poli et al. 2023 (Hyena), section 2, in float32."""
-    mask_BS, starts_BS = Edges(**layout)
+    mask_BS, starts_BS = edges_of(**layout)
     batch = len(x_BSD)
     dtype = float32_or_more(x_BSD)
     rows = []
@@ -75,7 +75,7 @@ def long_conv(
     """
     if x_BSD.shape[1] == 0:
         return x_BSD.clone()
-    return _long_conv(ConvInputs(x_BSD, filter_LD, skip_D, history_BPD), Edges(**layout))
+    return _long_conv(ConvInputs(x_BSD, filter_LD, skip_D, history_BPD), edges_of(**layout))
 
 
 def extended_history(
@@ -85,7 +85,7 @@ def extended_history(
     **layout: Unpack[Layout],
 ) -> torch.Tensor:
     """The history after this call, (B, P + S, D): real inputs of each row's last document, right-aligned, 0 before."""
-    mask_BS, starts_BS = Edges(**layout)
+    mask_BS, starts_BS = edges_of(**layout)
     all_BND = x_BSD if history_BPD is None else torch.cat([history_BPD, x_BSD.to(history_BPD.dtype)], dim=1)
     if mask_BS is None and starts_BS is None:
         return all_BND

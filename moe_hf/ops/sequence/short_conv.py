@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch.nn import functional as F
 
-from moe_hf.ops.sequence.contract import Compaction, Edges, Layout, without_padding
+from moe_hf.ops.sequence.contract import Compaction, Layout, edges_of, without_padding
 
 # Tokens at a time: a block of a thousand channels fits the processor's second cache.
 _BLOCK = 256
@@ -58,7 +58,7 @@ def convolved_with(
         x_BSD, initial_state, **layout: as in `short_conv`.
         num_taps: W.
     """
-    x_BSD, starts_BS, moved = without_padding(x_BSD, Edges(**layout))
+    x_BSD, starts_BS, moved = without_padding(x_BSD, edges_of(**layout))
     batch, _, width = x_BSD.shape
     past = num_taps - 1
     if initial_state is None:
@@ -86,7 +86,7 @@ def token_shift(
     Returns:
         The predecessors (arbitrary at padding), and the state (B, 1, D): the last real token.
     """
-    x_BSD, starts_BS, moved = without_padding(x_BSD, Edges(**layout))
+    x_BSD, starts_BS, moved = without_padding(x_BSD, edges_of(**layout))
     if initial_state is None:
         initial_state = torch.zeros_like(x_BSD[:, :1])
     window = torch.cat([initial_state.to(x_BSD.dtype), x_BSD], dim=1)

@@ -156,6 +156,15 @@ class TestNothingLeaks:
         alone = long_conv(inputs["x_BSD"][1:, mask[1] == 1], inputs["filter_LD"], history_BPD=inputs["history_BPD"][1:])
         torch.testing.assert_close(out[1:, mask[1] == 1], alone, atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.parametrize("form", [long_conv, reference_long_conv])
+    def test_no_document_begins_at_padding(self, form) -> None:
+        inputs, mask = make(1, 6, 0, 6, 2), torch.tensor([[1, 1, 0, 1, 1, 1]])
+        starts = torch.tensor([[False, False, True, False, False, False]])
+        real = mask[0].bool()
+        torch.testing.assert_close(
+            form(**inputs, mask_BS=mask, starts_BS=starts)[:, real], form(**inputs, mask_BS=mask)[:, real]
+        )
+
     def test_a_row_without_any_token(self) -> None:
         inputs = make(2, 12, 0, lags=12, width=3)
         mask = torch.zeros(2, 12)
