@@ -24,16 +24,12 @@ class Mamba1(MambaMixer):
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         inner = config.mamba_inner_width
         super().__init__(config, layer_idx, num_projected=2 * inner, num_convolved=inner)
-        self.rank, self.state_size = config.mamba_rank, config.mamba_states
+        self.rank = config.mamba_rank
         self.norm_eps = config.mamba_bcdt_norm_eps
         self.x_proj = nn.Linear(inner, self.rank + 2 * self.state_size, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner, bias=True)
         self.A_log = nn.Parameter(torch.empty(inner, self.state_size))
         self.D = nn.Parameter(torch.empty(inner))
-
-    def multiply_adds(self, context: int) -> int:
-        """The state's input, its decay and its readout; the context does not matter."""
-        return 3 * self.inner_width * self.state_size
 
     def mix(
         self, x_BSD: torch.Tensor, inputs: LayerInputs, before: MambaState, keeps_state: bool

@@ -40,18 +40,14 @@ class Mamba2(MambaMixer):
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         inner, self.num_heads = config.mamba_inner_width, config.mamba_num_heads
-        self.num_groups, self.state_size = config.mamba_num_groups, config.mamba_states
-        convolved = inner + 2 * self.num_groups * self.state_size
+        self.num_groups = config.mamba_num_groups
+        convolved = inner + 2 * self.num_groups * config.mamba_states
         super().__init__(config, layer_idx, num_projected=inner + convolved + self.num_heads, num_convolved=convolved)
         self.step_limit = config.mamba_time_step_limit
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.norm = GatedRMSNorm(inner, self.num_groups, config.layer_norm_epsilon)
-
-    def multiply_adds(self, context: int) -> int:
-        """The state's input, its decay and its readout; the context does not matter."""
-        return 3 * self.inner_width * self.state_size
 
     def mix(
         self, x_BSD: torch.Tensor, inputs: LayerInputs, before: MambaState, keeps_state: bool
