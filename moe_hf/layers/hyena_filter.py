@@ -13,7 +13,7 @@ from transformers import initialization as init
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.init import DrawsOwnWeights
-from moe_hf.ops.dtypes import without_autocast
+from moe_hf.ops.dtypes import float32_or_more, without_autocast
 from moe_hf.ops.sequence.long_conv import long_conv
 
 # Where the window of the fastest and the slowest channel has fallen to WINDOW_TARGET, as a share of the unit of time.
@@ -129,7 +129,7 @@ class HyenaFilter(nn.Module, DrawsOwnWeights):
                 f"build the filter with a larger max_length and time_base={self.time_base}, which keeps the lags it has"
             )
         frequency_W = self.frequency
-        dtype = torch.promote_types(frequency_W.dtype, torch.float32)
+        dtype = float32_or_more(frequency_W)
         # Autocast would round the lags: in half precision thousands of neighbours would become one.
         with without_autocast(frequency_W):
             lag_L = torch.arange(length, device=frequency_W.device, dtype=dtype)

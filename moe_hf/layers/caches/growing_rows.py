@@ -78,7 +78,7 @@ class GrowingRows:
 
     def shift(self, count_B: torch.Tensor) -> None:
         """Take so many entries off the end of each row, and align the rows at the end; zeros come in before."""
-        # What all rows lose is cut off for nothing; only where they differ must entries be moved.
+        # What all rows lose is cut off at no cost; only where they differ must entries be moved.
         least = int(count_B.min())
         self.cut(least)
         rows = self.read()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention.positions import Rotation
 from moe_hf.layers.inputs import LayerInputs
@@ -105,7 +106,9 @@ class Retention(RecurrentMixer):
 
     def _rotation(self, inputs: LayerInputs) -> Rotation:
         """Cosines and sines of the positions' angles, (B or 1, S, P), in float32."""
-        position_ids: Any = inputs.position_ids
+        position_ids = inputs.position_ids
+        if position_ids is None:
+            raise ConfigError("position_ids=None is not allowed beside a rotation; give the place of each token (B, S)")
         pairs, theta = self.key_width // 2, self.config.retention_rope_theta
         steps_P = torch.arange(pairs, device=position_ids.device, dtype=torch.float32)
         # The exponents reach 1 as in RetNet's own code (torchscale); in the other layout they stop short, as RoPE's do.

@@ -13,6 +13,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.rwkv import RWKVMixer, RWKVState, channel_ramp, depth_of
+from moe_hf.ops.dtypes import float32_or_more
 from moe_hf.ops.sequence.wkv import wkv, wkv_step
 
 
@@ -48,7 +49,7 @@ class RWKV4(RWKVMixer):
         key_BSI = self.k_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_key))
         value_BSI = self.v_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_value))
         receptance_BSI = self.r_proj(torch.lerp(shifted_BSD, x_BSD, self.time_mix_receptance)).sigmoid()
-        dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        dtype = float32_or_more(x_BSD)
         # exp keeps the rate positive, so that what was seen can only fade.
         decay_I, bonus_I = self.time_decay.to(dtype).exp(), self.time_first.to(dtype)
         if self.is_step(before.memory, x_BSD, inputs):

@@ -15,6 +15,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.base import MixerOutput
 from moe_hf.layers.mixers.rwkv import RWKVMixer, RWKVState, channel_ramp, depth_of
+from moe_hf.ops.dtypes import float32_or_more
 from moe_hf.ops.sequence.delta_rule import delta_rule, delta_rule_step
 from moe_hf.ops.sequence.fla_delta_rule import FLA_DELTA_RULE
 
@@ -95,7 +96,7 @@ class RWKV7(RWKVMixer):
         if self.v_lora is not None:
             value = torch.lerp(value, self._first_value(inputs), self.v_lora(xv).sigmoid())
         rate = self.a_lora(xa).sigmoid()
-        dtype = torch.promote_types(x_BSD.dtype, torch.float32)
+        dtype = float32_or_more(x_BSD)
         # In float32: over a long distance the decays are multiplied up, and their rounding with them.
         log_decay = self.w_lora(xw).to(dtype).sigmoid() * _FASTEST_LOG_DECAY
         # The key as it is looked up and overwritten, of length 1, and the key as it is written.
