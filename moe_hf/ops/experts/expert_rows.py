@@ -80,8 +80,8 @@ def combine_rows(y_ND: torch.Tensor, slot_N: torch.Tensor, weight_TK: torch.Tens
     if num_rows < len(row_S):
         # What a skipped slot weighs is nobody's business, be it NaN.
         weight_TK = weight_TK.masked_fill(row_TK == num_rows, 0)
-    # Gathered, weighed and added in one pass, without K rows of width D per token in between.
     if y_ND.device.type == "cpu":
+        # Gathered, weighed and added in one pass, without K rows of width D per token in between.
         return F.embedding_bag(row_TK, y_ND, mode="sum", per_sample_weights=weight_TK)
     return torch.einsum("tkd,tk->td", y_ND[row_TK], weight_TK)
 

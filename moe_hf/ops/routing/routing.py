@@ -118,7 +118,8 @@ def nth_best_score(score_TE: torch.Tensor, n: int | torch.Tensor, mask_T: torch.
     num_real = score_TE.shape[0] if mask_T is None else mask_T.sum()
     last = torch.as_tensor(n, device=score_TE.device).clamp(max=num_real).long() - 1
     sorted_TE = _without_padding(score_TE, mask_T).sort(dim=0, descending=True).values
-    # The index stays a tensor, so that nobody waits for it; -inf, where no token is real, becomes 0.
+    # The index stays a tensor, so that nobody waits for it; -inf, where no token is real, becomes 0,
+    # as does any negative score: shares and sigmoids have none.
     return sorted_TE.index_select(0, last.clamp(min=0).view(1))[0].clamp(min=0)
 
 

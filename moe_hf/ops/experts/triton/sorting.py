@@ -144,7 +144,7 @@ def _place_kernel(expert_N, begin_EB, order_N, num_slots, num_blocks, BLOCK_N: t
     slot = block * BLOCK_N + index
     live = slot < num_slots
     expert = tl.load(expert_N + slot, mask=live, other=0).to(tl.int32)
-    # Another filling than above, so that what lies behind the end is counted for no slot.
+    # Filled with no expert, so that a dead slot looks like none of them.
     earlier = tl.load(expert_N + slot, mask=live, other=-1).to(tl.int32)
     before = (earlier[None, :] == expert[:, None]) & (index[None, :] < index[:, None])
     begin = tl.load(begin_EB + expert.to(tl.int64) * num_blocks + block, mask=live, other=0)
