@@ -16,10 +16,11 @@ from moe_hf.base.optional import is_available
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
-_NEED_A_RUN = ["*/triton/*.py", "test_on_gpu.py"]
+_KERNELS = ("activations", "experts", "gradients", "grouped_gemm", "routing", "sorting")
+_NEED_A_RUN = [*(f"*/triton/test_{name}.py" for name in _KERNELS), "test_on_gpu.py"]
 _NEED_TRITON = ["test_in_interpreter.py", "test_compilation.py"]
 if not is_available("triton"):
-    collect_ignore_glob = _NEED_A_RUN + _NEED_TRITON
+    collect_ignore_glob = ["*/triton/*.py", "test_on_gpu.py", *_NEED_TRITON]
 elif INTERPRETING:
     collect_ignore_glob = [*_NEED_TRITON, "test_on_gpu.py"]
 elif not torch.cuda.is_available():

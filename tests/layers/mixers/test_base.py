@@ -1,7 +1,8 @@
-"""What every mixer of the table is: same shape out, work that is counted, a state that can be pickled."""
+"""What every mixer of the table is: same shape out, work that is counted."""
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.inputs import LayerInputs
@@ -45,4 +46,5 @@ def test_counts_work_beyond_its_weights(mixer: Mixer) -> None:
 
 
 def test_has_room_for_a_short_text(mixer: Mixer) -> None:
-    mixer.require_room(32, LayerInputs())
+    cache = DynamicCache(config=mixer.config)
+    assert mixer.require_room(32, LayerInputs(cache=cache)) is None
