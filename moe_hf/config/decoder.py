@@ -16,9 +16,9 @@ from moe_hf.config.validation import ValidDecoder
 class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, HyenaFields, RWKVFields):
     """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
 
-    A field that may be None is saved as None where it is left out, and reads as the value below (`DerivedFields`). Two
-    fields take their value when the configuration is made: `layer_types`, which caches read at every step and which is
-    not saved, and `hyena_filter_time_base`, which must not move with the field that it comes from.
+    A field whose None has a meaning below is saved as None where it is left out, and reads as that value
+    (`DerivedFields`). Two take their value when the configuration is made: `layer_types`, which caches read at every
+    step and which is not saved, and `hyena_filter_time_base`, which must not move with the field that it comes from.
 
     Args:
         vocab_size: rows of the embedding.

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.pattern import MIXER_NAMES
+from moe_hf.config.rules import MOST_ROWS
 from moe_hf.config.strict import strict_config
 
 _PLAN = MoEDecoderConfig.base_model_tp_plan or {}
@@ -80,7 +81,7 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             )
         for name in ("patch_size", "hidden_size"):
             # The local decoder's shape is made of them before they are validated.
-            self.require(1 <= getattr(self, name) < 2**31, name, "an integer >= 1")
+            self.require(1 <= getattr(self, name) <= MOST_ROWS, name, f"an integer >= 1 and <= {MOST_ROWS}")
         allowed = f"None or an integer in [0, patch_size={self.patch_size}]"
         self.require(0 <= self.lookback <= self.patch_size, "local_lookback", allowed)
         # Set aside until the global fields are final: what the local decoder does not say follows from them.
@@ -101,6 +102,8 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
         local = config_dict.get("local_config")
         if isinstance(local, dict) and "local_config" not in kwargs:
             overridden = {cls.attribute_map.get(key, key) for key in kwargs} - {*_OWN, *_SHAPE}
+            if overridden:
+                config_dict, local = cls._left_out_again(config_dict), MoEDecoderConfig._left_out_again(local)
             # What the file has alike in both decoders follows the override; what differs was chosen apart.
             alike = {key for key in overridden if key in local and local[key] == config_dict.get(key)}
             config_dict = {**config_dict, "local_config": {k: v for k, v in local.items() if k not in alike}}

@@ -50,11 +50,27 @@ class ReadConfig(DerivedFields):
 
         Files of earlier versions hold the value of every field; in later ones, null tells what was left out.
         """
-        names = cls.derived_fields
-        if any(config_dict.get(name) is None for name in names):
+        if any(config_dict.get(name) is None for name in cls.derived_fields):
             return config_dict
-        usual = {name: getattr(cls.from_dict({**config_dict, name: None}), name) for name in names}
+        usual = cls._derived_from(config_dict)
         return {key: value for key, value in config_dict.items() if key not in usual or value != usual[key]}
+
+    @classmethod
+    def _derived_from(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        # No configuration is made: the file may hold what is only right together with the overrides.
+        given = {cls.attribute_map.get(key, key): value for key, value in config_dict.items()}
+        probe, usual = cls.__new__(cls), {}
+        try:
+            most = MOST_LAYERS
+            probe.__dict__.update(given)
+            probe.require(1 <= probe.num_hidden_layers <= most, "num_hidden_layers", f"an integer >= 1 and <= {most}")
+            for name in cls.derived_fields:
+                probe.__dict__.update({**given, name: None})
+                usual[name] = getattr(probe, name)
+        except (ConfigError, TypeError):
+            # What is wrong with the file is said when the configuration is made, if the overrides do not mend it.
+            return {}
+        return usual
 
     @classmethod
     def get_config_dict(

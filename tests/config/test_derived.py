@@ -66,7 +66,9 @@ def test_what_was_left_out_stays_none_in_the_file(tmp_path: Path) -> None:
     assert config.n_inner == config.intermediate_size == 3072
 
 
-def test_what_was_given_stays_even_where_it_is_the_default(tiny_config: MakeConfig, tmp_path: Path) -> None:
+def test_what_was_given_beside_something_left_out_stays_even_where_it_is_the_default(
+    tiny_config: MakeConfig, tmp_path: Path
+) -> None:
     given = {"intermediate_size": 128, "moe_intermediate_size": None, "router_aux_loss_coef": 0.01}
     tiny_config(**given, mlp_layer_types=["sparse", "dense"] * 2).save_pretrained(tmp_path)
     loaded = GPT2WithMoEConfig.from_pretrained(tmp_path, hidden_size=64, router_type="sigmoid_bias")
@@ -75,11 +77,24 @@ def test_what_was_given_stays_even_where_it_is_the_default(tiny_config: MakeConf
         GPT2WithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2)
 
 
+def test_a_file_with_nothing_left_out_looks_like_an_older_one(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    config = tiny_config()
+    tiny_config(**derived_values(config)).save_pretrained(tmp_path)
+    loaded = GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="sigmoid_bias", num_hidden_layers=2)
+    assert (loaded.router_aux_loss_coef, loaded.mlp_layer_types) == (1e-4, ["sparse", "dense"])
+
+
+def derived_values(config: MoEDecoderConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.derived_fields}
+
+
 def save_as_before(config: MoEDecoderConfig, folder: Path) -> dict[str, Any]:
     """A `config.json` of an earlier version, which holds what was derived; gives its content."""
     config.save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())
-    older = {**saved, **{name: getattr(config, name) for name in config.derived_fields}}
+    older = {**saved, **derived_values(config)}
+    if isinstance(config, MegaByteWithMoEConfig):
+        older["local_config"] = {**saved["local_config"], **derived_values(config.local_decoder_config)}
     (folder / "config.json").write_text(json.dumps(older))
     return older
 
@@ -103,6 +118,23 @@ def test_what_an_older_file_derived_follows_an_override(tiny_config: MakeConfig,
     assert RWKVWithMoEConfig.from_pretrained(tmp_path, rwkv_version=4).mlp_token_shift == "rwkv4"
     save_as_before(MegaByteWithMoEConfig(hidden_size=64, num_attention_heads=4, patch_size=8), tmp_path)
     assert MegaByteWithMoEConfig.from_pretrained(tmp_path, num_hidden_layers=2).sparse_layers == [0]
+    routed = MegaByteWithMoEConfig.from_pretrained(tmp_path, router_type="sigmoid_bias")
+    assert (routed.router_aux_loss_coef, routed.local_decoder_config.router_aux_loss_coef) == (1e-4, 1e-4)
+
+
+def test_what_is_only_right_with_the_override_is_judged_with_it(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    load = GPT2WithMoEConfig.from_pretrained
+    # Alternating layers, which the file does not have, could not hold three routers.
+    save_as_before(tiny_config(mlp_layer_types=["sparse"] * 4, router_num_hash_layers=3), tmp_path)
+    assert load(tmp_path, hidden_size=64).router_num_hash_layers == 3
+    older = save_as_before(tiny_config(), tmp_path)
+    for wrong in ({"num_experts": -1}, {"num_hidden_layers": 10**12}):
+        (tmp_path / "config.json").write_text(json.dumps({**older, **wrong}))
+        assert load(tmp_path, num_experts=4, num_hidden_layers=4).sparse_layers == [0, 2]
+    small = {"hidden_size": 64, "num_attention_heads": 4, "patch_size": 8}
+    # The local decoder has no place for the bytes that the default would look back at.
+    save_as_before(MegaByteWithMoEConfig(**small, local_lookback=0), tmp_path)
+    assert MegaByteWithMoEConfig.from_pretrained(tmp_path, router_jitter_noise=0.1).local_lookback == 0
 
 
 def test_what_differs_from_what_an_older_file_would_derive_was_chosen(tiny_config: MakeConfig, tmp_path: Path) -> None:
