@@ -53,8 +53,8 @@ class MoEHeadModel(MoEPreTrainedModel):
     model_class: ClassVar[type[MoEPreTrainedModel]] = MoEDecoderModel
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A head that names its model reads the same configuration."""
-        if "model_class" in cls.__dict__:
+        """A head that names its model reads the same configuration, unless it names another."""
+        if "model_class" in cls.__dict__ and "config_class" not in cls.__dict__:
             # transformers settles which configuration a class reads in its own `__init_subclass__`, so before that.
             cls.config_class = cls.model_class.config_class
         super().__init_subclass__(**kwargs)

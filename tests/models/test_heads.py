@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from moe_hf import ConfigError, GPT2WithMoEForSequenceClassification
+from moe_hf import ConfigError, GPT2WithMoE, GPT2WithMoEConfig, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
 from moe_hf.ops.routing.balance import load_balance_loss, router_z_loss
 
 
@@ -255,3 +255,17 @@ class TestSequenceClassification:
     def test_trainer_divides_its_loss_by_the_accumulation_steps(self, make) -> None:
         # Trainer reads this where a forward takes **kwargs; the loss ignores num_items_in_batch.
         assert make().accepts_loss_kwargs is False
+
+
+def test_a_head_reads_the_configuration_of_its_model_unless_it_names_another() -> None:
+    class Narrower(GPT2WithMoEConfig):
+        pass
+
+    class Head(GPT2WithMoE):
+        model_class = GPT2WithMoEModel
+
+    class NarrowerHead(Head):
+        model_class = GPT2WithMoEModel
+        config_class = Narrower
+
+    assert (Head.config_class, NarrowerHead.config_class) == (GPT2WithMoEConfig, Narrower)
