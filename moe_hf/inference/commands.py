@@ -60,7 +60,7 @@ def _retry(chat: Chat, rest: str) -> None:
 def _edit(chat: Chat, rest: str) -> None:
     question = chat.session.last_question
     if question is None:
-        raise ConfigError(f"/edit {rest}: there is nothing to edit; say something first")
+        raise ConfigError("there is nothing to edit yet; say something first")
     text = rest
     if not rest:
         if not chat.console.can_prefill:
@@ -103,7 +103,7 @@ def _set(chat: Chat, rest: str) -> None:
 
 def _save(chat: Chat, rest: str) -> None:
     if not rest:
-        raise ConfigError(f"/save {rest!r} names no file; write /save FILE.jsonl")
+        raise ConfigError("/save needs the name of a file; write /save FILE.jsonl")
     if not chat.session.exchanges:
         raise ConfigError(f"there is nothing to save to {rest} yet; say something first")
     path = Path(rest).expanduser()
@@ -116,7 +116,7 @@ def _save(chat: Chat, rest: str) -> None:
 
 def _load(chat: Chat, rest: str) -> None:
     if not rest:
-        raise ConfigError(f"/load {rest!r} names no file; write /load FILE.jsonl")
+        raise ConfigError("/load needs the name of a file; write /load FILE.jsonl")
     # Read first: a file that is no transcript leaves the present conversation alone.
     conversations = read_transcript(Path(rest).expanduser())
     chat.begin_conversation()

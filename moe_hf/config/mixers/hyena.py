@@ -8,8 +8,7 @@ from moe_hf.config.rules import Rule, integer, optional
 
 _RULES = (
     Rule("hyena_order", lambda value: 2 <= value <= 1000, "an integer in [2, 1000]"),
-    Rule("hyena_short_conv", lambda value: 1 <= value < 2**31, "an integer in [1, 2**31); 1 looks at no other token"),
-    Rule("hyena_filter_width", lambda value: 1 <= value < 2**31, "an integer in [1, 2**31)"),
+    integer("hyena_short_conv hyena_filter_width", least=1),
     Rule("hyena_filter_layers", lambda value: 0 <= value <= 1000, "an integer in [0, 1000]"),
     Rule("hyena_filter_embedding", lambda value: 3 <= value < 2**31 and value % 2 == 1, "an odd integer >= 3"),
     Rule("hyena_filter_frequency", lambda value: 0 < value <= 1e4, "a number in (0, 10000]"),
@@ -24,7 +23,7 @@ class HyenaFields(PreTrainedConfig):
 
     Args:
         hyena_order: number of gates N, at least 2; the operator has N - 1 long convolutions.
-        hyena_short_conv: taps of the convolution behind the first projection.
+        hyena_short_conv: taps of the convolution behind the first projection; with 1 it looks at no other token.
         hyena_filter_width: width of the network that computes the filters.
         hyena_filter_layers: its layers between the first and the last.
         hyena_filter_embedding: features of a lag that it reads: the lag, cosines and sines; odd, at least 3.
