@@ -11,8 +11,9 @@ from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.checkpoint_files import is_head_tied, json_object, listed
 from moe_hf.models.dense.lazy_tensors import LazyTensor
-from moe_hf.models.dense.source import DenseFormat, is_head_tied, json_object, listed
+from moe_hf.models.dense.source import DenseFormat
 
 _WAY_OUT = "drop the override, or choose another checkpoint"
 

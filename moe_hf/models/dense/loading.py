@@ -10,9 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense.fit import fitting_state
-from moe_hf.models.dense.source import (
-    DenseFormat,
+from moe_hf.models.dense.checkpoint_files import (
     indexed_files,
     json_object,
     listed,
@@ -20,6 +18,8 @@ from moe_hf.models.dense.source import (
     require_inside,
     require_safetensors,
 )
+from moe_hf.models.dense.fit import fitting_state
+from moe_hf.models.dense.source import DenseFormat
 
 _SAFE_INDEXES = "model.safetensors.index*.json"
 _WAY_OUT = (

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from moe_hf import CheckpointError, GPT2WithMoEConfig
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.format import DecoderFormat
-from moe_hf.models.dense.source import open_slices
 
 ROWS, D, LAYERS = 7, 6, 2
 

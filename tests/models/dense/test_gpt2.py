@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moe_hf import CheckpointError, GPT2WithMoE, GPT2WithMoEConfig
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.gpt2 import DenseGPT2
-from moe_hf.models.dense.source import open_slices
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 
 from moe_hf import GPT2WithMoE, GPT2WithMoEConfig
 from moe_hf.models.dense import kept_logits
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.gpt2 import DenseGPT2
-from moe_hf.models.dense.source import open_slices
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from moe_hf import CheckpointError, RWKVWithMoE, RWKVWithMoEConfig, RWKVWithMoEModel
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.rwkv import DenseRWKV4
-from moe_hf.models.dense.source import open_slices
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

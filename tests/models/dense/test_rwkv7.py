@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from moe_hf import CheckpointError, RWKVWithMoE, RWKVWithMoEConfig
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.rwkv7 import DenseRWKV7
-from moe_hf.models.dense.source import open_slices
 
 V, D, C, L, INNER = 61, 32, 8, 3, 64
 RANKS = {"w_lora": 8, "a_lora": 6, "v_lora": 4, "g_lora": 10}

@@ -5,9 +5,9 @@ import torch
 
 from moe_hf import GPT2WithMoEConfig
 from moe_hf.layers.ffn.routers import ROUTERS
+from moe_hf.models.dense.checkpoint_files import open_slices
 from moe_hf.models.dense.gpt2 import DenseGPT2
 from moe_hf.models.dense.lazy_tensors import Held, LazyTensor
-from moe_hf.models.dense.source import open_slices
 
 
 @pytest.fixture

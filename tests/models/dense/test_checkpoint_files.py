@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from moe_hf import CheckpointError, GPT2WithMoE
 from moe_hf.models.auto import family_of
-from moe_hf.models.dense.source import open_slices, require_inside
+from moe_hf.models.dense.checkpoint_files import open_slices, require_inside
 
 
 @pytest.mark.parametrize("source", ["dense", "ours"])
