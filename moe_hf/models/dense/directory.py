@@ -17,9 +17,9 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import Family, dense_model_types, family_of_dense
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices
 from moe_hf.models.dense.fit import fitting_state
+from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.kept_logits import why_logits_change
 from moe_hf.models.dense.lazy_tensors import LazyTensor, dtype_named
-from moe_hf.models.dense.source import DenseFormat
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 

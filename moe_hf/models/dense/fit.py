@@ -12,14 +12,14 @@ from transformers.activations import ACT2FN
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.checkpoint_files import is_head_tied, json_object, listed
+from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor
-from moe_hf.models.dense.source import DenseFormat
 
 _WAY_OUT = "drop the override, or choose another checkpoint"
 
 
 def fitting_state(
-    dense: DenseFormat,
+    dense_format: DenseFormat,
     slices: Mapping[str, Any],
     weights_file: str,
     config: MoEDecoderConfig,
@@ -30,7 +30,7 @@ def fitting_state(
     """The state dict of the model to build, which is sure to compute what the dense weights did.
 
     Args:
-        dense: the format of the checkpoint.
+        dense_format: that of the checkpoint.
         slices: name to unread slice.
         weights_file: one of its files; the dense model's `config.json` is looked for beside it.
         config: of the model to build.
@@ -41,14 +41,14 @@ def fitting_state(
     Raises:
         CheckpointError: tensors are missing, left over, or misfitting, or a field contradicts the dense model.
     """
-    _require_fixed_fields(dense, weights_file, config)
-    was_tied = is_head_tied(weights_file, dense.head_is_tied)
-    state = dense.state_dict(slices, config, with_head, was_tied, dtype)
-    _require_same_tensors(dense, state, config, body)
+    _require_fixed_fields(dense_format, weights_file, config)
+    was_tied = is_head_tied(weights_file, dense_format.head_is_tied)
+    state = dense_format.state_dict(slices, config, with_head, was_tied, dtype)
+    _require_same_tensors(dense_format, state, config, body)
     return state
 
 
-def _require_fixed_fields(dense: DenseFormat, weights_file: str, config: MoEDecoderConfig) -> None:
+def _require_fixed_fields(dense_format: DenseFormat, weights_file: str, config: MoEDecoderConfig) -> None:
     """Compare the configuration with that of the dense model, where its shapes say nothing."""
     path = Path(weights_file).parent / "config.json"
     if not path.is_file():
@@ -59,11 +59,11 @@ def _require_fixed_fields(dense: DenseFormat, weights_file: str, config: MoEDeco
     original = type(config).from_pretrained(path.parent)
     wrong = [
         f"{name}={getattr(original, name)!r}, but {getattr(config, name)!r} is asked for"
-        for name in dense.fixed_fields
+        for name in dense_format.fixed_fields
         if not _is_same(name, getattr(original, name), getattr(config, name))
     ]
     if wrong:
-        raise CheckpointError(f"the {dense.name} checkpoint was trained with {'; '.join(wrong)}; {_WAY_OUT}")
+        raise CheckpointError(f"the {dense_format.name} checkpoint was trained with {'; '.join(wrong)}; {_WAY_OUT}")
 
 
 def _is_same(name: str, one: Any, other: Any) -> bool:
@@ -76,7 +76,7 @@ def _is_same(name: str, one: Any, other: Any) -> bool:
 
 
 def _require_same_tensors(
-    dense: DenseFormat, state: Mapping[str, LazyTensor], config: MoEDecoderConfig, body: type[PreTrainedModel]
+    dense_format: DenseFormat, state: Mapping[str, LazyTensor], config: MoEDecoderConfig, body: type[PreTrainedModel]
 ) -> None:
     # The loader would draw what is missing, and drop what is too much, with a warning at most.
     with torch.device("meta"):
@@ -92,4 +92,4 @@ def _require_same_tensors(
     if misfits := {name for name in given.keys() & needed.keys() if given[name] != needed[name]}:
         wrong.append(f"gives {len(misfits)} of other shapes than the model's ({listed(misfits)})")
     if wrong:
-        raise CheckpointError(f"the {dense.name} checkpoint {' and '.join(wrong)}; {_WAY_OUT}")
+        raise CheckpointError(f"the {dense_format.name} checkpoint {' and '.join(wrong)}; {_WAY_OUT}")

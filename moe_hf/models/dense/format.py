@@ -1,129 +1,54 @@
-"""Reads any dense decoder: its embedding, layers, last norm and head become those of a Mixture of Experts, lazily."""
+"""What a dense format is: the checkpoint of one dense architecture, as a state dict of this package."""
 
-import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.config.validation import POSITION_EMBEDDING_TYPES
-from moe_hf.models.dense.kept_logits import warn_if_logits_change
-from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced
-from moe_hf.models.dense.source import DenseFormat, DenseSource
-from moe_hf.models.dense.upcycled_ffn import ffn_from_dense, fresh_ffn
+from moe_hf.models.dense.lazy_tensors import LazyTensor
 
 
-class DecoderFormat(DenseFormat):
-    """A dense decoder of equal layers; a format says only what is its own: names, fields, the tensors of a layer.
+class DenseFormat(ABC):
+    """How the checkpoint of one dense architecture becomes the state dict of a family of this package.
 
     Attributes:
-        prefix: some checkpoints put it before the names, others do not.
-        layers: name of the list of layers.
-        marks: names within a layer; a checkpoint that has all of them is of this architecture.
-        ignored: finds the names of tensors that nobody needs to read, such as masks.
-        embedding: names that the embedding may have.
-        last_norm: name of the norm behind the last layer.
-        head: name of the language-model head.
-        may_untie_head: whether its files may hold a head of their own although `config.json` says that it is tied.
-        mixer: that every layer has.
-        mixing: what an error calls such layers.
-        positions: values of `position_embedding_type` with which the weights compute what they did.
-        needs: other fields of the configuration, `norm_type` among them, each with the only value that fits.
-        ffn_prefix: of the names of an FFN within a layer of the model to build.
+        name: what a reader calls it, as it stands behind "a".
+        model_types: how its `config.json` may name it.
+        head_is_tied: whether its head is its embedding's matrix where its `config.json` does not say.
+        fixed_fields: fields of the configuration that change what the dense weights compute, but not their shapes.
+        has_ffn: whether it has FFNs; where not, those of the model to build are fresh, and their output is zero.
     """
 
-    prefix: ClassVar[str]
-    layers: ClassVar[str] = "layers"
-    marks: ClassVar[tuple[str, ...]]
-    ignored: ClassVar[re.Pattern | None] = None
-    embedding: ClassVar[tuple[str, ...]] = ("embeddings.weight",)
-    last_norm: ClassVar[str] = "norm"
-    head: ClassVar[str] = "lm_head.weight"
-    may_untie_head: ClassVar[bool] = False
-    mixer: ClassVar[str]
-    mixing: ClassVar[str]
-    positions: ClassVar[tuple[str, ...]] = POSITION_EMBEDDING_TYPES
-    needs: ClassVar[dict[str, Any]] = {"embedding_norm": False, "mlp_token_shift": "none", "mlp_placement": "each"}
-    ffn_prefix: ClassVar[str] = "mlp."
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    head_is_tied: ClassVar[bool] = True
+    fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon",)
+    has_ffn: ClassVar[bool] = True
 
+    @abstractmethod
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensor names are those of this architecture."""
-        names = list(names)
-        # A name may end like a mark and be another list's: "players.0." is no layer.
-        layer = rf"(^|\.){re.escape(self.layers)}\.\d+\."
-        return all(any(re.search(f"{layer}{re.escape(mark)}$", name) for name in names) for mark in self.marks)
 
+    @abstractmethod
     def state_dict(
         self,
-        dense: Mapping[str, Any],
+        slices: Mapping[str, Any],
         config: MoEDecoderConfig,
         with_head: bool = True,
         head_was_tied: bool = False,
         dtype: torch.dtype | None = None,
     ) -> dict[str, LazyTensor]:
-        """As in DenseFormat."""
-        source = DenseSource(dense, self.name, self.prefix, self.ignored)
-        # Noted, not raised: `raise_if_incomplete` names all that is wrong in one error.
-        self._check(source, config)
-        embedding = source.sliced(source.stored_name(*self.embedding), (config.vocab_size, config.hidden_size))
-        state: dict[str, LazyTensor] = {
-            "model.embed_tokens.weight": embedding,
-            **self.norm(source, config, "model.norm", self.last_norm),
-            **self.outside_layers(source, config),
-        }
-        for layer in range(config.num_hidden_layers):
-            parts = self.layer(source, config, layer)
-            if self.has_ffn:
-                parts |= ffn_from_dense(self.ffn(source, config, layer), config, layer, dtype, self.ffn_prefix)
-            else:
-                parts |= fresh_ffn(config, layer, dtype)
-            state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
-        # Copying the embedding over a head that was trained by itself would lose it.
-        was_tied = head_was_tied and not (self.may_untie_head and source.has(self.head))
-        state |= source.head(self.head, embedding, config, with_head, was_tied)
-        if "score.weight" in dense:
-            state["score.weight"] = source.sliced("score.weight")
-        source.raise_if_incomplete()
-        if self.has_ffn:
-            warn_if_logits_change(config)
-        return state
+        """The state dict of the family's causal LM, each tensor computed from `slices` when it is read.
 
-    @abstractmethod
-    def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
-        """The tensors of a layer of the model to build, without its FFN's, by their names within the layer."""
+        Args:
+            slices: the dense model's tensors, by name, unread.
+            config: the model to build.
+            with_head: whether the language-model head is needed; where it is tied to the embedding it is never stored.
+            head_was_tied: whether the dense model's head is its embedding; an untied head starts as its copy then.
+            dtype: type of the experts' stacks; None is that of the dense weights. The loader casts what is left.
 
-    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:
-        """The tensors of a layer's dense FFN, by the names that `ffn_from_dense` takes."""
-        return {}
-
-    def outside_layers(self, source: DenseSource, config: MoEDecoderConfig) -> dict[str, LazyTensor]:
-        """What is outside the layers beside the embedding, the last norm and the head."""
-        return {}
-
-    def norm(self, source: DenseSource, config: MoEDecoderConfig, ours: str, theirs: str) -> dict[str, LazyTensor]:
-        """Weight, and bias where the format's norms have one, of a norm of the residual stream, by our name."""
-        # By the format's norm, not the configuration's: a bias that the file never had would be reported as missing,
-        # and that hides the field which is wrong.
-        kinds = ("weight", "bias") if self.needs["norm_type"] == "layer" else ("weight",)
-        return {f"{ours}.{kind}": source.sliced(f"{theirs}.{kind}", (config.hidden_size,)) for kind in kinds}
-
-    def check_layers(self, source: DenseSource, config: MoEDecoderConfig) -> None:
-        """Note what the configuration says of the layers that does not fit those of the dense model."""
-        stored = source.count_layers(self.layers)
-        if stored > config.num_hidden_layers:
-            source.misfit(f"{stored} layers, but num_hidden_layers={config.num_hidden_layers}")
-        if set(config.mixer_of_layer) != {self.mixer}:
-            source.misfit(f"{self.mixing}, but mixer={config.mixer!r}, mlp_placement={config.mlp_placement!r}")
-
-    def _check(self, source: DenseSource, config: MoEDecoderConfig) -> None:
-        """Note every field of the configuration with which the weights would not compute what they did."""
-        self.check_layers(source, config)
-        if config.position_embedding_type not in self.positions:
-            kind = "learned" if "learned" in self.positions else "no" if self.positions == ("none",) else "no learned"
-            source.misfit(f"{kind} positions, but position_embedding_type is {config.position_embedding_type!r}")
-        source.require(config, **self.needs)
-        inner = config.intermediate_size
-        if self.has_ffn and config.sparse_layers and config.moe_intermediate_size != inner:
-            source.misfit(f"FFNs of width {inner}, but moe_intermediate_size={config.moe_intermediate_size}")
+        Raises:
+            CheckpointError: tensors are missing, left over, or do not fit the configuration.
+        """

@@ -2,13 +2,13 @@
 
 from moe_hf.base.registry import Registry
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.gpt2 import DenseGPT2
 from moe_hf.models.dense.hyena import HyenaDNA
 from moe_hf.models.dense.mamba import DenseMamba1, DenseMamba2
 from moe_hf.models.dense.retnet import DenseRetNet
 from moe_hf.models.dense.rwkv import DenseRWKV4
 from moe_hf.models.dense.rwkv7 import DenseRWKV7
-from moe_hf.models.dense.source import DenseFormat
 
 DENSE_FORMATS: Registry[DenseFormat] = Registry(
     "dense format",

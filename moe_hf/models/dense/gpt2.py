@@ -4,7 +4,7 @@ import re
 from typing import Any, ClassVar
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense.format import DecoderFormat
+from moe_hf.models.dense.decoder_format import DecoderFormat
 from moe_hf.models.dense.lazy_tensors import Drawn, LazyTensor, Sliced
 from moe_hf.models.dense.source import DenseSource
 
@@ -49,19 +49,19 @@ class DenseGPT2(DecoderFormat):
 
     def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
         """As in DecoderFormat."""
-        dense, width = f"h.{layer}", config.hidden_size
+        theirs, width = f"h.{layer}", config.hidden_size
         state = {
-            **self.norm(source, config, "input_layernorm", f"{dense}.ln_1"),
-            **self.norm(source, config, "post_attention_layernorm", f"{dense}.ln_2"),
+            **self.norm(source, config, "input_layernorm", f"{theirs}.ln_1"),
+            **self.norm(source, config, "post_attention_layernorm", f"{theirs}.ln_2"),
         }
         # Conv1D holds its weight as (in, out), and queries, keys and values side by side.
         for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
             third = (index, 3)
-            joined = source.sliced(f"{dense}.attn.c_attn.weight", (width, 3 * width), transpose=True, part=third)
+            joined = source.sliced(f"{theirs}.attn.c_attn.weight", (width, 3 * width), transpose=True, part=third)
             state[f"mixer.{name}.weight"] = joined
-            state[f"mixer.{name}.bias"] = source.sliced(f"{dense}.attn.c_attn.bias", part=third)
-        state["mixer.o_proj.weight"] = source.sliced(f"{dense}.attn.c_proj.weight", (width, width), transpose=True)
-        state["mixer.o_proj.bias"] = source.sliced(f"{dense}.attn.c_proj.bias")
+            state[f"mixer.{name}.bias"] = source.sliced(f"{theirs}.attn.c_attn.bias", part=third)
+        state["mixer.o_proj.weight"] = source.sliced(f"{theirs}.attn.c_proj.weight", (width, width), transpose=True)
+        state["mixer.o_proj.bias"] = source.sliced(f"{theirs}.attn.c_proj.bias")
         # The convolution is added to what it reads: all zeros change nothing.
         if config.mixer_short_conv:
             state["mixer.short_conv.weight"] = Drawn((3 * width, config.mixer_short_conv), 0.0, 0)
@@ -69,10 +69,10 @@ class DenseGPT2(DecoderFormat):
 
     def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:
         """As in DecoderFormat."""
-        dense, width, inner = f"h.{layer}.mlp", config.hidden_size, config.ffn_width
+        theirs, width, inner = f"h.{layer}.mlp", config.hidden_size, config.ffn_width
         return {
-            "up_proj.weight": source.sliced(f"{dense}.c_fc.weight", (width, inner), transpose=True),
-            "up_proj.bias": source.sliced(f"{dense}.c_fc.bias"),
-            "down_proj.weight": source.sliced(f"{dense}.c_proj.weight", (inner, width), transpose=True),
-            "down_proj.bias": source.sliced(f"{dense}.c_proj.bias"),
+            "up_proj.weight": source.sliced(f"{theirs}.c_fc.weight", (width, inner), transpose=True),
+            "up_proj.bias": source.sliced(f"{theirs}.c_fc.bias"),
+            "down_proj.weight": source.sliced(f"{theirs}.c_proj.weight", (inner, width), transpose=True),
+            "down_proj.bias": source.sliced(f"{theirs}.c_proj.bias"),
         }

@@ -10,7 +10,7 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.hyena_filter import lag_features, window_decays
-from moe_hf.models.dense.format import DecoderFormat
+from moe_hf.models.dense.decoder_format import DecoderFormat
 from moe_hf.models.dense.lazy_tensors import Computed, Held, LazyTensor, Sliced
 from moe_hf.models.dense.source import DenseSource
 

@@ -19,7 +19,7 @@ from moe_hf.models.dense.checkpoint_files import (
     require_safetensors,
 )
 from moe_hf.models.dense.fit import fitting_state
-from moe_hf.models.dense.source import DenseFormat
+from moe_hf.models.dense.format import DenseFormat
 
 _SAFE_INDEXES = "model.safetensors.index*.json"
 _WAY_OUT = (
@@ -96,14 +96,14 @@ class LoadsDense(PreTrainedModel):
         wanted = model.state_dict().keys()
         if state_dict is None and checkpoint_files and checkpoint_files[0].endswith(".safetensors"):
             slices = open_slices(checkpoint_files)
-            dense = cls._dense_format_of(slices)
-            if dense is not None:
+            dense_format = cls._dense_format_of(slices)
+            if dense_format is not None:
                 # Without a head the model's own names lack the prefix.
                 bare = not any(name.startswith("model.") for name in wanted)
                 config = cast(MoEDecoderConfig, model.config)
                 body = type(cast(PreTrainedModel, model.base_model))
                 lazy = fitting_state(
-                    dense, slices, checkpoint_files[0], config, body, "lm_head.weight" in wanted, model.dtype
+                    dense_format, slices, checkpoint_files[0], config, body, "lm_head.weight" in wanted, model.dtype
                 )
                 named = {name.removeprefix("model.") if bare else name: value for name, value in lazy.items()}
                 state_dict = {name: value for name, value in named.items() if name in wanted}

@@ -6,7 +6,7 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.mixers import MIXERS
-from moe_hf.models.dense.format import DecoderFormat
+from moe_hf.models.dense.decoder_format import DecoderFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor
 from moe_hf.models.dense.source import DenseSource
 

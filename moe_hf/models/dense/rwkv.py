@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.dense.format import DecoderFormat
+from moe_hf.models.dense.decoder_format import DecoderFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced
 from moe_hf.models.dense.source import DenseSource
 

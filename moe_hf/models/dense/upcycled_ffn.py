@@ -22,25 +22,25 @@ _UNIT_DIMS = {
 
 
 def ffn_from_dense(
-    dense: dict[str, Sliced], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
+    ffn: dict[str, Sliced], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
 ) -> dict[str, LazyTensor]:
     """The layer's FFN by the names of this package: the dense one itself, or experts made of it and a router.
 
     Args:
-        dense: `up_proj.weight` (F, D), `down_proj.weight` (D, F), and `gate_proj.weight` and biases if there are any.
+        ffn: `up_proj.weight` (F, D), `down_proj.weight` (D, F), and `gate_proj.weight` and biases if there are any.
         config: of the model to build.
         layer: index of the layer.
         dtype: type of the experts' stacks; None is that of the dense weights.
         prefix: of the names within the layer.
     """
     if layer not in config.sparse_layers:
-        return {f"{prefix}{name}": value for name, value in dense.items()}
+        return {f"{prefix}{name}": value for name, value in ffn.items()}
     recipe = ExpertRecipe(
         config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio, config.expert_init_seed, dtype
     )
     stacks: dict[str, LazyTensor] = {
         name: StackedExperts(value, config.num_experts, ExpertPart(layer, name, _UNIT_DIMS[name]), recipe)
-        for name, value in dense.items()
+        for name, value in ffn.items()
     }
     return _sparse(stacks, config, layer, prefix)
 
