@@ -1,4 +1,4 @@
-"""Short causal depthwise convolutions that let each channel see its last few values.
+"""A short causal depthwise convolution that lets each channel see its last few values.
 
 Shapes: B batch, S positions, D width, W taps, P = W - 1 earlier inputs.
 """
@@ -10,7 +10,7 @@ from transformers import initialization as init
 from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.inputs import PLAIN, LayerInputs
-from moe_hf.ops.sequence.short_conv import short_conv, sum_of_lags
+from moe_hf.ops.sequence.short_conv import short_conv
 
 
 class ShortConv(nn.Module, DrawsOwnWeights):
@@ -47,17 +47,3 @@ class ShortConv(nn.Module, DrawsOwnWeights):
         if states is not None:
             states.write("short_conv", last)
         return x_BSD + blend_BSD
-
-
-class DepthwiseConv1d(nn.Conv1d):
-    """nn.Conv1d with a filter per channel and no padding, computed by this package's operation.
-
-    A module that is called, so that what wraps one (hooks, adapters, offloading) takes effect.
-    """
-
-    def __init__(self, width: int, taps: int, bias: bool) -> None:
-        super().__init__(width, width, taps, groups=width, bias=bias)
-
-    def forward(self, x: torch.Tensor, age_BS: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, D, S) out of (B, D, P + S); ages as in `moe_hf.ops.sequence.short_conv.convolved_with`."""
-        return sum_of_lags(x.transpose(1, 2), self.weight.squeeze(1), self.bias, age_BS).transpose(1, 2)

@@ -1,7 +1,7 @@
 """What both versions of Mamba share: projections, a short convolution, states and fresh weights.
 
 Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, C channels that are convolved,
-W taps, P = W - 1 earlier inputs, N state size.
+W taps, P = W - 1 earlier inputs.
 """
 
 import math
@@ -16,8 +16,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers.recurrent import RecurrentMixer
-from moe_hf.layers.short_conv import DepthwiseConv1d
-from moe_hf.ops.sequence.short_conv import convolved_with
+from moe_hf.ops.sequence.short_conv import sum_of_lags, window_of
 
 
 class MambaState(NamedTuple):
@@ -25,6 +24,18 @@ class MambaState(NamedTuple):
 
     conv: torch.Tensor | None = None
     scan: torch.Tensor | None = None
+
+
+class DepthwiseConv1d(nn.Conv1d):
+    """nn.Conv1d with a filter per channel and no padding, computed by this package's operation."""
+
+    def __init__(self, width: int, taps: int, bias: bool) -> None:
+        super().__init__(width, width, taps, groups=width, bias=bias)
+
+    def forward(self, x: torch.Tensor, age_BS: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, S) out of (B, C, P + S); ages as in `moe_hf.ops.sequence.short_conv.Window`."""
+        # The transposes are views: the operation wants channels last, whoever wraps a convolution wants them second.
+        return sum_of_lags(x.transpose(1, 2), self.weight.squeeze(1), self.bias, age_BS).transpose(1, 2)
 
 
 class MambaMixer(RecurrentMixer, DrawsOwnWeights):
@@ -48,15 +59,12 @@ class MambaMixer(RecurrentMixer, DrawsOwnWeights):
         self, x_BSC: torch.Tensor, inputs: LayerInputs, before: MambaState
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The convolved and activated channels, and the inputs that the next call needs."""
-        x_BSC, state_BPC = convolved_with(
-            self._convolve, x_BSC, self.config.mamba_conv_kernel, initial_state=before.conv, **inputs.layout
-        )
-        return F.silu(x_BSC), state_BPC
-
-    def _convolve(self, window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
+        window = window_of(x_BSC, self.config.mamba_conv_kernel, initial_state=before.conv, **inputs.layout)
         # What stands in for the module, such as an adapter around it, may know of no ages.
-        ages = () if age_BS is None else (age_BS,)
-        return self.conv1d(window.transpose(1, 2), *ages).transpose(1, 2)
+        ages = () if window.age_BS is None else (window.age_BS,)
+        # `conv1d` is called as a module and in the layout of nn.Conv1d, for the sake of adapters and hooks on it.
+        out_BSC = self.conv1d(window.x.transpose(1, 2), *ages).transpose(1, 2)
+        return F.silu(window.unpack(out_BSC)), window.state_BPD
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Taps as nn.Conv1d draws them; small draws for what is added to the residual stream."""

@@ -3,8 +3,7 @@
 Shapes: B batch, S positions of this call, D channels, W taps, P = W - 1 earlier inputs.
 """
 
-from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch.nn import functional as F
@@ -36,38 +35,42 @@ def short_conv(
         The convolved sequence (arbitrary at padding), and the state (B, P, D) after the last real token.
     """
 
-    def convolve(window: torch.Tensor, age_BS: torch.Tensor | None) -> torch.Tensor:
-        return sum_of_lags(window, weight_DW, bias_D, age_BS)
-
-    return convolved_with(convolve, x_BSD, weight_DW.shape[1], initial_state=initial_state, **layout)
+    window = window_of(x_BSD, weight_DW.shape[1], initial_state=initial_state, **layout)
+    return window.unpack(sum_of_lags(window.x, weight_DW, bias_D, window.age_BS)), window.state_BPD
 
 
-def convolved_with(
-    convolve: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
-    x_BSD: torch.Tensor,
-    num_taps: int,
-    *,
-    initial_state: torch.Tensor | None = None,
-    **layout: Unpack[Layout],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`short_conv` whose taps somebody else holds.
+class Window(NamedTuple):
+    """What the taps slide over, for whoever holds them: `short_conv` itself, or a module that is called.
 
-    Args:
-        convolve: from (B, P + S, D), the earlier inputs in front, and the tokens' ages (B, S), to (B, S, D). An age
-            counts from the start of the token's document; lags beyond it are zeros. None where none reaches so far.
-        x_BSD, initial_state, **layout: as in `short_conv`.
-        num_taps: W.
+    Attributes:
+        x: (B, P + S, D), the earlier inputs in front and, where there is padding, the real tokens before it.
+        age_BS: tokens since the start of the token's document; lags beyond it are zeros. None where none reaches so far.
+        state_BPD: the inputs that the next call needs.
+        moved: how padding was set aside, if it was.
     """
+
+    x: torch.Tensor
+    age_BS: torch.Tensor | None
+    state_BPD: torch.Tensor
+    moved: Compaction | None
+
+    def unpack(self, out_BSD: torch.Tensor) -> torch.Tensor:
+        """What was convolved, each token back at its place."""
+        return out_BSD if self.moved is None else self.moved.unpack(out_BSD)
+
+
+def window_of(
+    x_BSD: torch.Tensor, num_taps: int, *, initial_state: torch.Tensor | None = None, **layout: Unpack[Layout]
+) -> Window:
+    """The window of a call; `num_taps` is W, the other arguments are those of `short_conv`."""
     x_BSD, starts_BS, moved = without_padding(x_BSD, edges_of(**layout))
     batch, _, width = x_BSD.shape
     past = num_taps - 1
     if initial_state is None:
         initial_state = x_BSD.new_zeros(batch, past, width)
-    window = torch.cat([initial_state.to(x_BSD.dtype), x_BSD], dim=1)
+    x = torch.cat([initial_state.to(x_BSD.dtype), x_BSD], dim=1)
     age_BS = None if starts_BS is None else _tokens_since_start(starts_BS, past)
-    out_BSD = convolve(window, age_BS)
-    state_BPD = _last_inputs(window, past, moved, starts_BS)
-    return (out_BSD if moved is None else moved.unpack(out_BSD)), state_BPD
+    return Window(x, age_BS, _last_inputs(x, past, moved, starts_BS), moved)
 
 
 def token_shift(
@@ -109,7 +112,7 @@ def _tokens_since_start(starts_BS: torch.Tensor, past: int) -> torch.Tensor:
 def sum_of_lags(
     window: torch.Tensor, weight_DW: torch.Tensor, bias_D: torch.Tensor | None, age_BS: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The convolution itself: (B, S, D) out of (B, P + S, D); ages as in `convolved_with`."""
+    """The convolution itself: (B, S, D) out of (B, P + S, D); ages as in `Window`."""
     weight_DW = weight_DW.to(window.dtype)
     taps = weight_DW.shape[1]
     length = window.shape[1] - taps + 1

@@ -11,6 +11,7 @@ from moe_hf import BackendUnavailableError, MambaWithMoE, MambaWithMoEConfig
 from moe_hf.layers.caches.states import states_of
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
+from moe_hf.layers.mixers.mamba import DepthwiseConv1d
 
 B, S, D = 2, 13, 24
 SHAPE: dict[str, Any] = {"hidden_size": D, "num_hidden_layers": 1, "vocab_size": 31, "mamba_head_dim": 8}
@@ -64,10 +65,18 @@ def test_autocast_stays_near_single_precision(version: int, x_BSD: torch.Tensor)
     assert (half - exact).norm() <= 2e-2 * exact.norm()
 
 
-class Adapter(nn.Module):
-    """A linear layer with something added, as LoRA does it."""
+def test_the_convolution_is_that_of_torch_in_values_and_in_layout() -> None:
+    ours = DepthwiseConv1d(D, 4, bias=True)
+    theirs = nn.Conv1d(D, D, 4, groups=D)
+    theirs.load_state_dict(ours.state_dict())
+    x_BCL = torch.randn(B, D, S, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(x_BCL), theirs(x_BCL))
 
-    def __init__(self, base: nn.Linear) -> None:
+
+class Adapter(nn.Module):
+    """A linear layer or a convolution with something added, as LoRA does it."""
+
+    def __init__(self, base: nn.Linear | nn.Conv1d) -> None:
         super().__init__()
         self.base, self.weight, self.bias = base, base.weight, base.bias
 
@@ -75,8 +84,8 @@ class Adapter(nn.Module):
         return self.base(x) + 0.5
 
 
-@pytest.mark.parametrize("name", ["in_proj", "x_proj", "dt_proj", "out_proj"])
-def test_an_adapter_in_place_of_a_projection_is_heard(version: int, name: str, x_BSD: torch.Tensor) -> None:
+@pytest.mark.parametrize("name", ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"])
+def test_an_adapter_around_a_part_is_heard(version: int, name: str, x_BSD: torch.Tensor) -> None:
     _, mixer = make_mixer(version)
     if name not in dict(mixer.named_children()):
         pytest.skip("Mamba-2 projects once")
