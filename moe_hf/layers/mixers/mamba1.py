@@ -1,7 +1,7 @@
 """The mixer of Mamba (Gu and Dao 2023): a short convolution, then a selective scan, then a gate.
 
-Shapes: B batch, S positions of this call (a single step does without), D width of the residual stream, I inner width,
-N state size, R rank of the step sizes.
+Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, N state size, R rank of the step
+sizes.
 """
 
 import torch
@@ -37,32 +37,31 @@ class Mamba1(MambaMixer):
         """As in RecurrentMixer."""
         u_BSI, gate_BSI = self.in_proj(x_BSD).chunk(2, dim=-1)
         u_BSI, conv = self.convolve(u_BSI, inputs, before)
-        is_step = self.is_step(before.scan, x_BSD, inputs)
-        if is_step:
-            u_BSI, gate_BSI = u_BSI.squeeze(1), gate_BSI.squeeze(1)
         sizes = [self.rank, self.state_size, self.state_size]
-        step_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
+        dt_BSR, b_BSN, c_BSN = torch.split_with_sizes(self.x_proj(u_BSI), sizes, dim=-1)
         # Falcon Mamba normalises these three, by norms without weights.
         if self.norm_eps is not None:
-            step_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (step_BSR, b_BSN, c_BSN))
+            dt_BSR, b_BSN, c_BSN = (F.rms_norm(x, x.shape[-1:], eps=self.norm_eps) for x in (dt_BSR, b_BSN, c_BSN))
         dtype = float32_or_more(u_BSI)
         if torch.is_autocast_enabled(u_BSI.device.type):
             # Without autocast, below, the layer takes its own type only.
-            step_BSR = step_BSR.to(_weight_dtype(self.dt_proj))
+            dt_BSR = dt_BSR.to(_weight_dtype(self.dt_proj))
         with without_autocast(u_BSI):
             # Autocast would round the steps, the softplus of a large bias and a small rest, by percents.
-            delta_BSI = F.softplus(self.dt_proj(step_BSR).to(dtype))
+            delta_BSI = F.softplus(self.dt_proj(dt_BSR).to(dtype))
         # Kept as a logarithm, so that a rate stays negative whatever training does to it.
         a_IN = -torch.exp(self.A_log.to(dtype))
-        parts = (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN)
-        if is_step:
-            y_BSI, state = selective_scan_step(*parts, initial_state=before.scan, mask_B=inputs.mask_of_step)
+        if self.is_step(before.scan, x_BSD, inputs):
+            parts = (u_BSI[:, 0], delta_BSI[:, 0], a_IN, b_BSN[:, 0], c_BSN[:, 0])
+            y_BI, state = selective_scan_step(*parts, initial_state=before.scan, mask_B=inputs.mask_of_step)
+            y_BSI = y_BI[:, None]
         else:
+            parts = (u_BSI, delta_BSI, a_IN, b_BSN, c_BSN)
             y_BSI, state = self.recur(
                 selective_scan, (MAMBA_SSM_SELECTIVE_SCAN,), parts, inputs, before.scan, output_final_state=keeps_state
             )
         out_BSD = self.out_proj(torch.addcmul(y_BSI, u_BSI, self.D.to(y_BSI.dtype)) * F.silu(gate_BSI))
-        return MixerOutput(out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
+        return MixerOutput(out_BSD), MambaState(conv, state)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Rates 1 to N in each channel (S4D-real), log-uniform step sizes, and the taps and outputs of MambaMixer."""

@@ -1,7 +1,7 @@
 """The mixer of Mamba-2 (Dao and Gu 2024): a short convolution, then a scan with one decay per head, then a gated norm.
 
-Shapes: B batch, S positions of this call (a single step does without), D width of the residual stream, I inner width,
-H heads of width V, G groups of heads that share keys and queries, K state size.
+Shapes: B batch, S positions of this call, D width of the residual stream, I inner width,
+H heads of width V, G groups of heads that share B and C, K state size.
 """
 
 import torch
@@ -54,31 +54,29 @@ class Mamba2(MambaMixer):
     ) -> tuple[MixerOutput, MambaState]:
         """As in RecurrentMixer."""
         inner, shared = self.inner_width, self.num_groups * self.state_size
-        gate_BSI, xbc, step_BSH = self.in_proj(x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
+        gate_BSI, xbc, dt_BSH = self.in_proj(x_BSD).split([inner, inner + 2 * shared, self.num_heads], dim=-1)
         xbc, conv = self.convolve(xbc, inputs, before)
-        is_step = self.is_step(before.scan, x_BSD, inputs)
-        if is_step:
-            gate_BSI, xbc, step_BSH = gate_BSI.squeeze(1), xbc.squeeze(1), step_BSH.squeeze(1)
-        u_BSI, key, query = xbc.split([inner, shared, shared], dim=-1)
+        u_BSI, b, c = xbc.split([inner, shared, shared], dim=-1)
         u_BSHV = u_BSI.unflatten(-1, (self.num_heads, -1))
-        key_BSGK, query_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (key, query))
+        b_BSGK, c_BSGK = (x.unflatten(-1, (self.num_groups, -1)) for x in (b, c))
         dtype = float32_or_more(u_BSHV)
         # In float32: errors of the steps add up in the exponents, over the whole sequence.
-        delta_BSH = F.softplus(step_BSH.to(dtype) + self.dt_bias.to(dtype))
+        delta_BSH = F.softplus(dt_BSH.to(dtype) + self.dt_bias.to(dtype))
         if self.step_limit is not None:
             delta_BSH = delta_BSH.clamp(*self.step_limit)
         # Kept as a logarithm, so that a rate stays negative whatever training does to it.
         a_H = -torch.exp(self.A_log.to(dtype))
-        parts = (u_BSHV, delta_BSH, a_H, key_BSGK, query_BSGK)
-        if is_step:
-            y_BSHV, state = ssd_step(*parts, initial_state=before.scan, mask_B=inputs.mask_of_step)
+        if self.is_step(before.scan, x_BSD, inputs):
+            parts = (u_BSHV[:, 0], delta_BSH[:, 0], a_H, b_BSGK[:, 0], c_BSGK[:, 0])
+            y_BHV, state = ssd_step(*parts, initial_state=before.scan, mask_B=inputs.mask_of_step)
+            y_BSHV = y_BHV[:, None]
         else:
+            parts = (u_BSHV, delta_BSH, a_H, b_BSGK, c_BSGK)
             y_BSHV, state = self.recur(
                 ssd, (MAMBA_SSM_SSD, FLA_SSD), parts, inputs, before.scan, output_final_state=keeps_state
             )
         y_BSHV = torch.addcmul(y_BSHV, u_BSHV.to(dtype), self.D[:, None].to(dtype))
-        out_BSD = self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI))
-        return MixerOutput(out_BSD.unsqueeze(1) if is_step else out_BSD), MambaState(conv, state)
+        return MixerOutput(self.out_proj(self.norm(y_BSHV.flatten(-2), gate_BSI))), MambaState(conv, state)
 
     def draw_weights(self, std: float, residual_std: float) -> None:
         """Rates 1 to H, log-uniform step sizes, and the taps and outputs of MambaMixer."""

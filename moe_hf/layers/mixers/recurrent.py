@@ -57,15 +57,15 @@ class RecurrentMixer(Mixer):
         """The inputs with what is computed once for all segments."""
         return inputs
 
-    def is_step(self, before: torch.Tensor | None, x_BSD: torch.Tensor, inputs: LayerInputs) -> TypeGuard[torch.Tensor]:
-        """Whether this is one more token where there are others before it, as in decoding; then `before` is a tensor.
+    def is_step(self, state: torch.Tensor | None, x_BSD: torch.Tensor, inputs: LayerInputs) -> TypeGuard[torch.Tensor]:
+        """Whether this is one more token where there are others before it, as in decoding; then `state` is a tensor.
 
         Args:
-            before: the state of the recurrence.
+            state: that of the recurrence.
             x_BSD: the tokens, or anything else with their positions.
             inputs: as in `forward`.
         """
-        return before is not None and x_BSD.shape[1] == 1 and inputs.document_starts is None
+        return state is not None and x_BSD.shape[1] == 1 and inputs.document_starts is None
 
     def recur(
         self,
@@ -73,7 +73,7 @@ class RecurrentMixer(Mixer):
         kernels: tuple[Kernel, ...],
         parts: tuple[torch.Tensor, ...],
         inputs: LayerInputs,
-        before: torch.Tensor | None,
+        state: torch.Tensor | None,
         **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """What a recurrence gives for a sequence, and its state after that.
@@ -83,12 +83,12 @@ class RecurrentMixer(Mixer):
             kernels: those of other packages that may take its place.
             parts: what it takes, all on one device.
             inputs: as in `forward`.
-            before: the state.
+            state: as in `is_step`.
             **options: of the recurrence.
         """
         kernel = pick_kernel(self.config.mixer_backend, kernels, parts[0].device)
         run = form if kernel is None else kernel.run
-        return run(*parts, initial_state=before, **inputs.layout, **options)
+        return run(*parts, initial_state=state, **inputs.layout, **options)
 
     def _at_once(self, length: int) -> bool:
         # Segments keep small what lies between the projections. A gradient would keep all of it anyway, and a compiler

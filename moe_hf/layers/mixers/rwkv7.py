@@ -121,13 +121,13 @@ class RWKV7(RWKVMixer):
         return inputs.first_value
 
     def _recurrence(
-        self, inputs: LayerInputs, before: torch.Tensor | None, *parts: torch.Tensor
+        self, inputs: LayerInputs, state: torch.Tensor | None, *parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.is_step(before, parts[0], inputs):
+        if self.is_step(state, parts[0], inputs):
             now = (part[:, 0] for part in parts)
-            out, memory = delta_rule_step(*now, initial_state=before, mask_B=inputs.mask_of_step)
+            out, memory = delta_rule_step(*now, initial_state=state, mask_B=inputs.mask_of_step)
             return out[:, None], memory
-        return self.recur(delta_rule, (FLA_DELTA_RULE,), parts, inputs, before)
+        return self.recur(delta_rule, (FLA_DELTA_RULE,), parts, inputs, state)
 
     def _heads(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return x_BSD.unflatten(-1, (self.config.num_attention_heads, -1))

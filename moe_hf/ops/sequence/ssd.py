@@ -57,9 +57,12 @@ def ssd_step(
 
     Large states do not stay in the cache, so it passes over them as few times as it can.
     """
+    # Not by `scalar_decay_step`, which is the same recurrence: it forms the product of key and value apart, as large as
+    # the state, where this adds it in place. On a CPU that takes 1.3 to 1.8 times as long, and rounds otherwise.
     batch, groups, state_size = b_BGK.shape
     heads, width = u_BHV.shape[1:]
     dtype = float32_or_more(delta_BH)
+    # A step size of 0 is a decay of 1.
     u_BHV, delta_BH, b_BGK = zero_padding(mask_B, u_BHV, delta_BH, b_BGK)
     decay = torch.exp(delta_BH * a_H).view(batch, groups, -1, 1, 1)
     value = (u_BHV * delta_BH[..., None]).to(dtype).view(batch, groups, -1, 1, width)
