@@ -1,14 +1,17 @@
-"""Reads the word or words that say which mixer each layer has."""
+"""Which mixer each layer has and what it keeps between calls, read from the word or words of `mixer`."""
 
 from moe_hf.base.errors import ConfigError, did_you_mean
 
-# The mixers, and what a layer with one keeps between calls.
+# The mixers, and what a layer with one keeps between calls, in the words of transformers' `layer_types`. The classes
+# behind those that are not transformers' own are made in `moe_hf/layers/caches/`: "recurrent" in `states.py`, "history"
+# in `history_cache.py`.
 CACHE_OF_MIXER = {
     "attention": "full_attention",
     "retention": "recurrent",
     "mamba": "recurrent",
     "hyena": "history",
     "rwkv": "recurrent",
+    # A cache has an entry for every layer. This one counts tokens, and holds the last one where the FFN shifts tokens.
     "none": "recurrent",
 }
 MIXER_NAMES = tuple(CACHE_OF_MIXER)

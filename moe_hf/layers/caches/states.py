@@ -93,6 +93,8 @@ class NamedStates(ChangesRows):
 class StateLayer(NamedStates, CacheLayerMixin):
     """A layer without keys and values, which still counts the tokens that it has seen."""
 
+    # By this word `CacheLayerMixin.__init_subclass__` enters the class into the table of `DynamicCache`. Which mixer's
+    # layers have it, `moe_hf.config.pattern.CACHE_OF_MIXER` says.
     _layer_type: str | None = "recurrent"
 
     def __init__(self, **kwargs: Any) -> None:
@@ -138,6 +140,7 @@ class StateLayer(NamedStates, CacheLayerMixin):
 class StaticStateLayer(StateLayer):
     """The same with states that stay in their place, for compiled steps."""
 
+    # Inherited, the word would put this class into the table of dynamic caches, in its parent's place.
     _layer_type = None
     is_compileable = True
     keeps_place = True
@@ -175,6 +178,7 @@ class StaticAttentionStateLayer(NamedStates, StaticLayer):
     keeps_place = True
 
 
+# By hand: of itself transformers takes none but subclasses of its `StaticLayer` for static.
 STATIC_LAYER_TYPE_MAPPING["recurrent"] = StaticStateLayer
 STATIC_LAYER_TYPE_MAPPING["attention_with_state"] = StaticAttentionStateLayer
 
@@ -197,20 +201,20 @@ def states_of(cache: Cache | None, layer_idx: int) -> NamedStates | None:
     return layer
 
 
-def advance(cache: Cache | None, num_tokens: int, padding_BS: torch.Tensor | None = None) -> None:
+def advance(cache: Cache | None, num_tokens: int, mask_BS: torch.Tensor | None = None) -> None:
     """Tell the layers without keys and values that a call with so many tokens is over.
 
     Args:
         cache: of the model; None does nothing.
         num_tokens: S, padding included.
-        padding_BS: zero at padding; None where there was none.
+        mask_BS: zero at padding; None where there was none.
     """
     layers = [layer for layer in (cache.layers if cache is not None else []) if isinstance(layer, StateLayer)]
     for layer in layers:
         layer.advance(num_tokens)
     # A compiled step is given its positions.
-    if layers and padding_BS is not None and not torch.compiler.is_compiling():
-        before_B, padding_B = layers[0].read(PADDING), (padding_BS == 0).sum(dim=1)
+    if layers and mask_BS is not None and not torch.compiler.is_compiling():
+        before_B, padding_B = layers[0].read(PADDING), (mask_BS == 0).sum(dim=1)
         layers[0].write(PADDING, padding_B if before_B is None else before_B + padding_B)
 
 
@@ -269,8 +273,8 @@ def unless_exporting(cache: Any) -> Any:
     Raises:
         ConfigError: torch.export is at work, and could not hold such a cache.
     """
-    grows = any(isinstance(layer, NamedStates) for layer in cache.layers)
-    if torch.compiler.is_exporting() and (grows or type(cache) not in SUPPORTED_NODES):
+    has_named_states = any(isinstance(layer, NamedStates) for layer in cache.layers)
+    if torch.compiler.is_exporting() and (has_named_states or type(cache) not in SUPPORTED_NODES):
         raise ConfigError(
             f"torch.export cannot return the {type(cache).__name__} of this model; give use_cache=False to the call "
             "that is exported"

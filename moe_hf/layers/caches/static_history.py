@@ -20,6 +20,7 @@ class StaticHistoryLayer(StaticStateLayer, History):
     The filters are kept as well. They are made anew when their weights change, which a compiled step does not see.
     """
 
+    # As in StaticStateLayer; `history_cache` enters it into the table of static caches.
     _layer_type = None
 
     def __init__(self, max_cache_len: int = 0, **kwargs: Any) -> None:

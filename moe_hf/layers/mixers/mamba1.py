@@ -1,7 +1,7 @@
 """The mixer of Mamba (Gu and Dao 2023): a short convolution, then a selective scan, then a gate.
 
-Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, N state size, R rank of the step
-sizes.
+Shapes: B batch, S positions of this call, D width of the residual stream, I inner width, N state size, R rank of the
+step sizes.
 """
 
 import torch

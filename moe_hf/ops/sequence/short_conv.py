@@ -44,7 +44,7 @@ class Window(NamedTuple):
 
     Attributes:
         x: (B, P + S, D), the earlier inputs in front and, where there is padding, the real tokens before it.
-        age_BS: tokens since the start of the token's document; lags beyond it are zeros. None where none reaches so far.
+        age_BS: tokens since the start of the token's document; lags beyond it are zeros. None where none reach so far.
         state_BPD: the inputs that the next call needs.
         moved: how padding was set aside, if it was.
     """
