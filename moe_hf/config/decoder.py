@@ -243,11 +243,17 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
             return [name for mixer in mixers for name in (mixer, "none")][: self.num_hidden_layers]
         return mixers_of_layers(self.mixer, self.num_hidden_layers)
 
+    @property
+    def ffn_of_layer(self) -> list[str]:
+        """The kind of FFN of each layer: "sparse", "dense", or "none" where there is only a mixer."""
+        # Its None reads as the default, which a type checker cannot know.
+        return cast(list[str], self.mlp_layer_types)
+
     def caches_of_layers(self) -> list[str]:
         """What each layer keeps between calls, in the words of `layer_types`."""
         stateful = self.mlp_token_shift != "none"
         caches = []
-        for mixer, mlp in zip(self.mixer_of_layer, self.mlp_layer_types or [], strict=False):
+        for mixer, mlp in zip(self.mixer_of_layer, self.ffn_of_layer, strict=False):
             more = (stateful and mlp != "none") or self.mixer_short_conv
             caches.append("attention_with_state" if mixer == "attention" and more else CACHE_OF_MIXER[mixer])
         return caches
@@ -255,7 +261,7 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
     @property
     def sparse_layers(self) -> list[int]:
         """Indices of the layers whose FFN is a mixture of experts."""
-        return [i for i, kind in enumerate(self.mlp_layer_types or []) if kind == "sparse"]
+        return [i for i, kind in enumerate(self.ffn_of_layer) if kind == "sparse"]
 
     @property
     def router_of_sparse_layer(self) -> list[str]:
@@ -269,4 +275,4 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
 
     def make_dense(self) -> None:
         """Give every FFN that is a mixture of experts its dense form: the twin to compare a model with."""
-        self.mlp_layer_types = ["dense" if kind == "sparse" else kind for kind in self.mlp_layer_types or []]
+        self.mlp_layer_types = ["dense" if kind == "sparse" else kind for kind in self.ffn_of_layer]

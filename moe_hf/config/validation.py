@@ -141,7 +141,7 @@ class ValidDecoder(PreTrainedConfig):
         """
         # After the mixers' own fields, from which some words follow.
         self.require_all(_WORDS)
-        kinds = self.mlp_layer_types or []
+        kinds = self.ffn_of_layer
         self.require(len(kinds) == self.num_hidden_layers, "mlp_layer_types", f"{self.num_hidden_layers} entries")
         for layer, (mixer, kind) in enumerate(zip(self.mixer_of_layer, kinds, strict=True)):
             self.require(kind in FFN_LAYER_TYPES, "mlp_layer_types", f"made of {', '.join(FFN_LAYER_TYPES)}")

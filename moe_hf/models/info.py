@@ -67,7 +67,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
             "num_experts": experts,
             "num_experts_per_tok": config.num_experts_per_tok,
             "moe_layers": moe_layers,
-            "dense_layers": (config.mlp_layer_types or []).count("dense"),
+            "dense_layers": config.ffn_of_layer.count("dense"),
             "context_length": config.max_position_embeddings,
             "flops_per_token": 2 * (matrices + mixing),
         }

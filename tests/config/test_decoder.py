@@ -105,3 +105,8 @@ def test_the_first_sparse_layers_may_be_hash_routed(tiny_config: MakeConfig) -> 
     )
     assert config.router_of_sparse_layer == ["hash", "hash", "top_k"]
     assert config.router_of_layer(4) == "top_k"
+
+
+def test_each_layer_has_a_kind_of_ffn_be_it_said_or_left_out(tiny_config: MakeConfig) -> None:
+    assert tiny_config(num_hidden_layers=3).ffn_of_layer == ["sparse", "dense", "sparse"]
+    assert tiny_config(num_hidden_layers=2, mlp_layer_types=["none", "dense"]).ffn_of_layer == ["none", "dense"]

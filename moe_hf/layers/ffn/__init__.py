@@ -12,5 +12,5 @@ FFNS: Registry[type[FFN]] = Registry("mlp_layer_types", {"dense": DenseFFN, "spa
 
 def make_ffn(config: MoEDecoderConfig, layer_idx: int) -> FFN:
     """The feed-forward network of a layer that has one."""
-    ffn = FFNS[(config.mlp_layer_types or [])[layer_idx]](config, layer_idx)
+    ffn = FFNS[config.ffn_of_layer[layer_idx]](config, layer_idx)
     return ffn if config.mlp_token_shift == "none" else ChannelMix(config, layer_idx, ffn)
