@@ -1,4 +1,4 @@
-"""Pickles of modules whose results transformers' recorder collects."""
+"""Keeps the hooks of transformers' recorder out of the pickles of modules."""
 
 import copy
 from typing import Any
@@ -9,11 +9,12 @@ from transformers.utils import output_capturing
 _MARK = "_output_capturing_hooks_installed"
 
 
-class Recorded(nn.Module):
-    """A module whose results are recorded, or one that asks for it.
+class PicklesWithoutRecorder(nn.Module):
+    """A module whose results transformers' recorder collects, or one that asks for it, and which can be pickled.
 
-    The recorder's hooks are local functions, which no pickle can hold, so that `torch.save(model)` leaves them out and
-    the loaded model gets its own with the first call that records.
+    It records nothing by itself; what is recorded, the model says. The recorder's hooks are local functions, which no
+    pickle can hold, so that `torch.save(model)` leaves them out and the loaded model gets its own with the first call
+    that records.
     """
 
     def __getstate__(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from moe_hf.layers.inputs import LayerInputs
 from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
-from moe_hf.layers.recorded import Recorded
+from moe_hf.layers.pickling import PicklesWithoutRecorder
 from moe_hf.models.adapter_states import save_states_with_adapters
 from moe_hf.models.dense.loading import LoadsDense
 from moe_hf.models.inputs import Given, layer_inputs
@@ -44,12 +44,12 @@ from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds
 _CUT_BACK = ("full_attention", "history")
 
 
-class DecoderLayer(Recorded, GradientCheckpointingLayer):
+class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
     """A mixer, then a feed-forward network, each behind a norm and added to the residual stream, or one of the two."""
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__()
-        mixer, ffn = config.mixer_of_layer[layer_idx], (config.mlp_layer_types or [])[layer_idx]
+        mixer, ffn = config.mixer_of_layer[layer_idx], config.ffn_of_layer[layer_idx]
         self.input_layernorm = None if mixer == "none" else make_norm(config)
         self.mixer = None if mixer == "none" else MIXERS[mixer](config, layer_idx)
         self.post_attention_layernorm = None if ffn == "none" else make_norm(config)
@@ -72,7 +72,7 @@ class DecoderLayer(Recorded, GradientCheckpointingLayer):
         return x_BSD if first_value is None else (x_BSD, first_value)
 
 
-class MoEPreTrainedModel(KnowsParameterKinds, Recorded, LoadsDense):
+class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, LoadsDense):
     """What all families tell transformers about themselves, and how fresh weights are drawn."""
 
     config: MoEDecoderConfig
@@ -235,6 +235,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         Raises:
             ConfigError: an argument cannot be honoured, or nothing reads its name though it holds more than a number.
         """
+        # A head did this already; whoever calls the skeleton by itself may use either name too.
         past_key_values, kwargs = as_option(one_cache(cache, past_key_values), kwargs)
         refuse_unknown(kwargs, attends=self._attends)
         if (input_ids is None) == (inputs_embeds is None):
@@ -262,6 +263,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
         x_BSD = self._through_layers(x_BSD, inputs._replace(token_ids=input_ids, rotation=rotation, shared_values={}))
         # Once per call and after all layers: every mixer has read the same length.
         advance(inputs.cache, inputs_embeds.shape[1], inputs.padding_mask)
+        # Router logits, hidden states and attentions are added by `capture_outputs` around this method, from what the
+        # modules of `_can_record_outputs` returned.
         return MoeModelOutputWithPast(last_hidden_state=self.norm(x_BSD), **named(inputs.cache))
 
     def _through_layers(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:

@@ -64,6 +64,7 @@ class MoEHeadModel(MoEPreTrainedModel):
             return True
         if requested is not None:
             return requested
+        # Left out, the weight of the balance loss is stored as None but reads as a number (`DerivedFields`).
         config: Any = self.config
         weighted = config.router_aux_loss_coef > 0 or config.router_z_loss_coef > 0
         # Balance is on while training unless both weights are 0: a default that is silently off collapses routers.
@@ -81,7 +82,6 @@ class MoEHeadModel(MoEPreTrainedModel):
         **kwargs: Any,
     ) -> Any:
         """What the model under the head gives, with its routing where losses are made of that."""
-        routing = {f"output_router_{name}": record for name in ("logits", "experts", "dropped")}
         # By their names, under which hooks on the model look for them.
         return self.model(
             input_ids=input_ids,
@@ -90,8 +90,10 @@ class MoEHeadModel(MoEPreTrainedModel):
             past_key_values=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_router_logits=record,
+            output_router_experts=record,
+            output_router_dropped=record,
             **kwargs,
-            **routing,
         )
 
     def _router_losses(self, outputs: MoeModelOutputWithPast, attention_mask: torch.Tensor | None) -> RouterLosses:
@@ -186,6 +188,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         """
         targets = labels if labels is not None else kwargs.get("shift_labels")
         record = self._wants_router_losses(output_router_logits, targets)
+        # The model asks the same, since it may be called without a head; from here it gets one name.
         given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
         outputs = self._outputs(record, *given, **kwargs)
         # generate asks for the last position alone: logits of a whole prompt would be large, and nobody reads them.
@@ -280,6 +283,7 @@ class MoEForSequenceClassification(MoEHeadModel):
             ConfigError: several sequences, no mask, and no `pad_token_id` to find their ends by.
         """
         record = self._wants_router_losses(output_router_logits, labels)
+        # The model asks the same, since it may be called without a head; from here it gets one name.
         given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
         outputs = self._outputs(record, *given, **kwargs)
         logits_BSN = self.score(outputs.last_hidden_state)

@@ -11,9 +11,10 @@ from moe_hf.base.errors import ConfigError
 logger = logging.get_logger(__name__)
 
 # What passes through **kwargs to somebody who reads it.
-_RECORDED = frozenset(
-    f"output_{name}" for name in ("attentions", "hidden_states", "router_dropped", "router_experts", "router_logits")
-)
+_RECORDED = frozenset({
+    "output_attentions", "output_hidden_states",
+    "output_router_dropped", "output_router_experts", "output_router_logits",
+})  # fmt: skip
 _OF_LOSSES = frozenset({"ignore_index", "num_items_in_batch", "shift_labels"})
 _OF_DOCUMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "max_length_q", "max_length_k", "seq_idx"})
 # Those of transformers' decorators around forward.

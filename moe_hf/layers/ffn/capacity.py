@@ -11,7 +11,7 @@ from transformers import Cache
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.routed import require_routed_cache
 from moe_hf.layers.inputs import PLAIN, LayerInputs
-from moe_hf.layers.recorded import Recorded
+from moe_hf.layers.pickling import PicklesWithoutRecorder
 from moe_hf.ops.routing.capacity import admit_by_position, admit_by_weight, capacity_of_rows, capacity_per_expert
 from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
 
@@ -24,7 +24,7 @@ class Admitted(NamedTuple):
     dropped: torch.Tensor
 
 
-class CapacityLimit(Recorded):
+class CapacityLimit(PicklesWithoutRecorder):
     """Drops what a full expert cannot take (Lepikhin et al. 2020, GShard), sequence by sequence.
 
     A module of its own, so that transformers' recorder sees the dropped share.

@@ -36,6 +36,7 @@ class SparseFFN(FFN):
         _, weight_TK, expert_TK = self.gate(x_TD, inputs.token_ids, inputs.padding_mask)
         if self.capacity is not None:
             weight_TK, expert_TK, _ = self.capacity(weight_TK, expert_TK, x_BSD.shape[0], inputs)
+        # The experts take ids first, then weights, as transformers calls its experts; routers give weights first.
         out_BSD = self.experts(x_TD, expert_TK, weight_TK).view_as(x_BSD)
         if self.shared_expert is not None:
             shared_BSD = self.shared_expert(x_BSD)

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from moe_hf.layers.inputs import LayerInputs
-from moe_hf.layers.recorded import Recorded
+from moe_hf.layers.pickling import PicklesWithoutRecorder
 
 
 class MixerOutput(NamedTuple):
@@ -21,7 +21,7 @@ class MixerOutput(NamedTuple):
     first_value: torch.Tensor | None = None
 
 
-class Mixer(Recorded, ABC):
+class Mixer(PicklesWithoutRecorder, ABC):
     """Moves information between the tokens of a sequence; subclasses say how.
 
     Attributes:

@@ -15,6 +15,8 @@ from moe_hf.ops.routing.routing import routing_weights
 def divisor(count: Any) -> Any:
     """A count to divide a sum by, 1 where it is 0: what is summed over nothing is 0, not 0 / 0.
 
+    The cross-entropy of heads, of label smoothing and of the Trainer divides by it as well as the losses below.
+
     >>> divisor(0), divisor(3), divisor(torch.tensor([0, 2]))
     (1, 3, tensor([1, 2]))
     """

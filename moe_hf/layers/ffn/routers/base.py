@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.recorded import Recorded
+from moe_hf.layers.pickling import PicklesWithoutRecorder
 from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_std
 from moe_hf.ops.routing.routing import balanced_assignment, router_scores, routing_weights
 
@@ -24,7 +24,7 @@ class RouterOutput(NamedTuple):
     expert_TK: torch.Tensor
 
 
-class Router(Recorded, ABC):
+class Router(PicklesWithoutRecorder, ABC):
     """Chooses experts for each token; a module of its own, so that transformers' recorder sees what it returns.
 
     Args:
