@@ -7,7 +7,7 @@ from torch import nn
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
-from moe_hf.layers.experts.stack import Experts
+from moe_hf.layers.experts.experts import Experts
 from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.norms import make_norm

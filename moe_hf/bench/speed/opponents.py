@@ -19,7 +19,7 @@ from moe_hf.bench.speed.sizes import Size
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.layers.experts.activations import activation
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
-from moe_hf.layers.experts.stack import Experts
+from moe_hf.layers.experts.experts import Experts
 
 TRANSFORMERS_BACKENDS = ("eager", "grouped_mm", "batched_mm")
 PACKED = "sorted packed"

@@ -17,8 +17,8 @@ from transformers.integrations.moe import (
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
 from moe_hf.base.optional import require
 from moe_hf.base.registry import Registry
-from moe_hf.layers.experts.modules import row_functions_of, stack_of
 from moe_hf.layers.experts.packed_weights import packed_stack_of
+from moe_hf.layers.experts.stack_of import row_functions_of, stack_of
 from moe_hf.ops.experts.activations import ACTIVATIONS, Activation, activate
 from moe_hf.ops.experts.expert_parts import ExpertStack, compute_dtype
 from moe_hf.ops.experts.generic import generic_experts

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.experts.modules import stack_of
+from moe_hf.layers.experts.stack_of import stack_of
 from moe_hf.ops.experts.expert_parts import ExpertStack
 from moe_hf.ops.experts.packed import PackedStack, pack_stack
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.layers.experts.stack import Experts
+from moe_hf.layers.experts.experts import Experts
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
 from moe_hf.layers.ffn.dense import DenseFFN

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import ConfigError, did_you_mean
-from moe_hf.layers.experts.stack import Experts
+from moe_hf.layers.experts.experts import Experts
 from moe_hf.layers.ffn.routers import LearnedRouter, SwitchRouter, TopKRouter
 from moe_hf.ops.routing.balance import cv_squared, importance
 from moe_hf.ops.routing.load_statistics import expert_utilization

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.layers.experts.activations import activation
-from moe_hf.layers.experts.modules import stack_of
+from moe_hf.layers.experts.stack_of import stack_of
 from moe_hf.ops.experts.reference import reference_experts
 
 T, D, E, K, F = 11, 16, 4, 2, 8

@@ -10,7 +10,7 @@ from transformers.integrations.moe import ExpertsInterface
 from moe_hf.base.errors import BackendUnavailableError
 from moe_hf.base.optional import is_available
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS, grouped_mm_runs, register_experts_backends
-from moe_hf.layers.experts.modules import stack_of
+from moe_hf.layers.experts.stack_of import stack_of
 from tests.layers.experts.any_experts import (
     MODELS,
     E,

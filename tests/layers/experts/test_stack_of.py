@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import use_experts_implementation
 
-from moe_hf.layers.experts.modules import stack_of
+from moe_hf.layers.experts.stack_of import stack_of
 from moe_hf.ops.experts.activations import Activation
 from tests.layers.experts.any_experts import (
     MODELS,

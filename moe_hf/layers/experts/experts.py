@@ -12,8 +12,8 @@ from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.experts.activations import activation
-from moe_hf.layers.experts.modules import row_functions_of, stack_of
 from moe_hf.layers.experts.packed_weights import pack_for_inference, unpack
+from moe_hf.layers.experts.stack_of import row_functions_of, stack_of
 from moe_hf.layers.init import DrawsOwnWeights
 from moe_hf.ops.experts.generic import generic_experts
 from moe_hf.ops.experts.reference import reference_experts

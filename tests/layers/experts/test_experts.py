@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.layers.experts.stack import Experts
+from moe_hf.layers.experts.experts import Experts
 
 T, D, E, K, F = 13, 16, 5, 2, 24
 BACKENDS = ["eager", "batched_mm", "grouped_mm", "sorted", "auto"]
