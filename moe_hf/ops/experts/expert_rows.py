@@ -1,7 +1,7 @@
 """Brings the rows of each expert together, and the experts' results back to their tokens.
 
-Shapes: T tokens, D width, E experts, K experts per token, N rows: the slots of expert_TK that are not to be skipped,
-sorted by expert.
+Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, N rows: the slots of expert_TK
+that are not to be skipped, sorted by expert.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ def sort_rows(expert_TK: torch.Tensor, num_experts: int, rows_per_chunk: int) ->
 
     Ids from `num_experts` on mark slots to skip. Reads the E counts back to the host once.
     """
-    expert_S = expert_TK.reshape(-1)
-    slot_S = expert_S.argsort(stable=True)
-    counts = expert_S.bincount(minlength=num_experts)[:num_experts].tolist()
+    expert_J = expert_TK.reshape(-1)
+    slot_J = expert_J.argsort(stable=True)
+    counts = expert_J.bincount(minlength=num_experts)[:num_experts].tolist()
     chunks, unused, start = [], [], 0
     for expert, count in enumerate(counts):
         if count == 0:
@@ -46,7 +46,7 @@ def sort_rows(expert_TK: torch.Tensor, num_experts: int, rows_per_chunk: int) ->
         for first in range(0, count, rows_per_chunk):
             chunks.append(Chunk(expert, start + first, start + min(first + rows_per_chunk, count), first == 0))
         start += count
-    return ExpertRows(slot_S[:start], chunks, unused)
+    return ExpertRows(slot_J[:start], chunks, unused)
 
 
 def group_chunks(chunks: Sequence[Chunk], rows_per_group: int) -> list[list[Chunk]]:
@@ -73,11 +73,11 @@ def combine_rows(y_ND: torch.Tensor, slot_N: torch.Tensor, weight_TK: torch.Tens
     """Each token's rows, weighted and added up, (T, D) in the dtype of `y_ND`, which `room_for_rows` made."""
     num_rows = len(slot_N)
     # Skipped slots read the zero row behind the others.
-    row_S = slot_N.new_full((weight_TK.numel(),), num_rows)
-    row_S[slot_N] = torch.arange(num_rows, device=slot_N.device)
-    row_TK = row_S.view(weight_TK.shape)
+    row_J = slot_N.new_full((weight_TK.numel(),), num_rows)
+    row_J[slot_N] = torch.arange(num_rows, device=slot_N.device)
+    row_TK = row_J.view(weight_TK.shape)
     weight_TK = weight_TK.to(y_ND.dtype)
-    if num_rows < len(row_S):
+    if num_rows < len(row_J):
         # What a skipped slot weighs is nobody's business, be it NaN.
         weight_TK = weight_TK.masked_fill(row_TK == num_rows, 0)
     if y_ND.device.type == "cpu":

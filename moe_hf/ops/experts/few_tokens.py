@@ -1,6 +1,6 @@
 """Experts for the few tokens of a decoding step, without gradients: here overhead counts, not products.
 
-Shapes: T tokens, D width, E experts, K experts per token, S = T * K slots, F width of one expert.
+Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, F width of one expert.
 """
 
 import torch
@@ -37,21 +37,21 @@ def few_tokens_experts(call: ExpertCall, activation: Activation) -> torch.Tensor
 def _gathered(call: ExpertCall, activation: Activation) -> torch.Tensor:
     x_TD, expert_TK, weight_TK, stack, dtype = call
     with without_autocast(x_TD):
-        expert_S = expert_TK.reshape(-1)
-        x_SD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
-        z_SF = _product(stack.up_EFD, expert_S, x_SD1, stack.up_bias_EF)
-        y_SD = _product(stack.down_EDF, expert_S, activate(z_SF, activation)[..., None], stack.down_bias_ED)
-        y_TKD = y_SD.to(x_TD.dtype).view(*expert_TK.shape, -1)
+        expert_J = expert_TK.reshape(-1)
+        x_JD1 = x_TD.to(dtype).repeat_interleave(expert_TK.shape[1], dim=0)[..., None]
+        z_JF = _product(stack.up_EFD, expert_J, x_JD1, stack.up_bias_EF)
+        y_JD = _product(stack.down_EDF, expert_J, activate(z_JF, activation)[..., None], stack.down_bias_ED)
+        y_TKD = y_JD.to(x_TD.dtype).view(*expert_TK.shape, -1)
         return torch.bmm(weight_TK[:, None].to(y_TKD.dtype), y_TKD)[:, 0]
 
 
 def _product(
-    weight_EOI: torch.Tensor, expert_S: torch.Tensor, x_SI1: torch.Tensor, bias_EO: torch.Tensor | None
+    weight_EOI: torch.Tensor, expert_J: torch.Tensor, x_JI1: torch.Tensor, bias_EO: torch.Tensor | None
 ) -> torch.Tensor:
-    weight_SOI = weight_EOI.index_select(0, expert_S).to(x_SI1.dtype)
+    weight_JOI = weight_EOI.index_select(0, expert_J).to(x_JI1.dtype)
     if bias_EO is None:
-        return torch.bmm(weight_SOI, x_SI1)[..., 0]
-    return torch.baddbmm(bias_EO.index_select(0, expert_S).to(x_SI1.dtype)[..., None], weight_SOI, x_SI1)[..., 0]
+        return torch.bmm(weight_JOI, x_JI1)[..., 0]
+    return torch.baddbmm(bias_EO.index_select(0, expert_J).to(x_JI1.dtype)[..., None], weight_JOI, x_JI1)[..., 0]
 
 
 def _one_token(call: ExpertCall, activation: Activation) -> torch.Tensor:

@@ -31,10 +31,10 @@ def reference_experts(
     for expert in expert_TK.unique().tolist():
         if expert >= num_experts:
             continue
-        token_N, slot_N = torch.where(expert_TK == expert)
+        token_N, place_N = torch.where(expert_TK == expert)
         up_bias_F = None if stack.up_bias_EF is None else stack.up_bias_EF[expert]
         down_bias_D = None if stack.down_bias_ED is None else stack.down_bias_ED[expert]
         h_NF = activate(F.linear(x_TD[token_N], stack.up_EFD[expert], up_bias_F), activation)
         y_ND = F.linear(h_NF, stack.down_EDF[expert], down_bias_D)
-        out_TD = out_TD.index_add(0, token_N, (y_ND * weight_TK[token_N, slot_N, None]).to(out_TD.dtype))
+        out_TD = out_TD.index_add(0, token_N, (y_ND * weight_TK[token_N, place_N, None]).to(out_TD.dtype))
     return out_TD

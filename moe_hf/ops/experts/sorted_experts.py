@@ -1,6 +1,6 @@
 """Experts in pure PyTorch, group after group over the tokens sorted by expert: the form for CPUs.
 
-Shapes: T tokens, D width, E experts, K experts per token, S = T * K slots, N rows (visited slots, sorted by expert), F
+Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, N rows (visited slots, sorted by expert), F
 width of one expert; z has F columns, or 2F where the activation is gated.
 """
 
@@ -46,6 +46,8 @@ def sorted_experts(
     """
     call = ExpertCall(x_TD, expert_TK, weight_TK, stack, compute_dtype(x_TD, stack))
     trains = needs_gradient(x_TD, weight_TK, *stack)
+    # Eager takes the node of autograd, which keeps the list of pre-activations and the sorted rows as they are: the
+    # operator hands on tensors alone, so it copies the former into one and sorts the latter again on the way back.
     if torch.compiler.is_compiling():
         return _compiled(call, activation, trains)[0]
     if trains:
@@ -60,36 +62,36 @@ def _without_gradients(call: ExpertCall, activation: Activation) -> torch.Tensor
 
 
 def _forward(call: ExpertCall, activation: Activation, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output and all pre-activations, (S, F), as one tensor, zero for skipped slots."""
-    z_SF = _forward_shapes(call, trains)[1]
+    """The output and all pre-activations, (J, F), as one tensor, zero for skipped slots."""
+    z_JF = _forward_shapes(call, trains)[1]
     if not trains:
-        return _without_gradients(call, activation), z_SF
+        return _without_gradients(call, activation), z_JF
     num_kept = 0
 
     def keep(z_nF: torch.Tensor) -> None:
         nonlocal num_kept
-        z_SF[num_kept : num_kept + len(z_nF)] = z_nF
+        z_JF[num_kept : num_kept + len(z_nF)] = z_nF
         num_kept += len(z_nF)
 
     out_TD, _ = forward_pass(activation, call, keep)
-    z_SF[num_kept:].zero_()
-    return out_TD, z_SF
+    z_JF[num_kept:].zero_()
+    return out_TD, z_JF
 
 
 def _forward_shapes(call: ExpertCall, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:
     num_slots = call.expert_TK.numel() if trains else 0
-    z_SF = call.x_TD.new_empty(num_slots, call.stack.up_EFD.shape[1], dtype=call.dtype)
-    return call.x_TD.new_empty(call.x_TD.shape), z_SF
+    z_JF = call.x_TD.new_empty(num_slots, call.stack.up_EFD.shape[1], dtype=call.dtype)
+    return call.x_TD.new_empty(call.x_TD.shape), z_JF
 
 
 def _backward(
-    dout_TD: torch.Tensor, call: ExpertCall, activation: Activation, z_SF: torch.Tensor, needs: Sequence[bool]
+    dout_TD: torch.Tensor, call: ExpertCall, activation: Activation, z_JF: torch.Tensor, needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     """The gradients of x, the routing weights and the stack; an empty tensor where one is not needed."""
     # Sorted again: an operator hands nothing but tensors from one pass to the other.
     rows = sort_rows(call.expert_TK, len(call.stack.up_EFD), rows_per_chunk(call.stack, call.dtype))
     groups = group_chunks(rows.chunks, rows_per_group(call.stack, call.dtype))
-    z_groups = [z_SF[chunks[0].start : chunks[-1].stop] for chunks in groups]
+    z_groups = [z_JF[chunks[0].start : chunks[-1].stop] for chunks in groups]
     asked = Needs(needs[0], needs[1], tuple(needs[2:]))
     dx_TD, dweight_TK, dstack, _ = backward_pass(activation, dout_TD.contiguous(), call, rows, z_groups, asked)
     return [call.x_TD.new_empty(0) if gradient is None else gradient for gradient in (dx_TD, dweight_TK, *dstack)]
@@ -111,6 +113,6 @@ _compiled = opaque(
     _forward_shapes,
     _backward,
     _backward_shapes,
-    returns=("out_TD", "z_SF"),
+    returns=("out_TD", "z_JF"),
     gradients=("x_TD", "weight_TK", *ExpertStack._fields),
 )

@@ -142,7 +142,10 @@ BALANCE_LOSSES: dict[str, Callable[[Routed], torch.Tensor]] = {
 def load_balance_loss(
     router_logits: Sequence[torch.Tensor], k: int, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The balance loss of plain softmax top-k routers, averaged over layers; 1.0 at balance whatever E and k.
+    """The balance loss of plain softmax top-k routers from their logits alone; no model calls it.
+
+    Models know what was chosen and take their loss from `BALANCE_LOSSES`; this is for tests and for users of bare
+    logits. The mean over layers is 1.0 at balance whatever E and k.
 
     Layers are averaged only afterwards: pooled counts let one layer's collapse cancel another's.
 

@@ -25,7 +25,10 @@ def router_scores(logits_TE: torch.Tensor, score: str = "softmax") -> torch.Tens
 
 
 def top_k_routing(logits_TE: torch.Tensor, k: int, normalize: bool = True) -> Routes:
-    """The k most probable experts of each token (Shazeer et al. 2017, Lepikhin et al. 2020).
+    """The k most probable experts of each token (Shazeer et al. 2017, Lepikhin et al. 2020); models do not call this.
+
+    Their routers choose and weigh in two steps (`moe_hf.layers.ffn.routers`). This is for users of bare logits, and the
+    reference of the Triton kernel.
 
     With `normalize` softmax-then-top-k and top-k-then-softmax (Mixtral, GPT-OSS) are one function: a softmax over
     the chosen logits is the whole softmax, rescaled.
