@@ -64,14 +64,14 @@ class LayerInputs(NamedTuple):
             self.shared_values[name] = compute()
         return self.shared_values[name]
 
-    def segments(self, x_BSD: torch.Tensor, length: int | None) -> Iterator[tuple[torch.Tensor, "LayerInputs"]]:
-        """Tokens in pieces of `length` positions that follow each other, each with what is to be known of it.
+    def stretches(self, x_BSD: torch.Tensor, length: int | None) -> Iterator[tuple[torch.Tensor, "LayerInputs"]]:
+        """Tokens in stretches of `length` positions that follow each other, each with what is to be known of it.
 
         For mixers that carry a state along: the mask of attention, which speaks of all keys, stays whole.
 
         Args:
             x_BSD: the tokens.
-            length: positions of a piece, the last one excepted; None leaves all in one.
+            length: positions of a stretch, the last one excepted; None leaves all in one.
         """
         if length is None or x_BSD.shape[1] <= length:
             yield x_BSD, self

@@ -30,9 +30,9 @@ def full_inputs() -> LayerInputs:
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 50, None])
-def test_segments_follow_each_other_and_make_the_whole(length: int | None) -> None:
+def test_stretches_follow_each_other_and_make_the_whole(length: int | None) -> None:
     inputs, x_BSD = full_inputs(), torch.rand(B, S, D)
-    parts = list(inputs.segments(x_BSD, length))
+    parts = list(inputs.stretches(x_BSD, length))
     assert [len(x[0]) for x, _ in parts] == {1: [1] * 7, 3: [3, 3, 1]}.get(length or S, [7])
     assert torch.cat([x for x, _ in parts], dim=1).equal(x_BSD)
     for name in ("token_ids", "padding_mask", "document_starts", "position_ids", "first_value"):
@@ -42,9 +42,9 @@ def test_segments_follow_each_other_and_make_the_whole(length: int | None) -> No
     assert all(part.cache is inputs.cache and part.shared_values is inputs.shared_values for _, part in parts)
 
 
-def test_absent_fields_stay_absent_in_segments() -> None:
+def test_absent_fields_stay_absent_in_stretches() -> None:
     x_BSD = torch.rand(B, S, D)
-    assert [part for _, part in PLAIN.segments(x_BSD, 4)] == [PLAIN, PLAIN]
+    assert [part for _, part in PLAIN.stretches(x_BSD, 4)] == [PLAIN, PLAIN]
 
 
 def test_the_first_layer_that_asks_computes_for_all() -> None:

@@ -188,8 +188,8 @@ def test_left_padding_changes_nothing_though_projections_have_biases(ours, ids, 
         assert_close(ours(padded, attention_mask=mask, use_cache=False).logits[:, 4:], theirs)
 
 
-def test_a_long_input_is_read_in_segments_without_a_difference(kind: str, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr("moe_hf.layers.mixers.mamba.MambaMixer.segment_length", 8)
+def test_a_long_input_is_read_in_stretches_without_a_difference(kind: str, folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("moe_hf.layers.mixers.mamba.MambaMixer.stretch_length", 8)
     model = MambaWithMoE.from_pretrained(folder, **EXPERTS).eval()
     ids = torch.randint(3, 53, (2, 21), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
@@ -198,6 +198,6 @@ def test_a_long_input_is_read_in_segments_without_a_difference(kind: str, folder
     for masks in ({"attention_mask": mask}, {"position_ids": positions}):
         expected = model(ids, use_cache=False, **masks).logits
         with torch.no_grad():
-            segmented = model(ids, use_cache=False, **masks).logits
+            in_stretches = model(ids, use_cache=False, **masks).logits
         real = mask.bool() if "attention_mask" in masks else torch.ones_like(mask, dtype=torch.bool)
-        assert_close(segmented[real], expected[real])
+        assert_close(in_stretches[real], expected[real])

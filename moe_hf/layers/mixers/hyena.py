@@ -22,7 +22,7 @@ from moe_hf.ops.sequence.long_conv import long_conv
 from moe_hf.ops.sequence.short_conv import short_conv
 
 # Positions that are projected and gated at a time: memory that stays in the processor's cache instead of fresh pages.
-SEGMENT = 1024
+STRETCH = 1024
 
 
 class OperatorFilter(HyenaFilter):
@@ -104,18 +104,18 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             elif filter_LC is not None:
                 part = self._channels_of(i)
                 v_BSD = long_conv(v_BSD, filter_LC[:, part], skip_C[part], **inputs.layout)
-            parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(SEGMENT, dim=1)
+            parts = (v_BSD,) if len(parts) == 1 else v_BSD.split(STRETCH, dim=1)
         return MixerOutput(_joined([self.out_proj(v * x) for v, x in zip(parts, gates[0], strict=True)]))
 
     def _project(
         self, x_BSD: torch.Tensor, inputs: LayerInputs, history: History | None
     ) -> list[tuple[torch.Tensor, ...]]:
-        """x_N, ..., x_1 and v behind the short convolution, each in segments of the positions."""
+        """x_N, ..., x_1 and v behind the short convolution, each in stretches of the positions."""
         taps = self.short_conv_weight.shape[1]
         state = None if history is None else history.recent_inputs(taps - 1)
-        segments, start = [], 0
-        # A compiler would make one graph per number of segments.
-        for part_BSD, part in inputs.segments(x_BSD, None if torch.compiler.is_compiling() else SEGMENT):
+        stretches, start = [], 0
+        # A compiler would make one graph per number of stretches.
+        for part_BSD, part in inputs.stretches(x_BSD, None if torch.compiler.is_compiling() else STRETCH):
             u_BSC = self.in_proj(part_BSD)
             z_BSC, state = short_conv(
                 u_BSC, self.short_conv_weight, self.short_conv_bias, initial_state=state, **part.layout
@@ -123,9 +123,9 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
             # What goes in, not what comes out: the next call's taps reach back over the inputs.
             if history is not None:
                 history.keep_inputs(u_BSC, taps - 1, part, start)
-            segments.append(z_BSC.chunk(self.order + 1, dim=-1))
+            stretches.append(z_BSC.chunk(self.order + 1, dim=-1))
             start += part_BSD.shape[1]
-        return list(zip(*segments, strict=True))
+        return list(zip(*stretches, strict=True))
 
     def _channels_of(self, number: int) -> slice:
         """Those of one long convolution among the filter's."""
@@ -155,8 +155,8 @@ class HyenaOperator(Mixer, DrawsOwnWeights):
         return tuple((id(p), 0 if p.is_inference() else p._version) for p in self.filter.parameters())
 
 
-def _joined(segments: list[torch.Tensor]) -> torch.Tensor:
-    return segments[0] if len(segments) == 1 else torch.cat(segments, dim=1)
+def _joined(stretches: list[torch.Tensor]) -> torch.Tensor:
+    return stretches[0] if len(stretches) == 1 else torch.cat(stretches, dim=1)
 
 
 def _without_idle_mask(inputs: LayerInputs) -> LayerInputs:

@@ -1,4 +1,4 @@
-"""What mixers share that carry a state from token to token: states in the cache, and long inputs in segments.
+"""What mixers share that carry a state from token to token: states in the cache, and long inputs in stretches.
 
 Shapes: B batch, S positions of this call, D width.
 """
@@ -21,18 +21,18 @@ class RecurrentMixer(Mixer):
     Attributes:
         state_type: a NamedTuple of the states, each None before the first token; its fields are their names in the
             cache.
-        segment_length: positions that are worked through at a time where no gradient is asked for.
+        stretch_length: positions that are worked through at a time where no gradient is asked for.
     """
 
     state_type: ClassVar[type[Any]]
-    segment_length: ClassVar[int] = 512
+    stretch_length: ClassVar[int] = 512
 
     @abstractmethod
     def mix(self, x_BSD: torch.Tensor, inputs: LayerInputs, before: Any, keeps_state: bool) -> tuple[MixerOutput, Any]:
         """Some tokens, mixed, and the states after the last real one.
 
         Args:
-            x_BSD: the tokens of a call, or of a segment of it.
+            x_BSD: the tokens of a call, or of a stretch of it.
             inputs: as in `forward`.
             before: the states, a `state_type`.
             keeps_state: whether they will be read again; else they may be None.
@@ -46,7 +46,7 @@ class RecurrentMixer(Mixer):
         if self._at_once(x_BSD.shape[1]):
             mixed, after = self.mix(x_BSD, inputs, before, keeps_state=states is not None)
         else:
-            mixed, after = self._mix_in_segments(x_BSD, inputs, before)
+            mixed, after = self._mix_in_stretches(x_BSD, inputs, before)
         if states is not None:
             for name, state in after._asdict().items():
                 if state is not None:
@@ -54,7 +54,7 @@ class RecurrentMixer(Mixer):
         return mixed
 
     def prepared(self, inputs: LayerInputs) -> LayerInputs:
-        """The inputs with what is computed once for all segments."""
+        """The inputs with what is computed once for all stretches."""
         return inputs
 
     def is_step(self, state: torch.Tensor | None, x_BSD: torch.Tensor, inputs: LayerInputs) -> TypeGuard[torch.Tensor]:
@@ -91,14 +91,14 @@ class RecurrentMixer(Mixer):
         return run(*parts, initial_state=state, **inputs.layout, **options)
 
     def _at_once(self, length: int) -> bool:
-        # Segments keep small what lies between the projections. A gradient would keep all of it anyway, and a compiler
-        # would make one graph per number of segments.
-        return torch.is_grad_enabled() or torch.compiler.is_compiling() or length <= self.segment_length
+        # Stretches keep small what lies between the projections. A gradient would keep all of it anyway, and a compiler
+        # would make one graph per number of stretches.
+        return torch.is_grad_enabled() or torch.compiler.is_compiling() or length <= self.stretch_length
 
-    def _mix_in_segments(self, x_BSD: torch.Tensor, inputs: LayerInputs, state: Any) -> tuple[MixerOutput, Any]:
-        # Written to in place, which is safe without gradients, and spares the copy that joining the segments would be.
+    def _mix_in_stretches(self, x_BSD: torch.Tensor, inputs: LayerInputs, state: Any) -> tuple[MixerOutput, Any]:
+        # Written to in place, which is safe without gradients, and spares the copy that joining the stretches would be.
         room, values, start = None, [], 0
-        for part_BSD, part in inputs.segments(x_BSD, self.segment_length):
+        for part_BSD, part in inputs.stretches(x_BSD, self.stretch_length):
             mixed, state = self.mix(part_BSD, part, state, keeps_state=True)
             # Under autocast the tokens come out in another type than they came in.
             out_BSD = room = mixed.out_BSD.new_empty(x_BSD.shape) if room is None else room

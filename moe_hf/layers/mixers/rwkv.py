@@ -26,7 +26,7 @@ class RWKVMixer(RecurrentMixer, DrawsOwnWeights):
     """Time mixing of some version."""
 
     state_type: ClassVar[type[Any]] = RWKVState
-    segment_length: ClassVar[int] = 1024
+    stretch_length: ClassVar[int] = 1024
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)

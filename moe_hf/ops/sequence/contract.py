@@ -84,7 +84,7 @@ def zero_padding(mask: torch.Tensor | None, *tensors: torch.Tensor) -> tuple[tor
     return tuple(x.masked_fill(absent.view(*absent.shape, *[1] * (x.ndim - absent.ndim)), 0) for x in tensors)
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Tokens from `start` to `stop` that are worked on together, in whole chunks of `chunk` tokens."""
 
     start: int
@@ -92,8 +92,8 @@ class Piece(NamedTuple):
     chunk: int
 
 
-class Pieces(NamedTuple):
-    """How a sequence is cut: tokens of one chunk, and of one segment, a multiple of it.
+class Segments(NamedTuple):
+    """How a sequence is cut: tokens of one chunk, and of one whole segment, a multiple of it.
 
     The tokens of a chunk are formed into products at once; between segments the state is kept for the backward pass.
     """
@@ -101,18 +101,20 @@ class Pieces(NamedTuple):
     chunk: int
     segment: int
 
-    def of(self, length: int) -> list[Piece]:
+    def of(self, length: int) -> list[Segment]:
         """The segments one after the other; what no full chunk is left for is a chunk by itself.
 
-        >>> [tuple(piece) for piece in Pieces(32, 256).of(548)]
+        >>> [tuple(segment) for segment in Segments(32, 256).of(548)]
         [(0, 256, 32), (256, 512, 32), (512, 544, 32), (544, 548, 4)]
         """
         whole = length - length % self.chunk
-        pieces = [Piece(start, min(start + self.segment, whole), self.chunk) for start in range(0, whole, self.segment)]
-        return pieces + ([Piece(whole, length, length - whole)] if whole < length else [])
+        segments = [
+            Segment(start, min(start + self.segment, whole), self.chunk) for start in range(0, whole, self.segment)
+        ]
+        return segments + ([Segment(whole, length, length - whole)] if whole < length else [])
 
     def limit(self, length: int) -> int:
-        """No fewer than there are pieces, by arithmetic alone, for lengths that the compiler does not know.
+        """No fewer than there are segments, by arithmetic alone, for lengths that the compiler does not know.
 
         At least 2: torch.export traces for any length only that, since a size of 1 would be another program.
         """

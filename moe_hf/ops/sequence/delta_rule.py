@@ -8,13 +8,13 @@ from typing import Unpack
 import torch
 
 from moe_hf.ops.dtypes import float32_or_more
-from moe_hf.ops.sequence.contract import Carried, Pieces, call_of
+from moe_hf.ops.sequence.contract import Carried, Segments, call_of
 from moe_hf.ops.sequence.delta_rule_segment import Sequences, segment_backward, segment_forward
-from moe_hf.ops.sequence.segments import Segment, in_segments
+from moe_hf.ops.sequence.segments import SegmentPasses, in_segments
 
 # Tokens whose pairs are worked on at once, and tokens whose intermediate results are alive at once.
 # The chunk also bounds the decay: one over its decays multiplied up is formed, and has to stay in the range of float32.
-_PIECES = Pieces(chunk=32, segment=256)
+_SEGMENTS = Segments(chunk=32, segment=256)
 
 
 def delta_rule(
@@ -130,4 +130,4 @@ def _first_state(initial_state: torch.Tensor | None, tokens: Sequences) -> torch
     return tokens.value.new_zeros(batch, heads, width, tokens.key.shape[-1], dtype=dtype)
 
 
-_delta_rule = in_segments("delta_rule", Segment(Sequences, "value", segment_forward, segment_backward), _PIECES)
+_delta_rule = in_segments("delta_rule", SegmentPasses(Sequences, "value", segment_forward, segment_backward), _SEGMENTS)

@@ -1,6 +1,6 @@
 """The recurrence with one decay per head and token, the engine of retention (RetNet) and of Mamba-2 (SSD).
 
-Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width; P pieces, X values of one
+Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width; P segments, X values of one
 group (`moe_hf.ops.sequence.scalar_decay_passes`).
 """
 
@@ -12,7 +12,7 @@ import torch
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.operators import needs_gradient, opaque
-from moe_hf.ops.sequence.contract import Call, Carried, Pieces, call_of, zero_padding
+from moe_hf.ops.sequence.contract import Call, Carried, Segments, call_of, zero_padding
 from moe_hf.ops.sequence.scalar_decay_passes import Inputs, backward_pass, forward_pass
 
 CHUNK_SIZE = 64
@@ -61,7 +61,7 @@ def scalar_decay(
             f"the chunk, such as {CHUNK_SIZE} and {SEGMENT_SIZE}"
         )
     trains = needs_gradient(*inputs, call.initial_state)
-    out_BSHV, state_BHKV, _ = _scalar_decay(inputs, call.initial_state, Pieces(chunk_size, segment_size), trains)
+    out_BSHV, state_BHKV, _ = _scalar_decay(inputs, call.initial_state, Segments(chunk_size, segment_size), trains)
     return call.result(out_BSHV, state_BHKV)
 
 
@@ -229,25 +229,25 @@ def _by_head(state_BGKX: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _forward(
-    inputs: Inputs, initial_state: torch.Tensor | None, pieces: Pieces, trains: bool
+    inputs: Inputs, initial_state: torch.Tensor | None, segments: Segments, trains: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The output, the last state and, where it trains, the states before all pieces, else an empty tensor."""
+    """The output, the last state and, where it trains, the states before all segments, else an empty tensor."""
     length, heads = inputs.value_BSHV.shape[1:3]
     with without_autocast(inputs.value_BSHV):
         state = _by_group(_first_state(inputs, initial_state), inputs.key_BSGK.shape[2])
-        # So many by arithmetic on the length, not by counting pieces: the compiler has to know the shape as well.
-        kept_PBGKX = state.new_zeros(pieces.limit(length) if trains else 0, *state.shape)
-        out_BSHV, after = forward_pass(inputs, state, pieces, kept_PBGKX if trains else None)
+        # So many by arithmetic on the length, not by counting segments: the compiler has to know the shape as well.
+        kept_PBGKX = state.new_zeros(segments.limit(length) if trains else 0, *state.shape)
+        out_BSHV, after = forward_pass(inputs, state, segments, kept_PBGKX if trains else None)
         return out_BSHV, _by_head(after, heads), kept_PBGKX
 
 
 def _forward_shapes(
-    inputs: Inputs, initial_state: torch.Tensor | None, pieces: Pieces, trains: bool
+    inputs: Inputs, initial_state: torch.Tensor | None, segments: Segments, trains: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     value_BSHV, groups = inputs.value_BSHV, inputs.key_BSGK.shape[2]
     state = _first_state(inputs, initial_state)
     batch, heads, width, columns = state.shape
-    count = pieces.limit(value_BSHV.shape[1]) if trains else 0
+    count = segments.limit(value_BSHV.shape[1]) if trains else 0
     kept_PBGKX = state.new_empty(count, batch, groups, width, heads // groups * columns)
     return value_BSHV.new_empty(value_BSHV.shape), state.new_empty(state.shape), kept_PBGKX
 
@@ -257,7 +257,7 @@ def _backward(
     dstate_BHKV: torch.Tensor | None,
     inputs: Inputs,
     kept_PBGKX: torch.Tensor,
-    pieces: Pieces,
+    segments: Segments,
     needs: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients of the inputs and of the first state; an empty tensor for a decay that needs none."""
@@ -267,7 +267,7 @@ def _backward(
     with without_autocast(value_BSHV):
         last = _by_group(_first_state(inputs, dstate_BHKV), groups)
         # Decays that are fixed, as retention's are, need no gradient (needs[3]), which would cost several passes.
-        *found, dlog_decay, first = backward_pass(inputs, kept_PBGKX, pieces, dout_BSHV, last, needs[3])
+        *found, dlog_decay, first = backward_pass(inputs, kept_PBGKX, segments, dout_BSHV, last, needs[3])
         found.append(kept_PBGKX.new_empty(0) if dlog_decay is None else dlog_decay)
         return [*found, _by_head(first, value_BSHV.shape[2])]
 

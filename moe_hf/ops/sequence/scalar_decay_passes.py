@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_hf.ops.dtypes import float32_or_more
-from moe_hf.ops.sequence.contract import Piece, Pieces
+from moe_hf.ops.sequence.contract import Segment, Segments
 
 # A state is (B, G, K, X) in here: the heads of a group lie side by side, so that one product serves them all.
 
@@ -48,18 +48,18 @@ class Decays(NamedTuple):
     reach: torch.Tensor
 
 
-def grouped(x_BSHV: torch.Tensor, groups: int, piece: Piece, dtype: torch.dtype) -> torch.Tensor:
-    """One piece of a sequence, (B, n, G, C, R, V), as a view where its type is right."""
-    x_BcHV = x_BSHV[:, piece.start : piece.stop].to(dtype)
-    return x_BcHV.unflatten(1, (-1, piece.chunk)).unflatten(3, (groups, -1)).transpose(2, 3)
+def grouped(x_BSHV: torch.Tensor, groups: int, segment: Segment, dtype: torch.dtype) -> torch.Tensor:
+    """One segment of a sequence, (B, n, G, C, R, V), as a view where its type is right."""
+    x_BcHV = x_BSHV[:, segment.start : segment.stop].to(dtype)
+    return x_BcHV.unflatten(1, (-1, segment.chunk)).unflatten(3, (groups, -1)).transpose(2, 3)
 
 
-def decays_of(inputs: Inputs, piece: Piece) -> Decays:
-    """The decays of one piece; n and B are 1 where they do not depend on the token.
+def decays_of(inputs: Inputs, segment: Segment) -> Decays:
+    """The decays of one segment; n and B are 1 where they do not depend on the token.
 
     Sums of logarithms are taken in float64: the small differences of large sums would be lost otherwise.
     """
-    start, stop, chunk = piece
+    start, stop, chunk = segment
     log_decay, groups, dtype = inputs.log_decay, inputs.key_BSGK.shape[2], inputs.dtype
     constant = log_decay.dim() == 1
     # A fixed decay is the same in every row and chunk: one chunk of one row serves all by broadcasting.
@@ -85,14 +85,14 @@ def decays_of(inputs: Inputs, piece: Piece) -> Decays:
     return Decays(since, until, whole, between, reach)
 
 
-class OpenPiece(NamedTuple):
-    """What both passes compute of one piece.
+class OpenSegment(NamedTuple):
+    """What both passes compute of one segment.
 
     Attributes:
         query: (B, n, G, C, K).
         key: (B, n, G, C, K).
         value: (B, n, G, C, R, V).
-        decays: of this piece.
+        decays: of this segment.
         states: (B, n, G, K, X), before each chunk.
         final_state: (B, G, K, X), after the last chunk.
         added_value: (B, n, G, C, X), each value as it is left at the end of its chunk.
@@ -111,15 +111,15 @@ class OpenPiece(NamedTuple):
         return (self.query @ self.key.mT).mul_(self.decays.reach)[:, :, :, None]
 
 
-def open_piece(inputs: Inputs, state_BGKX: torch.Tensor, piece: Piece, decays: Decays) -> OpenPiece:
-    """The piece, with the states between its chunks; `state_BGKX` is the one before it."""
+def open_segment(inputs: Inputs, state_BGKX: torch.Tensor, segment: Segment, decays: Decays) -> OpenSegment:
+    """The segment, with the states between its chunks; `state_BGKX` is the one before it."""
     groups, dtype = inputs.key_BSGK.shape[2], inputs.dtype
     # Contiguous, or each product would copy them anew; where there is one group they are views.
-    query, key = (grouped(x, groups, piece, dtype)[..., 0, :].contiguous() for x in inputs[:2])
-    value = grouped(inputs.value_BSHV, groups, piece, dtype).contiguous()
+    query, key = (grouped(x, groups, segment, dtype)[..., 0, :].contiguous() for x in inputs[:2])
+    value = grouped(inputs.value_BSHV, groups, segment, dtype).contiguous()
     added_value = (value * decays.until_end).flatten(4)
     states, after = carry(state_BGKX, key.mT @ added_value, decays.whole)
-    return OpenPiece(query, key, value, decays, states, after, added_value)
+    return OpenSegment(query, key, value, decays, states, after, added_value)
 
 
 def carry(
@@ -140,25 +140,25 @@ def carry(
 
 
 def forward_pass(
-    inputs: Inputs, state_BGKX: torch.Tensor, pieces: Pieces, kept_PBGKX: torch.Tensor | None
+    inputs: Inputs, state_BGKX: torch.Tensor, segments: Segments, kept_PBGKX: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, (B, S, H, V), and the last state; the states before all pieces go to `kept_PBGKX`."""
+    """The output, (B, S, H, V), and the last state; the states before all segments go to `kept_PBGKX`."""
     out_BSHV = torch.empty_like(inputs.value_BSHV, memory_format=torch.contiguous_format)
     groups = inputs.key_BSGK.shape[2]
-    # Where nothing depends on the token, there are at most two kinds of pieces: whole chunks, and the rest.
+    # Where nothing depends on the token, there are at most two kinds of segments: whole chunks, and the rest.
     constant, cache = inputs.log_decay.dim() == 1 and inputs.starts_BS is None, dict[int, Decays]()
-    for index, piece in enumerate(pieces.of(inputs.value_BSHV.shape[1])):
+    for index, segment in enumerate(segments.of(inputs.value_BSHV.shape[1])):
         if kept_PBGKX is not None:
             kept_PBGKX[index] = state_BGKX
-        decays = cache.get(piece.chunk) or decays_of(inputs, piece)
+        decays = cache.get(segment.chunk) or decays_of(inputs, segment)
         if constant:
-            cache[piece.chunk] = decays
-        opened = open_piece(inputs, state_BGKX, piece, decays)
+            cache[segment.chunk] = decays
+        opened = open_segment(inputs, state_BGKX, segment, decays)
         state_BGKX = opened.final_state
         within = (opened.score() * decays.between) @ opened.value.transpose(3, 4)
         before = (opened.query @ opened.states).view(opened.value.shape)
         # A view, since the type is right: the sum below is written where it belongs.
-        out = grouped(out_BSHV, groups, piece, out_BSHV.dtype)
+        out = grouped(out_BSHV, groups, segment, out_BSHV.dtype)
         torch.addcmul(within.transpose(3, 4), before, decays.since_start, out=out)
     return out_BSHV, state_BGKX
 
@@ -176,26 +176,26 @@ class Gradients(NamedTuple):
 def backward_pass(
     inputs: Inputs,
     kept_PBGKX: torch.Tensor,
-    pieces: Pieces,
+    segments: Segments,
     dout_BSHV: torch.Tensor,
     dstate_BGKX: torch.Tensor,
     needs_decay: bool,
 ) -> Gradients:
-    """The gradients, from the last piece to the first; what the forward pass did not keep is computed again."""
+    """The gradients, from the last segment to the first; what the forward pass did not keep is computed again."""
     groups, dtype = inputs.key_BSGK.shape[2], inputs.dtype
     dquery, dkey, dvalue = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
     batch, length, heads, _ = inputs.value_BSHV.shape
     dlog_BSH = inputs.log_decay.new_empty(batch, length, heads, dtype=dtype) if needs_decay else None
-    for index, piece in reversed(list(enumerate(pieces.of(length)))):
-        decays = decays_of(inputs, piece)
-        opened = open_piece(inputs, kept_PBGKX[index], piece, decays)
-        dout = grouped(dout_BSHV, groups, piece, dtype).contiguous()
+    for index, segment in reversed(list(enumerate(segments.of(length)))):
+        decays = decays_of(inputs, segment)
+        opened = open_segment(inputs, kept_PBGKX[index], segment, decays)
+        dout = grouped(dout_BSHV, groups, segment, dtype).contiguous()
         found, dstate_BGKX = _differentiate(opened, dout, dstate_BGKX, needs_decay)
         for into, part in zip((dquery, dkey), found[:2], strict=True):
-            grouped(into, groups, piece, into.dtype)[..., 0, :].copy_(part)
-        grouped(dvalue, groups, piece, dvalue.dtype).copy_(found[2])
+            grouped(into, groups, segment, into.dtype)[..., 0, :].copy_(part)
+        grouped(dvalue, groups, segment, dvalue.dtype).copy_(found[2])
         if dlog_BSH is not None and found[3] is not None:
-            grouped(dlog_BSH[..., None], groups, piece, dtype).copy_(found[3][..., None])
+            grouped(dlog_BSH[..., None], groups, segment, dtype).copy_(found[3][..., None])
     if dlog_BSH is not None:
         if inputs.starts_BS is not None:
             # Nothing is left of the state there, whatever the decay.
@@ -207,9 +207,9 @@ def backward_pass(
 
 
 def _differentiate(
-    opened: OpenPiece, dout: torch.Tensor, dstate_BGKX: torch.Tensor, needs_decay: bool
+    opened: OpenSegment, dout: torch.Tensor, dstate_BGKX: torch.Tensor, needs_decay: bool
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """The gradients of a piece's query, key, value and decay, the last (B, n, G, C, R); and of the state before it."""
+    """The gradients of a segment's query, key, value and decay, the last (B, n, G, C, R), and of the state before."""
     query, key, value, decays, states, _, added_value = opened
     dread = (dout * decays.since_start).flatten(4)
     dafter, dbefore_BGKX = carry(dstate_BGKX, query.mT @ dread, decays.whole, backwards=True)
@@ -228,7 +228,7 @@ def _differentiate(
 
 
 def _differentiate_decay(
-    opened: OpenPiece, dread: torch.Tensor, dafter: torch.Tensor, pair: torch.Tensor, dadded: torch.Tensor
+    opened: OpenSegment, dread: torch.Tensor, dafter: torch.Tensor, pair: torch.Tensor, dadded: torch.Tensor
 ) -> torch.Tensor:
     """The gradient of the decay's logarithm, (B, n, G, C, R): of all that was written before and is read from there on.
 

@@ -10,11 +10,11 @@ import torch
 
 from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.operators import opaque
-from moe_hf.ops.sequence.contract import Edges, Pieces
+from moe_hf.ops.sequence.contract import Edges, Segments
 
 
-class Segment(NamedTuple):
-    """A recurrence on one segment.
+class SegmentPasses(NamedTuple):
+    """The passes of a recurrence on one segment, there and back.
 
     Attributes:
         inputs: the NamedTuple of its inputs, with a method `between(start, stop)` that cuts those that belong to tokens
@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 
 
 def in_segments(
-    name: str, segment: Segment, pieces: Pieces
+    name: str, passes: SegmentPasses, segments: Segments
 ) -> Callable[[Any, torch.Tensor, Edges], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """The operator `moe_hf::name`: from inputs, first state and edges to outputs, last state and the states between.
 
@@ -43,34 +43,34 @@ def in_segments(
     def forward(
         inputs: Any, initial_state: torch.Tensor, edges: Edges
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        out = torch.empty_like(getattr(inputs, segment.value), memory_format=torch.contiguous_format)
-        found, state = pieces.of(out.shape[1]), initial_state
-        kept = initial_state.new_empty(pieces.limit(out.shape[1]), *initial_state.shape)
+        out = torch.empty_like(getattr(inputs, passes.value), memory_format=torch.contiguous_format)
+        found, state = segments.of(out.shape[1]), initial_state
+        kept = initial_state.new_empty(segments.limit(out.shape[1]), *initial_state.shape)
         kept[len(found) :].zero_()
         with without_autocast(out):
             for index, (start, stop, chunk) in enumerate(found):
                 kept[index] = state
                 within, around = inputs.between(start, stop), edges.between(start, stop)
-                out[:, start:stop], state = segment.forward(within, around, state, chunk)
+                out[:, start:stop], state = passes.forward(within, around, state, chunk)
         # An operator may not give back what it was given.
         return out, state.clone(), kept
 
     def shapes(inputs: Any, initial_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        like = getattr(inputs, segment.value)
-        kept = initial_state.new_empty(pieces.limit(like.shape[1]), *initial_state.shape)
+        like = getattr(inputs, passes.value)
+        kept = initial_state.new_empty(segments.limit(like.shape[1]), *initial_state.shape)
         return like.new_empty(like.shape), initial_state.new_empty(initial_state.shape), kept
 
     def backward(
         dout: torch.Tensor | None, dstate: torch.Tensor | None, inputs: Any, edges: Edges, kept: torch.Tensor
     ) -> list[torch.Tensor]:
-        dout = torch.zeros_like(getattr(inputs, segment.value)) if dout is None else dout
+        dout = torch.zeros_like(getattr(inputs, passes.value)) if dout is None else dout
         dstate = kept.new_zeros(kept.shape[1:]) if dstate is None else dstate
-        gradients = segment.inputs(*gradient_room(inputs, kept))
+        gradients = passes.inputs(*gradient_room(inputs, kept))
         with without_autocast(dout):
-            # Not strict: there is room for more states than there are segments (`Pieces.limit`).
-            for (start, stop, chunk), state in reversed(list(zip(pieces.of(dout.shape[1]), kept, strict=False))):
+            # Not strict: there is room for more states than there are segments (`Segments.limit`).
+            for (start, stop, chunk), state in reversed(list(zip(segments.of(dout.shape[1]), kept, strict=False))):
                 within, around = inputs.between(start, stop), edges.between(start, stop)
-                found, dstate = segment.backward(dout[:, start:stop], dstate, within, around, state, chunk)
+                found, dstate = passes.backward(dout[:, start:stop], dstate, within, around, state, chunk)
                 for whole, part, new in zip(gradients, gradients.between(start, stop), found, strict=True):
                     # What belongs to no token collects the shares of all segments.
                     part.add_(new) if part is whole else part.copy_(new)
@@ -89,6 +89,6 @@ def in_segments(
 
     # `opaque` reads the operator's arguments off the annotations.
     for function in (forward, backward):
-        function.__annotations__["inputs"] = segment.inputs
-    results, differentiable = ("out", "state", "kept"), (*segment.inputs._fields, "initial_state")
+        function.__annotations__["inputs"] = passes.inputs
+    results, differentiable = ("out", "state", "kept"), (*passes.inputs._fields, "initial_state")
     return opaque(name, forward, shapes, backward, gradient_shapes, returns=results, gradients=differentiable)

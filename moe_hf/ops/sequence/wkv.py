@@ -8,12 +8,12 @@ from typing import Unpack
 import torch
 
 from moe_hf.ops.dtypes import float32_or_more
-from moe_hf.ops.sequence.contract import Carried, Pieces, call_of
-from moe_hf.ops.sequence.segments import Segment, in_segments
+from moe_hf.ops.sequence.contract import Carried, Segments, call_of
+from moe_hf.ops.sequence.segments import SegmentPasses, in_segments
 from moe_hf.ops.sequence.wkv_segment import EMPTY, WkvInputs, segment_backward, segment_forward
 
 # Tokens whose scans run side by side within a segment, and tokens whose intermediate results are alive at once.
-_PIECES = Pieces(chunk=32, segment=512)
+_SEGMENTS = Segments(chunk=32, segment=512)
 
 
 def wkv(
@@ -136,4 +136,4 @@ def _first_state(initial_state: torch.Tensor | None, value_BSD: torch.Tensor) ->
     return empty_wkv_state(value_BSD.shape[0], value_BSD.shape[2], dtype=dtype, device=value_BSD.device)
 
 
-_wkv = in_segments("wkv", Segment(WkvInputs, "value_BSD", segment_forward, segment_backward), _PIECES)
+_wkv = in_segments("wkv", SegmentPasses(WkvInputs, "value_BSD", segment_forward, segment_backward), _SEGMENTS)

@@ -1,4 +1,4 @@
-"""The Hyena operator by itself: its equations, its segments, its share of the work."""
+"""The Hyena operator by itself: its equations, its stretches, its share of the work."""
 
 import pytest
 import torch
@@ -65,15 +65,15 @@ class TestOperator:
 
     @pytest.mark.parametrize("order", [2, 3])
     @pytest.mark.parametrize("layout", ["plain", "padded", "packed"])
-    def test_segments_change_neither_values_nor_gradients(self, monkeypatch, order: int, layout: str) -> None:
+    def test_stretches_change_neither_values_nor_gradients(self, monkeypatch, order: int, layout: str) -> None:
         operator = make(order)
         x = torch.randn(B, S, D, requires_grad=True)
         mask = (torch.rand(B, S) > 0.3).long() if layout == "padded" else None
         starts = torch.rand(B, S) > 0.8 if layout == "packed" else None
         weight = torch.randn(B, S, D) * (1 if mask is None else mask[..., None])
         found = []
-        for segment in (1024, 7, 1):
-            monkeypatch.setattr(hyena, "SEGMENT", segment)
+        for stretch in (1024, 7, 1):
+            monkeypatch.setattr(hyena, "STRETCH", stretch)
             out = run(operator, x, mask, starts) * (weight != 0)
             tensors = [x, *operator.parameters()]
             found.append([out, *torch.autograd.grad((out * weight).sum(), tensors)])

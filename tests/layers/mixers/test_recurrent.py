@@ -1,4 +1,4 @@
-"""What mixers with a state share: whole calls, segments and single steps give the same, and states go to the cache."""
+"""What mixers with a state share: whole calls, stretches and single steps give the same, and states go to the cache."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +23,7 @@ class RunningSum(RecurrentMixer):
     """The sum of the real tokens so far; notes how long the pieces were that it was given."""
 
     state_type: ClassVar[type[Any]] = SumState
-    segment_length: ClassVar[int] = 4
+    stretch_length: ClassVar[int] = 4
 
     def __init__(self) -> None:
         config = RetNetWithMoEConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, vocab_size=7)
@@ -48,7 +48,7 @@ def x_BSD() -> torch.Tensor:
     return torch.randn(B, S, D, generator=torch.Generator().manual_seed(0))
 
 
-def test_without_a_gradient_long_inputs_come_in_segments(x_BSD: torch.Tensor) -> None:
+def test_without_a_gradient_long_inputs_come_in_stretches(x_BSD: torch.Tensor) -> None:
     mixer, mask = RunningSum(), torch.ones(B, S)
     mask[0, 2:6] = 0
     whole = mixer(x_BSD, LayerInputs(padding_mask=mask))
@@ -93,7 +93,7 @@ def test_a_recurrence_gets_the_layout_and_the_state(x_BSD: torch.Tensor) -> None
     assert given == {"starts_BS": None, "output_final_state": False}
 
 
-def test_segments_come_out_in_the_type_of_a_whole_call() -> None:
+def test_stretches_come_out_in_the_type_of_a_whole_call() -> None:
     class Halved(RunningSum):
         def mix(self, *args: Any, **kwargs: Any) -> tuple[MixerOutput, SumState]:
             # As a projection under autocast does.

@@ -118,7 +118,7 @@ def test_long_inputs_without_gradients_are_worked_through_in_pieces(monkeypatch)
     starts[1, 17] = True
     kwargs = {"padding_mask": mask, "document_starts": starts}
     expected = run(layer, x, **kwargs).detach()
-    monkeypatch.setattr(Retention, "segment_length", 16)
+    monkeypatch.setattr(Retention, "stretch_length", 16)
     lengths = []
     layer.q_proj.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     with torch.no_grad():

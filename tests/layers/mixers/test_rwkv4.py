@@ -54,9 +54,9 @@ def test_it_is_that_of_transformers() -> None:
 
 
 @torch.no_grad()
-def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
+def test_long_inputs_in_stretches_give_the_same(monkeypatch) -> None:
     whole = run(mixer(), inputs())
-    monkeypatch.setattr(RWKV4, "segment_length", 5)
+    monkeypatch.setattr(RWKV4, "stretch_length", 5)
     torch.testing.assert_close(run(mixer(), inputs()), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_it_computes_the_equations_of_the_paper() -> None:
 
 
 @torch.no_grad()
-def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
+def test_long_inputs_in_stretches_give_the_same(monkeypatch) -> None:
     first, second = mixers()
     x = torch.randn(2, B, S, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -94,7 +94,7 @@ def test_long_inputs_in_segments_give_the_same(monkeypatch) -> None:
         return [out, run(second, x[1], out.first_value)]
 
     expected = both()
-    monkeypatch.setattr(RWKV7, "segment_length", 8)
+    monkeypatch.setattr(RWKV7, "stretch_length", 8)
     for ours, theirs in zip(both(), expected, strict=True):
         torch.testing.assert_close(ours.out_BSD, theirs.out_BSD, rtol=1e-5, atol=1e-7)
 

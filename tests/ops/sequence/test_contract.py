@@ -1,11 +1,11 @@
-"""What the ops along a sequence share: keywords, padding, starts and pieces."""
+"""What the ops along a sequence share: keywords, padding, starts and segments."""
 
 import pytest
 import torch
 
 from moe_hf.ops.sequence.contract import (
     Edges,
-    Pieces,
+    Segments,
     call_of,
     compaction,
     without_padding,
@@ -48,11 +48,11 @@ def test_zeros_stand_at_padding_whatever_stood_there() -> None:
 
 @pytest.mark.parametrize("length", [1, 3, 4, 11, 12, 13, 30])
 def test_pieces_cover_a_sequence_in_whole_chunks_and_keep_to_their_limit(length: int) -> None:
-    pieces = Pieces(chunk=4, segment=12)
-    found = pieces.of(length)
+    segments = Segments(chunk=4, segment=12)
+    found = segments.of(length)
     assert [token for start, stop, _ in found for token in range(start, stop)] == list(range(length))
     assert all((stop - start) % chunk == 0 and stop - start <= 12 for start, stop, chunk in found)
-    assert max(2, len(found)) <= pieces.limit(length) <= len(found) + 1
+    assert max(2, len(found)) <= segments.limit(length) <= len(found) + 1
 
 
 def test_edges_are_cut_as_the_tokens_are() -> None:

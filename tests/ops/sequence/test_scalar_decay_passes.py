@@ -1,9 +1,9 @@
-"""The passes of scalar decay: pieces, the decays between their points, and states that are carried both ways."""
+"""The passes of scalar decay: segments, the decays between their points, and states that are carried both ways."""
 
 import pytest
 import torch
 
-from moe_hf.ops.sequence.contract import Piece, Pieces
+from moe_hf.ops.sequence.contract import Segment, Segments
 from moe_hf.ops.sequence.scalar_decay import scalar_decay
 from moe_hf.ops.sequence.scalar_decay_passes import Inputs, backward_pass, carry, decays_of, forward_pass, grouped
 from tests.ops.largest import LargestTensor
@@ -25,7 +25,7 @@ def inputs(starts: bool = True, per_token: bool = True) -> Inputs:
 
 def test_a_piece_of_a_sequence_is_a_view_by_chunk_and_group() -> None:
     value = inputs().value_BSHV
-    found = grouped(value, G, Piece(2, 8, 3), value.dtype)
+    found = grouped(value, G, Segment(2, 8, 3), value.dtype)
     assert found.shape == (B, 2, G, 3, H // G, V)
     assert torch.equal(found[1, 1, 1, 0, 1], value[1, 5, 3])
     assert found.data_ptr() == value[:, 2].data_ptr()
@@ -34,7 +34,7 @@ def test_a_piece_of_a_sequence_is_a_view_by_chunk_and_group() -> None:
 @pytest.mark.parametrize("per_token", [True, False])
 def test_decays_are_products_of_those_between_and_stop_at_starts(per_token: bool) -> None:
     given = inputs(per_token=per_token)
-    since, until, whole, between, reach = decays_of(given, Piece(0, 10, 5))
+    since, until, whole, between, reach = decays_of(given, Segment(0, 10, 5))
     log = given.log_decay.expand(B, S, H).unflatten(2, (G, -1))
     # Row 0, first chunk: a document begins at its third token.
     torch.testing.assert_close(since[0, 0, :, 1, :, 0], log[0, :2].sum(0).exp())
@@ -71,14 +71,14 @@ def test_states_are_carried_from_chunk_to_chunk_and_gradients_back() -> None:
 def test_how_a_sequence_is_cut_changes_no_value_and_no_gradient(starts: bool) -> None:
     given, state = inputs(starts), draw(B, G, K, H // G * V, seed=4)
     dout, dstate, found = draw(B, S, H, V, seed=5), draw(*state.shape, seed=6), []
-    for pieces in (Pieces(16, 16), Pieces(2, 4), Pieces(3, 9)):
-        kept = state.new_zeros(pieces.limit(S), *state.shape)
-        out, last = forward_pass(given, state, pieces, kept)
-        found.append((out, last, *backward_pass(given, kept, pieces, dout, dstate, needs_decay=True)))
+    for segments in (Segments(16, 16), Segments(2, 4), Segments(3, 9)):
+        kept = state.new_zeros(segments.limit(S), *state.shape)
+        out, last = forward_pass(given, state, segments, kept)
+        found.append((out, last, *backward_pass(given, kept, segments, dout, dstate, needs_decay=True)))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             torch.testing.assert_close(one, same)
-    assert backward_pass(given, kept, pieces, dout, dstate, needs_decay=False).log_decay is None
+    assert backward_pass(given, kept, segments, dout, dstate, needs_decay=False).log_decay is None
 
 
 def test_no_temporary_grows_with_the_sequence_but_what_is_returned() -> None:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from moe_hf.ops.sequence.contract import Edges, Pieces
-from moe_hf.ops.sequence.segments import Segment, in_segments
+from moe_hf.ops.sequence.contract import Edges, Segments
+from moe_hf.ops.sequence.segments import SegmentPasses, in_segments
 
 
 class Sums(NamedTuple):
@@ -39,7 +39,7 @@ def sums_backward(
     return Sums(drate, dx_BS), dstate
 
 
-in_pieces = in_segments("test_sums", Segment(Sums, "x_BS", sums, sums_backward), Pieces(chunk=2, segment=4))
+in_pieces = in_segments("test_sums", SegmentPasses(Sums, "x_BS", sums, sums_backward), Segments(chunk=2, segment=4))
 
 
 def leaves() -> list[torch.Tensor]:
