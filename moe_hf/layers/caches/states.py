@@ -178,7 +178,7 @@ class StaticAttentionStateLayer(NamedStates, StaticLayer):
     keeps_place = True
 
 
-# By hand: of itself transformers takes none but subclasses of its `StaticLayer` for static.
+# By hand, both alike: transformers itself takes only subclasses of its `StaticLayer` for static; the first is none.
 STATIC_LAYER_TYPE_MAPPING["recurrent"] = StaticStateLayer
 STATIC_LAYER_TYPE_MAPPING["attention_with_state"] = StaticAttentionStateLayer
 

@@ -95,15 +95,15 @@ class RecurrentMixer(Mixer):
         # would make one graph per number of stretches.
         return torch.is_grad_enabled() or torch.compiler.is_compiling() or length <= self.stretch_length
 
-    def _mix_in_stretches(self, x_BSD: torch.Tensor, inputs: LayerInputs, state: Any) -> tuple[MixerOutput, Any]:
+    def _mix_in_stretches(self, x_BSD: torch.Tensor, inputs: LayerInputs, before: Any) -> tuple[MixerOutput, Any]:
         # Written to in place, which is safe without gradients, and spares the copy that joining the stretches would be.
         room, values, start = None, [], 0
         for part_BSD, part in inputs.stretches(x_BSD, self.stretch_length):
-            mixed, state = self.mix(part_BSD, part, state, keeps_state=True)
+            mixed, before = self.mix(part_BSD, part, before, keeps_state=True)
             # Under autocast the tokens come out in another type than they came in.
             out_BSD = room = mixed.out_BSD.new_empty(x_BSD.shape) if room is None else room
             out_BSD[:, start : start + part_BSD.shape[1]] = mixed.out_BSD
             start += part_BSD.shape[1]
             if mixed.first_value is not None:
                 values.append(mixed.first_value)
-        return MixerOutput(out_BSD, first_value=torch.cat(values, dim=1) if values else None), state
+        return MixerOutput(out_BSD, first_value=torch.cat(values, dim=1) if values else None), before
