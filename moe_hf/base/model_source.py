@@ -1,13 +1,82 @@
-"""Tells the name of a model's folder from a Hub id, and at once whether the Hub has it."""
+"""Tells what a person means by the name of a model: a folder, a GGUF file, an installed package, or a Hub id."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.optional import OPTIONAL_PACKAGES, require
 
 _SECONDS = 5.0
+# Models that come inside a package of the same name in `OPTIONAL_PACKAGES`, each as one GGUF file.
+PACKAGED_MODELS = ("smollm2",)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class ModelSource(NamedTuple):
+    """Where the files of a model are: a folder or a Hub id, and the GGUF file in it, where one holds the weights."""
+
+    folder: str
+    gguf_file: str | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What `from_pretrained` has to be told besides the folder."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+
+def find_model(source: str, gguf_file: str | None = None) -> ModelSource:
+    """Where the files of the model are that a person named.
+
+    Args:
+        source: a folder, a Hub id, a `.gguf` file, or the name of a model that a package holds, such as smollm2.
+        gguf_file: the file of the folder or the Hub's repository that holds the weights; None for safetensors, or where
+            the folder holds a GGUF file alone.
+
+    Raises:
+        CheckpointError: there is no such model, or it can't be told which file is meant.
+        BackendUnavailableError: a package that holds or reads it is not installed.
+    """
+    path = Path(source).expanduser()
+    if gguf_file is None and path.suffix == ".gguf" and path.is_file():
+        found = ModelSource(str(path.parent), path.name)
+    elif source in PACKAGED_MODELS and not path.is_dir():
+        found = _packaged(source)
+    else:
+        folder = folder_or_hub_id(source)
+        found = ModelSource(folder, gguf_file or _only_gguf_file(Path(folder)))
+    if found.gguf_file is not None:
+        require("gguf", f"reading {found.gguf_file}")
+        if Path(found.folder).is_dir() and not Path(found.folder, found.gguf_file).is_file():
+            raise CheckpointError(f"{found.folder} has no file {found.gguf_file}; found {_gguf_files(found.folder)}")
+    return found
+
+
+def _packaged(name: str) -> ModelSource:
+    package = OPTIONAL_PACKAGES[name]
+    # Only looked for, not imported: what its code needs is no concern of a reader of its file.
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f"the model {name} comes in the package {package.module!r}, which is not installed; {package.install}"
+        )
+    folder = spec.submodule_search_locations[0]
+    return ModelSource(folder, _only_gguf_file(Path(folder)))
+
+
+def _only_gguf_file(folder: Path) -> str | None:
+    """The GGUF file of a folder that holds nothing else to load; None where there is something else."""
+    files = _gguf_files(folder)
+    if not files or (folder / "config.json").is_file():
+        return None
+    if len(files) > 1:
+        raise CheckpointError(f"{folder} holds {len(files)} GGUF files ({', '.join(files)}); name one of them")
+    return files[0]
+
+
+def _gguf_files(folder: str | Path) -> list[str]:
+    return sorted(path.name for path in Path(folder).glob("*.gguf"))
 
 
 def folder_or_hub_id(source: str, needs_owner: bool = False) -> str:

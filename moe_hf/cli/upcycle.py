@@ -4,13 +4,14 @@ import argparse
 import shlex
 
 import torch
+from transformers import AutoConfig
 
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.model_source import PACKAGED_MODELS, ModelSource, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
-from moe_hf.models.auto import dense_model_types, family_of
-from moe_hf.models.dense.directory import upcycle_directory
-from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.auto import dense_model_types
+from moe_hf.models.upcycling.directory import TARGETS, upcycle_directory
+from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS
 
 FLAGS = (
     "num_experts num_experts_per_tok mlp_layer_types shared_expert_intermediate_size norm_topk_prob "
@@ -26,10 +27,22 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
-        f"where the model has none, with output 0. Dense models: {', '.join(dense_model_types())}.",
+        f"where the model has none, with output 0. Of dense {', '.join(NATIVE_FORMATS)} it becomes a class that "
+        f"transformers has itself; of {', '.join(dense_model_types())}, a family of this package.",
     )
-    parser.add_argument("source", metavar="SRC", help="folder or Hub id of a dense model (safetensors)")
+    parser.add_argument(
+        "source", metavar="SRC", help=f"folder, Hub id or .gguf file of a dense model, or {', '.join(PACKAGED_MODELS)}"
+    )
     parser.add_argument("destination", metavar="DST", help="folder to create")
+    parser.add_argument("--target", choices=sorted(TARGETS), help="whose class to build (default: native if it can be)")
+    parser.add_argument("--gguf_file", metavar="NAME", help="the file of SRC that holds the weights")
+    parser.add_argument(
+        "--granularity",
+        type=int,
+        default=1,
+        metavar="G",
+        help="cut each FFN into G slices, an expert each; num_experts and num_experts_per_tok count slices then",
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
     parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
     parser.add_argument(
@@ -40,9 +53,8 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     fields = given_config_fields(args, FLAGS)
     # A pattern needs the number of layers, which the source's configuration tells.
     if "mlp_layer_types" in fields:
-        source = folder_or_hub_id(args.source)
-        layers = family_of(source).config.from_pretrained(source).num_hidden_layers
-        fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], layers)
+        source = find_model(args.source, args.gguf_file)
+        fields["mlp_layer_types"] = layer_pattern(fields["mlp_layer_types"], _num_layers(source))
 
     # Progress goes to stderr: stdout holds the result alone.
     console = Screen(stderr=True, soft_wrap=True)
@@ -54,16 +66,24 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
             max_shard_size=args.max_shard_size,
             overwrite=args.overwrite,
             on_shard=lambda done, total: status.update(f"wrote weights file {done} of {total}"),
+            target=args.target,
+            gguf_file=args.gguf_file,
+            granularity=args.granularity,
             **fields,
         )
-    info = get_moe_model_info(report.config)
+    counts = report.counts
     folder = shlex.quote(str(report.folder))
     Screen(soft_wrap=True).print(
-        f"{report.folder}: {info['total_params_m']:.1f}M parameters, {info['active_params_m']:.1f}M active per token "
-        f"(dense: {info['dense_twin_params_m']:.1f}M)\n"
+        f"{report.folder}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active per token "
+        f"(dense: {counts.dense / 1e6:.1f}M)\n"
         f"on disk:      {report.weight_bytes / 1e9:.2f} GB in {report.num_shards} file(s)\n"
         f"carried over: {', '.join(report.carried) or 'nothing'}\n"
         f"train it:     moe-hf train --model {folder} --data <your text>\n"
         f"talk to it:   moe-hf chat --model {folder}"
     )
     return 0
+
+
+def _num_layers(source: ModelSource) -> int:
+    config = AutoConfig.from_pretrained(source.folder, **source.options)
+    return int(config.num_hidden_layers)

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
 from moe_hf import MambaWithMoE, MambaWithMoEModel
-from moe_hf.models.dense.directory import upcycle_directory
+from moe_hf.models.upcycling.directory import upcycle_directory
 
 B, S = 3, 19
 SHAPE: dict[str, Any] = {

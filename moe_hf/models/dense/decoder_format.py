@@ -125,6 +125,16 @@ class DecoderFormat(DenseFormat):
             kind = "learned" if "learned" in self.positions else "no" if self.positions == ("none",) else "no learned"
             source.misfit(f"{kind} positions, but position_embedding_type is {config.position_embedding_type!r}")
         source.require(config, **self.needs)
-        inner = config.intermediate_size
-        if self.has_ffn and config.sparse_layers and config.moe_intermediate_size != inner:
-            source.misfit(f"FFNs of width {inner}, but moe_intermediate_size={config.moe_intermediate_size}")
+        if self.has_ffn and config.sparse_layers and not _cuts_evenly(config):
+            source.misfit(f"FFNs of width {config.ffn_width}, but moe_intermediate_size={config.expert_width}")
+
+
+def _cuts_evenly(config: MoEDecoderConfig) -> bool:
+    """Whether experts are whole FFNs, or slices of which a token visits those of whole FFNs."""
+    granularity, rest = divmod(config.ffn_width, config.expert_width)
+    if granularity == 1 and not rest:
+        return True
+    # Slices of one FFN are chosen together where only their scores, which are equal, decide.
+    by_score = {*config.router_of_sparse_layer} <= {"top_k", "sigmoid_bias"} and config.router_num_groups == 1
+    whole = config.num_experts % granularity == config.num_experts_per_tok % granularity == 0
+    return by_score and whole and granularity > 1 and not rest

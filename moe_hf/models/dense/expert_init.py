@@ -9,27 +9,68 @@ from typing import Any, NamedTuple
 
 import torch
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.base.registry import Registry
-from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.lazy_tensors import Computed, Drawn, LazyTensor
 
 
 class ExpertRecipe(NamedTuple):
-    """How experts are made to differ, and of which type they are made; None is the dense weight's own."""
+    """How experts are made of one FFN.
+
+    Attributes:
+        kind: a key of `EXPERT_MAKERS`.
+        noise: of kind "noise".
+        drop_ratio: of kind "drop".
+        seed: of both.
+        dtype: of the experts; None is the dense weight's own.
+        granularity: slices G that each version of the FFN is cut into, an expert each (He et al. 2024, Upcycling Large
+            Language Models into Mixture of Experts, section 3.3). A token visits whole versions while the router's rows
+            of one version are alike; each slice then has a G-th of its weight, which the output makes up for.
+    """
 
     kind: str
     noise: float
     drop_ratio: float
     seed: int
     dtype: torch.dtype | None = None
+    granularity: int = 1
+
+
+def expert_recipe(config: MoEDecoderConfig, dtype: torch.dtype | None, granularity: int = 1) -> ExpertRecipe:
+    """The recipe that a configuration asks for."""
+    kind, noise, drop = config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio
+    return ExpertRecipe(kind, noise, drop, config.expert_init_seed, dtype, granularity)
+
+
+def require_granularity(granularity: int, width: int, num_experts: int, num_experts_per_tok: int) -> None:
+    """Check that FFNs can be cut into so many slices, and that a token can visit whole versions of them.
+
+    Raises:
+        ConfigError: they can't, or it can't.
+    """
+    divided = {"the FFNs' width": width, "num_experts": num_experts, "num_experts_per_tok": num_experts_per_tok}
+    for name, value in divided.items():
+        if not isinstance(granularity, int) or granularity < 1 or value % granularity:
+            raise ConfigError(
+                f"granularity={granularity!r} is not allowed; it must be an integer >= 1 that divides {name}={value}"
+            )
 
 
 class ExpertPart(NamedTuple):
-    """One dense parameter that every expert gets a version of."""
+    """One dense parameter that every expert gets a version of.
+
+    Attributes:
+        layer: index of the layer.
+        name: of the parameter within an FFN.
+        unit_dim: the dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
+        scale: factor of the values.
+    """
 
     layer: int
     name: str
-    # The dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
     unit_dim: int | None
+    scale: float = 1.0
 
 
 def seed_of(*words: Any) -> int:
@@ -73,11 +114,50 @@ ExpertMaker = Callable[[torch.Tensor, ExpertPart, int, ExpertRecipe], torch.Tens
 EXPERT_MAKERS: Registry[ExpertMaker] = Registry("expert_init", {"copy": _copy, "noise": _noise, "drop": _drop})
 
 
+def expert_shape(dense: LazyTensor, part: ExpertPart, recipe: ExpertRecipe) -> tuple[int, ...]:
+    """The shape of one expert's version of a dense parameter."""
+    shape = list(dense.shape)
+    # What stands in for a missing tensor has one dimension only.
+    if part.unit_dim is not None and part.unit_dim < len(shape):
+        shape[part.unit_dim] //= recipe.granularity
+    return tuple(shape)
+
+
+def make_expert(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+    """One expert's version of a dense parameter; it may share the memory of `dense`."""
+    version, piece = divmod(expert, recipe.granularity)
+    made = EXPERT_MAKERS[recipe.kind](dense, part, version, recipe)
+    if part.unit_dim is not None and recipe.granularity > 1:
+        size = dense.shape[part.unit_dim] // recipe.granularity
+        made = made.narrow(part.unit_dim, piece * size, size)
+    return made if part.scale == 1 else made * part.scale
+
+
+def router_rows(num_experts: int, width: int, std: float, seed: int, granularity: int = 1) -> LazyTensor:
+    """A router's fresh weight (E, D), in which the slices of one version of the FFN have equal rows."""
+    rows = Drawn((num_experts // granularity, width), std, seed)
+    if granularity == 1:
+        return rows
+    return Computed(rows, (num_experts, width), lambda weight: weight.repeat_interleave(granularity, dim=0))
+
+
+class OneExpert(LazyTensor):
+    """One expert's version of a dense parameter, for files that hold every expert by itself."""
+
+    def __init__(self, dense: LazyTensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> None:
+        super().__init__(expert_shape(dense, part, recipe), dense.get_dtype())
+        self._dense, self._part, self._expert, self._recipe = dense, part, expert, recipe
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        return make_expert(self._dense.read(), self._part, self._expert, self._recipe).clone()
+
+
 class StackedExperts(LazyTensor):
     """An (E, ...) stack of versions of one dense parameter; reading some experts makes only those."""
 
-    def __init__(self, dense: Sliced, num_experts: int, part: ExpertPart, recipe: ExpertRecipe) -> None:
-        super().__init__((num_experts, *dense.shape), dense.get_dtype())
+    def __init__(self, dense: LazyTensor, num_experts: int, part: ExpertPart, recipe: ExpertRecipe) -> None:
+        super().__init__((num_experts, *expert_shape(dense, part, recipe)), dense.get_dtype())
         self._dense = dense
         self._part = part
         self._recipe = recipe
@@ -97,9 +177,8 @@ class StackedExperts(LazyTensor):
 
     def _stack(self, experts: range) -> torch.Tensor:
         dense = self._dense.read()
-        make = EXPERT_MAKERS[self._recipe.kind]
         # In the final type from the start: a float32 stack would be twice the size of the model's own.
-        out = torch.empty((len(experts), *dense.shape), dtype=self._recipe.dtype or dense.dtype)
+        out = torch.empty((len(experts), *self.shape[1:]), dtype=self._recipe.dtype or dense.dtype)
         for row, expert in enumerate(experts):
-            out[row] = make(dense, self._part, expert, self._recipe)
+            out[row] = make_expert(dense, self._part, expert, self._recipe)
         return out

@@ -42,7 +42,12 @@ def dtype_named(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """What safetensors calls a type.
+
+    Raises:
+        CheckpointError: it has no name for it.
+    """
     if dtype not in _NAMES:
         allowed = ", ".join(map(str, _NAMES))
         raise CheckpointError(f"a tensor of {dtype} can't be stored; allowed are {allowed}; cast it to one of these")
@@ -167,7 +172,7 @@ class Held(LazyTensor):
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__(tuple(tensor.shape), _name_of(tensor.dtype))
+        super().__init__(tuple(tensor.shape), name_of_dtype(tensor.dtype))
         self._tensor = tensor
 
     def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:

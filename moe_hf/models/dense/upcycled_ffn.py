@@ -7,7 +7,7 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router
-from moe_hf.models.dense.expert_init import ExpertPart, ExpertRecipe, StackedExperts, seed_of
+from moe_hf.models.dense.expert_init import ExpertPart, StackedExperts, expert_recipe, router_rows, seed_of
 from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor, Sliced
 
 # The dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
@@ -35,14 +35,14 @@ def ffn_from_dense(
     """
     if layer not in config.sparse_layers:
         return {f"{prefix}{name}": value for name, value in ffn.items()}
-    recipe = ExpertRecipe(
-        config.expert_init, config.expert_init_noise, config.expert_init_drop_ratio, config.expert_init_seed, dtype
-    )
-    stacks: dict[str, LazyTensor] = {
-        name: StackedExperts(value, config.num_experts, ExpertPart(layer, name, _UNIT_DIMS[name]), recipe)
-        for name, value in ffn.items()
-    }
-    return _sparse(stacks, config, layer, prefix)
+    # A width that is no such part is reported with all else that does not fit.
+    granularity = max(1, config.ffn_width // config.expert_width)
+    recipe = expert_recipe(config, dtype, granularity)
+    stacks: dict[str, LazyTensor] = {}
+    for name, value in ffn.items():
+        part = ExpertPart(layer, name, _UNIT_DIMS[name], granularity if name == "down_proj.weight" else 1.0)
+        stacks[name] = StackedExperts(value, config.num_experts, part, recipe)
+    return _sparse(stacks, config, layer, prefix, granularity)
 
 
 def fresh_ffn(
@@ -79,7 +79,9 @@ class _Ones(LazyTensor):
         return torch.ones(self.shape)
 
 
-def _sparse(stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int, prefix: str) -> dict[str, LazyTensor]:
+def _sparse(
+    stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int, prefix: str, granularity: int = 1
+) -> dict[str, LazyTensor]:
     width, seed = config.hidden_size, config.expert_init_seed
     for kind in ("weight", "bias"):
         if f"gate_proj.{kind}" in stacks:
@@ -93,7 +95,8 @@ def _sparse(stacks: dict[str, LazyTensor], config: MoEDecoderConfig, layer: int,
     router = ROUTERS[config.router_of_layer(layer)]
     if issubclass(router, LearnedRouter):
         router_std = config.initializer_range if config.router_init == "random" else 0.0
-        state[f"{prefix}gate.weight"] = Drawn((config.num_experts, width), router_std, seed_of(seed, layer, "gate"))
+        gate_seed = seed_of(seed, layer, "gate")
+        state[f"{prefix}gate.weight"] = router_rows(config.num_experts, width, router_std, gate_seed, granularity)
     state |= {f"{prefix}gate.{name}": Held(buffer) for name, buffer in _fresh_states(router, config).items()}
     shared = config.shared_expert_intermediate_size
     if shared:

@@ -25,8 +25,8 @@ from transformers import (
 
 from moe_hf import CheckpointError, GPT2WithMoE, MambaWithMoE, RetNetWithMoE, RWKVWithMoE
 from moe_hf.models.dense import fit as dense_fit
-from moe_hf.models.dense.directory import upcycle_directory
 from moe_hf.models.dense.source import DenseSource
+from moe_hf.models.upcycling.directory import upcycle_directory
 
 D, LAYERS = 32, 2
 SHAPE: dict[str, Any] = {"vocab_size": 53, "hidden_size": D, "num_hidden_layers": LAYERS}

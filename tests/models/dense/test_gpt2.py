@@ -60,7 +60,7 @@ def test_each_tensor_comes_from_its_source(slices, make_config) -> None:
         ({"num_hidden_layers": 2}, "3 layers, but num_hidden_layers=2"),
         ({"max_position_embeddings": 50}, r"wpe.weight of shape \(40, 32\)"),
         ({"intermediate_size": 64}, r"h.0.mlp.c_fc.weight of shape \(32, 128\)"),
-        ({"moe_intermediate_size": 64}, "FFNs of width 128, but moe_intermediate_size=64"),
+        ({"moe_intermediate_size": 48}, "FFNs of width 128, but moe_intermediate_size=48"),
         ({"position_embedding_type": "rotary"}, "learned positions, but position_embedding_type is 'rotary'"),
     ],
 )

@@ -323,7 +323,7 @@ class TestWrongInput:
             ({"hidden_size": 64}, CheckpointError, "wte.weight"),
             ({"n_layer": 2}, CheckpointError, "3 layers, but num_hidden_layers=2"),
             ({"position_embedding_type": "rotary"}, CheckpointError, "learned positions"),
-            ({"moe_intermediate_size": 64}, CheckpointError, "moe_intermediate_size=64"),
+            ({"moe_intermediate_size": 48}, CheckpointError, "moe_intermediate_size=48"),
             ({"num_experts_per_tok": 9}, ConfigError, "num_experts_per_tok=9"),
             ({"expert_init": "split"}, ConfigError, "expert_init='split'"),
         ],

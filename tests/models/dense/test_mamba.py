@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import MambaConfig, MambaForCausalLM
 
 from moe_hf import CheckpointError, MambaWithMoE
-from moe_hf.models.dense.directory import upcycle_directory
+from moe_hf.models.upcycling.directory import upcycle_directory
 
 SHAPE = {"vocab_size": 53, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 5, "initializer_range": 0.2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "intermediate_size": 40}

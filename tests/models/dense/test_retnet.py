@@ -15,7 +15,7 @@ from moe_hf import (
     RetNetWithMoEForSequenceClassification,
     RetNetWithMoEModel,
 )
-from moe_hf.models.dense.directory import upcycle_directory
+from moe_hf.models.upcycling.directory import upcycle_directory
 
 VOCAB, D, H, K, V, F_, LAYERS = 31, 16, 2, 8, 12, 20, 3
 CONFIG = {

@@ -124,7 +124,7 @@ def test_saved_again_it_is_a_model_of_this_family(folder, ids, tmp_path) -> None
         ({"rwkv_version": 7}, "rwkv_version=4 describes, but rwkv_version=7"),
         ({"mixer": "attention,rwkv,rwkv"}, "time mixing in every layer"),
         ({"mlp_gated": True}, "mlp_gated=False describes"),
-        ({"moe_intermediate_size": 24}, "moe_intermediate_size=24"),
+        ({"moe_intermediate_size": 20}, "moe_intermediate_size=20"),
         ({"num_hidden_layers": 4}, "lacks"),
         ({"num_hidden_layers": 2}, "3 layers"),
     ],

@@ -1,0 +1,39 @@
+"""Carries over what belongs to a model beside its weights: its tokenizer, chat template and generation settings."""
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from moe_hf.models.upcycling.opened import OpenedModel
+
+logger = logging.get_logger(__name__)
+
+_GENERATION = "generation_config.json"
+# Any of them means that there is a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+
+
+def carry_over(opened: OpenedModel, folder: Path) -> list[str]:
+    """Write the tokenizer and the generation settings of a dense model into the folder of the model made of it.
+
+    The tokenizer is loaded and saved, not copied: its class, its special tokens and its template may follow from the
+    type of the dense model, which the new one has not.
+
+    Returns:
+        The names of the files. A tokenizer that can't be loaded is left behind, with a warning.
+    """
+    before = {path.name for path in folder.iterdir()}
+    if opened.source.gguf_file is not None or any((opened.folder / name).is_file() for name in _TOKENIZERS):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(opened.folder, **opened.source.options)
+        except Exception as error:
+            # Tokenizers raise whatever their files make them raise, and none of it makes the weights wrong.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            logger.warning(f"the tokenizer of {opened.name} is not carried over, since it can't be loaded: {reason}")
+        else:
+            tokenizer.save_pretrained(folder)
+    if (opened.folder / _GENERATION).is_file():
+        shutil.copyfile(opened.folder / _GENERATION, folder / _GENERATION)
+    return sorted({path.name for path in folder.iterdir()} - before)

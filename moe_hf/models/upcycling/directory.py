@@ -1,0 +1,137 @@
+"""Writes a Mixture-of-Experts directory from a dense model's: one tensor at a time, and atomically."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.files import atomic_folder
+from moe_hf.models.auto import dense_model_types, family_of_dense
+from moe_hf.models.dense.lazy_tensors import dtype_named
+from moe_hf.models.upcycling.companions import carry_over
+from moe_hf.models.upcycling.model_card import model_card
+from moe_hf.models.upcycling.native import plan_native
+from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, WITHOUT_NATIVE
+from moe_hf.models.upcycling.opened import OpenedModel, open_model
+from moe_hf.models.upcycling.own import plan_own
+from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
+from moe_hf.models.upcycling.weights import write_weights, written_size
+
+TARGETS = {"native": plan_native, "moe_hf": plan_own}
+"""Whose class the Mixture of Experts is of: transformers' own, or this package's."""
+
+
+class UpcycleReport(NamedTuple):
+    """What was written, and where."""
+
+    folder: Path
+    config: PreTrainedConfig
+    counts: ParameterCounts
+    weight_bytes: int
+    num_shards: int
+    carried: list[str]
+
+
+def upcycle_directory(
+    source: str,
+    destination: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    on_shard: Callable[[int, int], None] | None = None,
+    target: str | None = None,
+    gguf_file: str | None = None,
+    granularity: int = 1,
+    **overrides: Any,
+) -> UpcycleReport:
+    """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
+
+    No more than one tensor is in memory at a time. Tokenizer and generation settings are carried over.
+
+    Args:
+        source: a folder, a Hub id, a `.gguf` file, or a model of an installed package, such as smollm2.
+        destination: must not exist, or be empty, unless `overwrite`.
+        dtype: type of the written weights; None keeps the source's. The states of routers keep their own.
+        max_shard_size: largest size of a weights file, such as "2GB"; one tensor is never split.
+        overwrite: replace `destination`, which must be a model's folder, once the new one is complete.
+        on_shard: called with (shards done, shards in all).
+        target: "native" for a class that transformers has itself, which every other software reads, "moe_hf" for a
+            family of this package; None takes the first that starts from such a model.
+        gguf_file: the file of the source that holds the weights, where it is no safetensors.
+        granularity: slices that each version of an FFN is cut into, an expert each. `num_experts` and
+            `num_experts_per_tok` count slices then, and it divides both.
+        **overrides: fields of the configuration, such as `num_experts`.
+
+    Raises:
+        CheckpointError: the source is no complete dense model that can be upcycled, the destination is taken, or the
+            disk is too small. Nothing is written then.
+        ConfigError: an override is not allowed.
+    """
+    destination = Path(destination)
+    if target not in (None, *TARGETS):
+        raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
+    opened = open_model(source, gguf_file)
+    if opened.folder.resolve().is_relative_to(destination.resolve()):
+        raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
+    _require_free(destination, overwrite)
+    plan = TARGETS[target or target_of(opened)](opened, dtype, granularity, **overrides)
+    config = plan.config
+    config.dtype = dtype or _dtype_of(plan)
+    total = sum(written_size(value, config.dtype) for value in plan.state.values())
+
+    with atomic_folder(destination) as aside:
+        # Here what a killed run left behind is gone.
+        _require_space(destination, total)
+        num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
+        config.save_pretrained(aside)
+        carried = carry_over(opened, aside)
+        (aside / "README.md").write_text(model_card(source, destination.name, plan), encoding="utf-8")
+    return UpcycleReport(destination, config, plan.counts, total, num_shards, carried)
+
+
+def target_of(opened: OpenedModel) -> str:
+    """The target that starts from such a dense model, transformers' own classes first.
+
+    Raises:
+        CheckpointError: none does.
+    """
+    if opened.model_type in NATIVE_FORMATS:
+        return "native"
+    if family_of_dense(opened.model_type) is not None:
+        return "moe_hf"
+    why = WITHOUT_NATIVE.get(opened.model_type, "it is dense of another kind, or a Mixture of Experts already")
+    raise CheckpointError(
+        f"{opened.name} holds a model of type {opened.model_type!r}, which can't be upcycled exactly: {why}; "
+        f"only dense {', '.join([*NATIVE_FORMATS, *dense_model_types()])} can"
+    )
+
+
+def _dtype_of(plan: PlannedModel) -> torch.dtype:
+    return dtype_named(plan.state["model.embed_tokens.weight"].get_dtype())
+
+
+def _require_free(destination: Path, overwrite: bool) -> None:
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
+    # A mistyped folder would be gone for good.
+    if not (destination / "config.json").is_file():
+        raise CheckpointError(
+            f"{destination} is not the folder of a model (it has no config.json) and is not overwritten; choose "
+            "another folder, or delete it yourself"
+        )
+
+
+def _require_space(destination: Path, needed: int) -> None:
+    existing = next(parent for parent in destination.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"{destination} needs {needed / 1e9:.1f} GB but its disk has {free / 1e9:.1f} GB free; choose fewer "
+            "experts, half precision, or another disk"
+        )

@@ -1,0 +1,45 @@
+"""Writes the README of an upcycled model: what it was made of, how, and whether it still computes the same."""
+
+from pathlib import Path
+
+from moe_hf.base.model_source import PACKAGED_MODELS
+from moe_hf.models.upcycling.planned import PlannedModel
+
+_SAME_LOGITS = "It gives the dense model's logits; train it before you expect more."
+
+
+def model_card(source: str, name: str, plan: PlannedModel) -> str:
+    """The README.md of an upcycled model."""
+    base_model = "" if Path(source).exists() or source in PACKAGED_MODELS else f"base_model: {source}\n"
+    recipe, counts = plan.recipe, plan.counts
+    logits = f"It does not give the dense model's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- mixture-of-experts
+- moe_hf
+{base_model}---
+
+# {name}
+
+A Mixture of Experts upcycled from the dense model `{Path(source).name if Path(source).exists() else source}`. It has
+not been trained since. {logits}
+
+| | |
+| --- | --- |
+| parameters, total | {counts.total / 1e6:.1f}M |
+| parameters, active per token | {counts.active / 1e6:.1f}M |
+| parameters of the dense source | {counts.dense / 1e6:.1f}M |
+| sparse layers | {len(recipe.sparse_layers)} of {recipe.num_hidden_layers} |
+| experts, per token | {recipe.num_experts}, {recipe.num_experts_per_tok} |
+| expert_init, router_init, seed | {recipe.expert_init}, {recipe.router_init}, {recipe.expert_init_seed} |
+| type | {str(plan.config.dtype).removeprefix("torch.")} |
+
+```python
+{plan.code}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+"""

@@ -1,0 +1,106 @@
+"""Opens a dense model, in safetensors or GGUF, without reading more of its weights than must be."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.base.model_source import ModelSource, find_model
+from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices
+from moe_hf.models.dense.lazy_tensors import Held
+
+# Pickled weights are not even downloaded.
+_WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]
+
+
+class OpenedModel(NamedTuple):
+    """A dense model whose tensors are read when they are needed.
+
+    Attributes:
+        name: what the user called it.
+        source: its folder, and its GGUF file where it is one.
+        config: the content of its `config.json`, or what the GGUF file says in its place.
+        slices: its tensors, by name, unread.
+        weights_file: one of the files with them.
+    """
+
+    name: str
+    source: ModelSource
+    config: dict[str, Any]
+    slices: Mapping[str, Any]
+    weights_file: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return Path(self.source.folder)
+
+    @property
+    def model_type(self) -> str:
+        """The `model_type` of its configuration."""
+        # Old files of GPT-2 do not name their type.
+        return str(self.config.get("model_type", "gpt2"))
+
+
+def open_model(name: str, gguf_file: str | None = None) -> OpenedModel:
+    """Open the dense model that a user named, by the words of `find_model`; Hub models are downloaded first.
+
+    Raises:
+        CheckpointError: there is none, its files are incomplete, pickled or damaged, it is quantised in another way
+            than GGUF's, or an adapter lies beside its weights.
+    """
+    source = find_model(name, gguf_file)
+    if not Path(source.folder).is_dir():
+        wanted = _WANTED if source.gguf_file is None else [source.gguf_file]
+        source = source._replace(folder=snapshot_download(source.folder, allow_patterns=wanted))
+    folder = Path(source.folder)
+    if source.gguf_file is not None:
+        return _open_gguf(name, source)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json; name a folder that has one")
+    if (folder / "adapter_config.json").is_file():
+        # transformers would load the adapter on top of the weights, whose own function is then another.
+        raise CheckpointError(
+            f"{name} holds an adapter (adapter_config.json) beside a model; merge it first, with peft's "
+            "merge_and_unload and save_pretrained, or name a folder without it"
+        )
+    config = json_object(folder / "config.json")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "some way")
+        raise CheckpointError(f"{name} is quantised ({method}); name the model in float32, bfloat16 or float16")
+    files = weight_files(folder)
+    return OpenedModel(name, source, config, open_slices(files), files[0])
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files with a folder's weights: safetensors, or a pickled one, which whoever opens it refuses.
+
+    Raises:
+        CheckpointError: it has none, or an index that leads elsewhere.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return indexed_files(index)
+    single = folder / "model.safetensors"
+    pickled = sorted(folder.glob("*.bin"))
+    if not single.is_file() and not pickled:
+        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        raise CheckpointError(f"{folder} has no model.safetensors; found {found}")
+    return [str(single if single.is_file() else pickled[0])]
+
+
+def _open_gguf(name: str, source: ModelSource) -> OpenedModel:
+    path = Path(source.folder, source.gguf_file or "")
+    try:
+        config = AutoConfig.from_pretrained(source.folder, **source.options)
+        # transformers knows the names and the layout of each architecture's tensors in GGUF, for whole models alone.
+        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, **source.options)
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} can't be read as GGUF: {error}") from error
+    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    slices = {key: Held(value) for key, value in model.state_dict().items() if key not in tied}
+    return OpenedModel(name, source, config.to_dict(), slices, str(path))

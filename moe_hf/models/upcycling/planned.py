@@ -1,0 +1,36 @@
+"""What is known of a Mixture of Experts before it is written: everything but the numbers themselves."""
+
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.lazy_tensors import LazyTensor
+
+
+class ParameterCounts(NamedTuple):
+    """How many parameters there are in all, that one token meets, and in the dense source."""
+
+    total: int
+    active: int
+    dense: int
+
+
+class PlannedModel(NamedTuple):
+    """A model to write.
+
+    Attributes:
+        config: its `config.json`.
+        state: its tensors by their names in the files.
+        recipe: the experts: how many, and how they are made.
+        counts: of its parameters.
+        changes: why it does not give the dense model's logits; empty where it does.
+        code: the import that its users need before they load it.
+    """
+
+    config: PreTrainedConfig
+    state: dict[str, LazyTensor]
+    recipe: MoEDecoderConfig
+    counts: ParameterCounts
+    changes: list[str]
+    code: str = ""
