@@ -57,7 +57,11 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="FOLDER|ID", help="what to talk with (default: the newest under --runs_dir)")
+    model.add_argument(
+        "--model",
+        metavar="FOLDER|ID",
+        help="what to talk with, also a .gguf file or smollm2 (default: the newest under --runs_dir)",
+    )
     model.add_argument(
         "--architecture",
         metavar="NAME",

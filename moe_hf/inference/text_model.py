@@ -18,7 +18,7 @@ from transformers import (
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.memory import peak_memory
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion
 from moe_hf.inference.routing_recorder import RoutingRecorder, find_routers, sparse_layers
@@ -66,10 +66,10 @@ class CausalTextModel:
         attn_implementation: str | None = None,
         raw: bool = False,
     ) -> "CausalTextModel":
-        """Reads a model folder or a hub id.
+        """Reads a model by the words of `find_model`.
 
         Args:
-            source: the folder or the id.
+            source: a folder, a Hub id, a `.gguf` file, or a model of an installed package.
             device: `auto` (cuda where there is one), `cpu` or `cuda`.
             dtype: `auto` (as stored), `float32`, `bfloat16` or `float16`.
             attn_implementation: as in `from_pretrained`; None for the model's default.
@@ -83,15 +83,18 @@ class CausalTextModel:
         target = _pick_device(device)
         if dtype not in DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        where = folder_or_hub_id(source)
+        where = find_model(source)
         options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        if where.gguf_file is not None:
+            # Stored are a few bits for each number; it becomes what other CPU models are.
+            dtype = "float32" if dtype == "auto" else dtype
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where)
+            tokenizer = AutoTokenizer.from_pretrained(where.folder, **where.options)
             # With output_loading_info, two values: the model and what was missing or left over.
             loaded: Any
             report: Any
             loaded, report = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, output_loading_info=True, **options
+                where.folder, dtype=dtype, output_loading_info=True, **where.options, **options
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)

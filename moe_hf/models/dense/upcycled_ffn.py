@@ -52,7 +52,7 @@ def fresh_ffn(
 
     Its output starts at zero, so that the function is kept.
     """
-    if (config.mlp_layer_types or [])[layer] == "none":
+    if config.ffn_of_layer[layer] == "none":
         return {}
     sparse = layer in config.sparse_layers
     width, inner = config.hidden_size, config.expert_width if sparse else config.ffn_width
