@@ -1,11 +1,10 @@
 """What was measured, in a form that a JSON file holds without loss, and what can be asked of it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from moe_hf.bench.harness.arms import GEMM, ROOF, TRANSFORMERS, Skipped
-from moe_hf.bench.harness.cases import CaseSize
 from moe_hf.bench.harness.spread import Ratio, Spread, ratio, spread
 from moe_hf.bench.harness.timing import Samples
 
@@ -146,31 +145,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return {**data, **further}
 
 
-def from_json(data: Mapping[str, Any], size: Callable[..., CaseSize], further: Sequence[str] = ()) -> Report:
-    """The report that `to_json` was given, its further data as dicts and lists.
-
-    Args:
-        data: what the file holds.
-        size: the type of the suite's sizes.
-        further: names of the suite's further data.
-    """
-    groups = []
-    for group in data["groups"]:
-        arms = [_arm_from_json(arm, group) for arm in group["arms"]]
-        skipped = [Skipped(**one) for one in group["skipped"]]
-        groups.append(GroupResult(group["case"], group["mode"], size(**group["size"]), group["clock"], arms, skipped))
-    fields = {name: data[name] for name in ("title", "command", "seed", "machine", "interrupted")}
-    return Report(groups=groups, further={name: data[name] for name in further}, **fields)
-
-
 def _arm_to_json(arm: ArmResult) -> dict[str, Any]:
     summary = arm.spread
     of_samples = {"median": summary.median, "low_quartile": summary.low, "high_quartile": summary.high}
     return {**plain(arm), **(of_samples if summary.samples else {}), "gflops": arm.gflops}
-
-
-def _arm_from_json(data: Mapping[str, Any], group: Mapping[str, Any]) -> ArmResult:
-    # Reports of version 0.1, such as docs/data/performance_cpu.json, say once per group what its backends return.
-    returned = 0 if data["family"] == ROOF else group.get("gradient_bytes", 0)
-    fields = {name: data[name] for name in ArmResult._fields if name in data}
-    return ArmResult(**{"gradient_bytes": returned, **fields, "samples": Samples(**data["samples"])})

@@ -4,9 +4,8 @@ import json
 
 from moe_hf.bench.harness.goals import judge
 from moe_hf.bench.harness.report import report_text, write_report
-from moe_hf.bench.harness.results import from_json
+from moe_hf.bench.harness.results import to_json
 from moe_hf.bench.speed.report import SPEED_PAGE, UTILIZATION
-from moe_hf.bench.speed.sizes import Size
 from moe_hf.bench.speed.suites import CPU_GOALS
 from moe_hf.bench.speed.utilization import Utilization
 from tests.bench.measured import SMALL, group, report
@@ -37,7 +36,7 @@ def test_written_report_holds_what_was_measured(tmp_path):
     assert written == {"report.md", "report.json", *pictures} == {path.name for path in tmp_path.iterdir()}
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     data = json.loads((tmp_path / "report.json").read_text())
-    assert from_json(data, Size) == before._replace(further={})
+    assert data["groups"] == json.loads(json.dumps(to_json(before)["groups"]))
     assert data["utilization"][0]["kept"] == [3, 4, 4, 4]
     assert {goal["quantity"] for goal in data["goals"]} == {goal.quantity for goal in CPU_GOALS}
     text = (tmp_path / "report.md").read_text()
