@@ -119,10 +119,10 @@ def remove_old_checkpoints(output_dir: str, newest: str, limit: int | None, best
     Args:
         output_dir: folder of the run.
         newest: the checkpoint that was just written.
-        limit: None or 0 keeps all.
+        limit: None, 0 or less keeps all.
         best: the best checkpoint by the metric of the run, if it is kept apart.
     """
-    if not limit:
+    if limit is None or limit <= 0:
         return
     last = int(newest.rpartition("-")[2])
     kept = {Path(folder).name for folder in (newest, best) if folder}

@@ -108,7 +108,7 @@ class MoETrainer(Trainer):
         Loss, time and speed of the closing line are those of all steps that led to the model (see `timed_steps`).
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
+            resume_from_checkpoint: a checkpoint folder, or True or "auto" for the newest complete one in `output_dir`.
             trial: of a hyperparameter search.
             **kwargs: `ignore_keys_for_eval`, as in Trainer.
 
@@ -117,7 +117,7 @@ class MoETrainer(Trainer):
         """
         output_dir = self._get_output_dir(trial)
         if resume_from_checkpoint:
-            named = None if resume_from_checkpoint is True else str(resume_from_checkpoint)
+            named = None if resume_from_checkpoint in (True, "auto") else str(resume_from_checkpoint)
             resume_from_checkpoint = main_process_says(
                 self.args,
                 lambda: newest_valid_checkpoint(output_dir) if named is None else require_valid_checkpoint(named),

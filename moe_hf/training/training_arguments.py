@@ -1,6 +1,7 @@
 """The flags of a training run: all of transformers' TrainingArguments, with this project's defaults and additions."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,9 @@ TRAINING_RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "adam_epsilon"), Range()),
     # At infinity nothing is clipped, and the norm is still logged.
     "max_grad_norm": Range(infinite=True),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers", "save_total_limit"), Range()),
+    "dataloader_num_workers": Range(),
+    # transformers takes them below zero too: no delay, no end by epochs.
+    **dict.fromkeys(("eval_delay", "neftune_noise_alpha", "num_train_epochs"), Range(least=-math.inf)),
     **dict.fromkeys(
         (
             "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
@@ -68,7 +71,9 @@ class MoETrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="none", metadata={"help": "Where else to log: none, all, tensorboard, wandb, trackio, ..."}
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Keep so many of the newest checkpoints."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Keep so many of the newest checkpoints; all of them at 0 or below."}
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: all but the hub's token, since transformers pickles arguments into what it shares."""

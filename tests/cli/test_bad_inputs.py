@@ -171,7 +171,6 @@ SETTINGS = {
     "saves word": flags("--save_steps often", "--save_steps", "often"),
     "logs": flags("--logging_steps -1", "--logging_steps", "-1"),
     "evaluations": flags("--eval_strategy steps --eval_steps -3", "--eval_steps", "-3"),
-    "limit": flags("--save_total_limit -1", "--save_total_limit", "at least 0"),
     "workers": flags("--dataloader_num_workers -1", "--dataloader_num_workers", "-1"),
     "context": flags("--context_length 1", "--context_length", "at least 2"),
     "context too long": flags("--context_length 100000", "--context_length 100000"),

@@ -293,7 +293,8 @@ def test_old_checkpoints_go_but_never_the_newest_or_the_best(tmp_path):
     for step in (2, 4, 6, 8, 30):
         (tmp_path / f"checkpoint-{step}").mkdir()
     newest, best = str(tmp_path / "checkpoint-8"), str(tmp_path / "checkpoint-2")
-    remove_old_checkpoints(str(tmp_path), newest, None, best)
+    for every in (None, 0, -1):
+        remove_old_checkpoints(str(tmp_path), newest, every, best)
     assert len(list(tmp_path.iterdir())) == 5
     remove_old_checkpoints(str(tmp_path), newest, 3, best)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}

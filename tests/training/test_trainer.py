@@ -63,6 +63,15 @@ def test_a_run_of_any_mixer_resumes_to_the_bit(tmp_path, kind):
         assert torch.equal(tensor, twin), name
 
 
+@pytest.mark.parametrize("newest", [True, "auto"])
+def test_the_newest_checkpoint_is_resumed_by_true_and_by_auto(tmp_path, newest):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, tiny_moe(), callbacks=[StopAfter(4)], **options).train()
+    resumed = make_trainer(tmp_path, tiny_moe(), **options)
+    resumed.train(resume_from_checkpoint=newest)
+    assert (resumed._begun_step, resumed.state.global_step) == (4, 8)
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", RESUME_CASES)
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, case):

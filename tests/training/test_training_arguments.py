@@ -36,6 +36,10 @@ def test_defaults_of_the_project(tmp_path):
         ({"eval_strategy": "sometimes"}, "sometimes"),
         ({"save_steps": 0, "save_strategy": "steps"}, "save_steps must be > 0, got 0"),
         ({"max_grad_norm": float("nan")}, "max_grad_norm must be at least 0, got nan"),
+        ({"neftune_noise_alpha": float("nan")}, "neftune_noise_alpha must be a finite number, got nan"),
+        ({"num_train_epochs": float("nan")}, "num_train_epochs must be a finite number, got nan"),
+        ({"num_train_epochs": float("-inf")}, "num_train_epochs must be a finite number, got -inf"),
+        ({"eval_delay": float("nan")}, "eval_delay must be a finite number, got nan"),
     ],
 )
 def test_wrong_values_are_config_errors(tmp_path, wrong, text):
@@ -51,8 +55,11 @@ def test_wrong_values_are_config_errors(tmp_path, wrong, text):
         {"save_steps": 0, "save_strategy": "no"},
         {"save_steps": -1, "save_strategy": "epoch"},
         {"eval_steps": 0, "eval_strategy": "no"},
+        {"save_total_limit": -1},
+        {"eval_delay": -1},
+        {"num_train_epochs": -1.0, "max_steps": 5},
     ],
 )
-def test_what_is_not_looked_at_may_hold_anything_and_clipping_may_be_off(tmp_path, given):
+def test_what_means_something_to_transformers_or_is_not_looked_at_is_taken(tmp_path, given):
     args = MoETrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
     assert {name: getattr(args, name) for name in given} == given

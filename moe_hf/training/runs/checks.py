@@ -1,7 +1,6 @@
 """Finds what is wrong with the settings of a run before anything is read."""
 
 import importlib.util
-import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -31,13 +30,6 @@ EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 
 # Conflicts within one part alone stand beside it: in `arguments` and `training_arguments`.
 CONFLICTS = (
-    *(
-        Conflict(
-            lambda s, name=name: not math.isfinite(getattr(s, name) or 0),
-            f"--{name} must be a finite number, got {{{name}}}",
-        )
-        for name in ("num_train_epochs", "neftune_noise_alpha")
-    ),
     Conflict(
         lambda s: s.max_steps <= 0 and (s.num_train_epochs <= 0 or s.given.get("max_steps", -1) != -1),
         "--max_steps {max_steps} with --num_train_epochs {num_train_epochs} trains nothing; give --max_steps 1 or "

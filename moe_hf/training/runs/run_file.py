@@ -42,7 +42,10 @@ RunFileLoader.yaml_implicit_resolvers = {
 RunFileLoader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 RunFileLoader.add_implicit_resolver(
     _FLOAT,
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))$"
+    ),
     list("-+0123456789."),
 )
 # By this table the dumper tells what needs quotes: by PyYAML's own, the text "1e-4" would come back as a number.

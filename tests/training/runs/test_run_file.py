@@ -1,9 +1,10 @@
 """A run file says what flags say, and is read as a person means it."""
 
 import pytest
+import yaml
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.runs.run_file import write_run_file
+from moe_hf.training.runs.run_file import RunFileDumper, parse_yaml, write_run_file
 from moe_hf.training.runs.settings import all_settings, parse_arguments
 
 
@@ -46,6 +47,20 @@ def test_a_run_file_reads_words_as_a_person_means_them(tmp_path):
     assert settings.model.model_overrides == ["hidden_size=32"]
     assert settings.data.data == ["a.txt", "b.txt"]
     assert settings.training.lr_scheduler_kwargs == {"min_lr": 1e-5}
+
+
+@pytest.mark.parametrize("word", ["inf", ".inf", "+.inf", ".Inf", ".INF"])
+def test_infinity_is_read_as_yaml_spells_it_and_as_the_command_line_does(tmp_path, word):
+    settings = parse_arguments(["--config", run_file(tmp_path, f"max_grad_norm: {word}\n")])
+    assert settings.training.max_grad_norm == float("inf")
+    write_run_file(tmp_path / "again.yaml", all_settings(settings), "a run")
+    again = parse_arguments(["--config", str(tmp_path / "again.yaml")])
+    assert again.training.max_grad_norm == float("inf")
+
+
+def test_a_word_in_quotes_stays_a_word(tmp_path):
+    text = yaml.dump({"run_name": ".inf", "hub_model_id": ".infinite"}, Dumper=RunFileDumper)
+    assert parse_yaml(text, "here") == {"run_name": ".inf", "hub_model_id": ".infinite"}
 
 
 def test_a_written_run_file_gives_the_same_settings_back(tmp_path):
