@@ -1,7 +1,10 @@
 """Tables of what settings may be: ranges of numbers, and conflicts between settings."""
 
+import json
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 from moe_hf.base.errors import ConfigError
@@ -37,11 +40,14 @@ class Conflict(NamedTuple):
 
     Attributes:
         found: true of settings, an object with a field for each, that have it.
-        message: says what is wrong and what to do; names of fields in braces become their values, as they are typed.
+        message: says what is wrong and what to do; names of fields in braces become their values, as they are typed,
+            and `{flags}` becomes `given_flags` of `flags`.
+        flags: settings that the message may name, some of which the user may have left alone.
     """
 
     found: Callable[[Any], Any]
     message: str
+    flags: tuple[str, ...] = ()
 
 
 def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
@@ -58,19 +64,36 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None
         raise ConfigError(f"--{name} must be {'a finite number' if odd else allowed}, got {value}")
 
 
-def check_conflicts(settings: Any, conflicts: Sequence[Conflict]) -> None:
+def check_conflicts(settings: Any, conflicts: Sequence[Conflict], given: Mapping[str, Any]) -> None:
     """Nothing, if there is no conflict.
+
+    Args:
+        settings: an object with a field for each setting.
+        conflicts: what must not be.
+        given: what the user chose, by name and as it was typed: a library may have rewritten it in `settings`.
 
     Raises:
         ConfigError: with the message of the first.
     """
     for conflict in conflicts:
         if conflict.found(settings):
-            raise ConfigError(
-                conflict.message.format_map({name: _as_typed(value) for name, value in vars(settings).items()})
-            )
+            values = {name: _as_typed(value) for name, value in {**vars(settings), **given}.items()}
+            raise ConfigError(conflict.message.format_map({**values, "flags": given_flags(conflict.flags, given)}))
 
 
+def given_flags(names: Sequence[str], given: Mapping[str, Any]) -> str:
+    """Those of the settings that were given, as the words of a command line.
+
+    >>> given_flags(["size", "rate", "names", "fast"], {"fast": True, "names": ["a", ""], "size": 3})
+    "--size 3, --names a '' and --fast"
+    """
+    flags = [
+        f"--{name}" if given[name] is True else f"--{name} {_as_word(given[name])}" for name in names if name in given
+    ]
+    return " and ".join([", ".join(flags[:-1]), flags[-1]] if len(flags) > 1 else flags)
+
+
+@dataclass
 class Checked:
     """A dataclass whose values are checked whenever one is made.
 
@@ -83,11 +106,25 @@ class Checked:
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), self.RANGES)
-        check_conflicts(self, self.CONFLICTS)
+        # Nobody says here what was given: what differs from its default was.
+        defaults = {
+            field.name: field.default if field.default_factory is MISSING else field.default_factory()
+            for field in fields(self)
+        }
+        given = {name: value for name, value in vars(self).items() if value != defaults[name]}
+        check_conflicts(self, self.CONFLICTS, given)
 
 
 def _as_typed(value: Any) -> Any:
     """A list as the words of a command line, a member of an enumeration as its word; anything else as it is."""
-    return (
-        " ".join(str(_as_typed(part)) for part in value) if isinstance(value, list) else getattr(value, "value", value)
-    )
+    if not isinstance(value, list):
+        return getattr(value, "value", value)
+    return " ".join(map(_as_word, value)) or "nothing"
+
+
+def _as_word(value: Any) -> str:
+    """The value as a shell takes it: in quotes where it has to be, a list as one word after the other."""
+    if isinstance(value, list):
+        return " ".join(map(_as_word, value))
+    word = json.dumps(value) if isinstance(value, dict) else str(_as_typed(value))
+    return shlex.quote(word.removesuffix(".0") if isinstance(value, float) else word)

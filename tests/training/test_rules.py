@@ -52,8 +52,31 @@ def test_the_first_conflict_is_told_with_the_values_as_they_are_typed() -> None:
         Conflict(lambda s: s.names, "--names {names} with --size {size}"),
         Conflict(lambda s: True, "never reached"),
     )
-    with pytest.raises(ConfigError, match="--names a b with --size 3"):
-        check_conflicts(SimpleNamespace(size=3, names=["a", "b"]), conflicts)
+    with pytest.raises(ConfigError, match="--names a 'b c' '' with --size 3"):
+        check_conflicts(SimpleNamespace(size=3, names=["a", "b c", ""]), conflicts, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"size": 3}, "--size 3: no"),
+        ({"size": 3.0, "rate": 1e-4}, "--size 3 and --rate 0.0001: no"),
+        ({"names": ["a", ""], "fast": True, "size": ""}, "--size '', --names a '' and --fast: no"),
+        ({"names": {"a": 1}, "other": 7}, """--names '{"a": 1}': no"""),
+    ],
+)
+def test_flags_of_a_message_are_those_that_were_given_as_they_are_typed(given, text) -> None:
+    conflict = Conflict(lambda s: True, "{flags}: no", ("size", "rate", "names", "fast"))
+    with pytest.raises(ConfigError) as error:
+        check_conflicts(SimpleNamespace(size=9, rate=9, names=[], fast=False), [conflict], given)
+    assert str(error.value) == text
+
+
+def test_a_value_is_told_as_it_was_given_not_as_a_library_rewrote_it() -> None:
+    with pytest.raises(ConfigError, match="--fsdp full_shard is odd"):
+        check_conflicts(
+            SimpleNamespace(fsdp=True), [Conflict(lambda s: s.fsdp, "--fsdp {fsdp} is odd")], {"fsdp": "full_shard"}
+        )
 
 
 def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> None:
@@ -69,7 +92,9 @@ def test_every_message_of_every_table_names_a_value_and_knows_its_fields() -> No
         for conflict in conflicts:
             named = {name for _, name, _, _ in string.Formatter().parse(conflict.message) if name}
             assert named, conflict.message
-            assert named <= fields, conflict.message
+            assert named <= fields | {"flags"}, conflict.message
+            assert ("flags" in named) == bool(conflict.flags), conflict.message
+            assert set(conflict.flags) <= fields, conflict.message
 
 
 def test_arguments_made_by_hand_are_checked_as_well() -> None:

@@ -14,16 +14,19 @@ DATA_RANGES = {
 DATA_CONFLICTS = (
     Conflict(
         lambda s: not s.data or "" in s.data,
-        "--data must not be empty, got {data!r}; leave it out for its default",
+        "--data must not be empty, got {data}; leave it out for its default",
     ),
-    Conflict(
-        lambda s: not (s.text_column and s.messages_column and s.data_split),
-        "--text_column, --messages_column and --data_split must not be empty, got {text_column!r}, {messages_column!r} "
-        "and {data_split!r}; leave them out for their defaults",
+    *(
+        Conflict(
+            lambda s, name=name: not getattr(s, name),
+            f"--{name} must not be empty, got {{{name}!r}}; leave it out for its default",
+        )
+        for name in ("text_column", "messages_column", "data_split")
     ),
     Conflict(
         lambda s: s.text_column == s.messages_column,
-        "--text_column and --messages_column are both {text_column!r}; a column holds one kind",
+        "{flags}: plain text and conversations are both {text_column!r} then; a column holds one kind",
+        ("text_column", "messages_column"),
     ),
     Conflict(
         lambda s: s.streaming and s.packing == "none",

@@ -17,8 +17,8 @@ MODEL_CONFLICTS = (
         lambda s: (
             s.model and (s.architecture != "moe" or s.dense_twin or s.num_experts or s.router_type or s.model_overrides)
         ),
-        "--model {model} keeps its shape: drop --architecture {architecture}, --dense_twin {dense_twin}, --num_experts "
-        "{num_experts}, --router_type {router_type} and --model_overrides {model_overrides}",
+        "--model {model} keeps its shape: drop {flags}",
+        ("architecture", "dense_twin", "num_experts", "router_type", "model_overrides"),
     ),
     Conflict(
         lambda s: s.upcycle and s.architecture not in ("moe", "dense"),
@@ -26,8 +26,8 @@ MODEL_CONFLICTS = (
     ),
     Conflict(
         lambda s: not s.upcycle and (s.expert_init or s.router_init),
-        "--expert_init {expert_init} and --router_init {router_init} say how --upcycle DIR makes experts; give "
-        "--upcycle as well",
+        "{flags}: only --upcycle makes experts of a dense model; give --upcycle as well",
+        ("expert_init", "router_init"),
     ),
 )
 

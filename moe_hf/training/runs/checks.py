@@ -18,7 +18,7 @@ from moe_hf.base.optional import OPTIONAL_PACKAGES, is_available
 from moe_hf.config.architectures import architecture_config
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.training.data.arguments import DataArguments
-from moe_hf.training.rules import Conflict, check_conflicts
+from moe_hf.training.rules import Conflict, check_conflicts, given_flags
 from moe_hf.training.runs.arguments import ModelArguments, RunArguments
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 
@@ -32,8 +32,9 @@ EXPERTS = ["eager", "batched_mm", "grouped_mm", *EXPERTS_BACKENDS]
 CONFLICTS = (
     Conflict(
         lambda s: s.max_steps <= 0 and (s.num_train_epochs <= 0 or s.given.get("max_steps", -1) != -1),
-        "--max_steps {max_steps} with --num_train_epochs {num_train_epochs} trains nothing; give --max_steps 1 or "
-        "more, or leave it out (or at -1) and give --num_train_epochs above 0",
+        "{flags} trains nothing; give --max_steps 1 or more, or leave it out (or at -1) and give --num_train_epochs "
+        "above 0",
+        ("max_steps", "num_train_epochs"),
     ),
     Conflict(
         lambda s: s.given.get("model") and "moe_size" in s.given,
@@ -45,7 +46,8 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.streaming and s.max_steps <= 0,
-        "--streaming has no end that is known beforehand: give --max_steps as well, 1 or more (it is {max_steps})",
+        "{flags}: a stream has no end that is known beforehand; give --max_steps 1 or more",
+        ("streaming", "max_steps"),
     ),
     Conflict(
         lambda s: s.streaming and s.dataloader_num_workers > 0,
@@ -53,8 +55,9 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.fsdp and s.world_size == 1,
-        "--fsdp {fsdp} shards a model over several processes, but there is {world_size}: start the run with torchrun, "
-        "or leave it out",
+        "{flags} shards a model over several processes, but there is {world_size}: start the run with torchrun, or "
+        "leave it out",
+        ("fsdp",),
     ),
     Conflict(
         lambda s: s.resume != "auto" and s.resume_from_checkpoint,
@@ -66,8 +69,7 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.metric_for_best_model is None and s.save_strategy == SaveStrategy.BEST,
-        "--save_strategy best needs to know what is best, but --metric_for_best_model is {metric_for_best_model}: give "
-        "--metric_for_best_model loss",
+        "--save_strategy {save_strategy} needs to know what is best: give --metric_for_best_model loss as well",
     ),
     Conflict(
         lambda s: s.label_names not in (None, ["labels"]),
@@ -75,7 +77,8 @@ CONFLICTS = (
     ),
     Conflict(
         lambda s: s.push_to_hub and not (s.hub_token or get_token()),
-        "--push_to_hub {push_to_hub} needs a token of the hub: log in with `hf auth login`, or give --hub_token",
+        "{flags} needs a token of the hub: log in with `hf auth login`, or give --hub_token",
+        ("push_to_hub",),
     ),
 )
 # What a flag may say, for flags that become fields of other libraries.
@@ -121,12 +124,12 @@ def check_settings(
             )
     # Called for its error alone.
     architecture_config(model.family)
-    check_conflicts(SimpleNamespace(**values, given=given, world_size=training.world_size), CONFLICTS)
+    check_conflicts(SimpleNamespace(**values, given=given, world_size=training.world_size), CONFLICTS, given)
     if not run.allow_any_learning_rate:
         _check_rates(training)
     _check_reports(training)
-    _check_optimizer(training)
-    _check_schedule(training)
+    _check_optimizer(training, given)
+    _check_schedule(training, given)
     _check_hub_name(training)
 
 
@@ -164,7 +167,7 @@ def _check_reports(training: MoETrainingArguments) -> None:
             )
 
 
-def _check_optimizer(training: MoETrainingArguments) -> None:
+def _check_optimizer(training: MoETrainingArguments, given: Mapping[str, Any]) -> None:
     optimizer = _word(training.optim)
     if optimizer == MOE_MUON:
         return
@@ -176,10 +179,11 @@ def _check_optimizer(training: MoETrainingArguments) -> None:
     except (ValueError, TypeError) as error:
         # These want the model as well, which is not there yet.
         if not optimizer.startswith(("galore", "apollo", "lomo", "adalomo")):
-            raise ConfigError(f"--optim {optimizer} can't be used: {_one_line(error)}") from error
+            flags = given_flags(("optim", "optim_args"), given)
+            raise ConfigError(f"{flags} can't be used: {_one_line(error)}") from error
 
 
-def _check_schedule(training: MoETrainingArguments) -> None:
+def _check_schedule(training: MoETrainingArguments, given: Mapping[str, Any]) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
     steps, kwargs = max(2, training.max_steps), training.lr_scheduler_kwargs
     try:
@@ -192,10 +196,8 @@ def _check_schedule(training: MoETrainingArguments) -> None:
         )
     # What is missing or too much shows as an error of any kind.
     except Exception as error:
-        raise ConfigError(
-            f"--lr_scheduler_type {_word(training.lr_scheduler_type)} with --lr_scheduler_kwargs "
-            f"{kwargs or {}} can't be used: {_one_line(error)}"
-        ) from error
+        flags = given_flags(("lr_scheduler_type", "lr_scheduler_kwargs"), given)
+        raise ConfigError(f"{flags} can't be used: {_one_line(error)}") from error
 
 
 def _check_hub_name(training: MoETrainingArguments) -> None:

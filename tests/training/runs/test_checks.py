@@ -1,8 +1,11 @@
 """What can't work is refused with a word on what to do."""
 
+import shlex
+
 import pytest
 
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
+from moe_hf.training.runs import checks
 from moe_hf.training.runs.settings import parse_arguments, resolve_settings
 
 
@@ -36,6 +39,77 @@ def test_a_wrong_command_line_says_what_to_do(argv, words):
     with pytest.raises(ConfigError) as error:
         parse_arguments(argv)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (
+            "--fsdp full_shard",
+            "--fsdp full_shard shards a model over several processes, but there is 1: start the run with torchrun, or "
+            "leave it out",
+        ),
+        ("--model x --num_experts 4", "--model x keeps its shape: drop --num_experts 4"),
+        (
+            "--model x --dense_twin --router_type hash --model_overrides a=1 b=2",
+            "--model x keeps its shape: drop --dense_twin, --router_type hash and --model_overrides a=1 b=2",
+        ),
+        (
+            "--expert_init copy",
+            "--expert_init copy: only --upcycle makes experts of a dense model; give --upcycle as well",
+        ),
+        (
+            "--expert_init copy --router_init zero",
+            "--expert_init copy and --router_init zero: only --upcycle makes experts of a dense model; give --upcycle "
+            "as well",
+        ),
+        ("--push_to_hub", "--push_to_hub needs a token of the hub: log in with `hf auth login`, or give --hub_token"),
+        ("--data_split=", "--data_split must not be empty, got ''; leave it out for its default"),
+        ("--data a.txt ''", "--data must not be empty, got a.txt ''; leave it out for its default"),
+        (
+            "--text_column messages",
+            "--text_column messages: plain text and conversations are both 'messages' then; a column holds one kind",
+        ),
+        (
+            "--max_steps 0",
+            "--max_steps 0 trains nothing; give --max_steps 1 or more, or leave it out (or at -1) and give "
+            "--num_train_epochs above 0",
+        ),
+        (
+            "--num_train_epochs 0",
+            "--num_train_epochs 0 trains nothing; give --max_steps 1 or more, or leave it out (or at -1) and give "
+            "--num_train_epochs above 0",
+        ),
+        ("--streaming", "--streaming: a stream has no end that is known beforehand; give --max_steps 1 or more"),
+        (
+            "--streaming --max_steps -1",
+            "--streaming and --max_steps -1: a stream has no end that is known beforehand; give --max_steps 1 or more",
+        ),
+        (
+            "--save_strategy best",
+            "--save_strategy best needs to know what is best: give --metric_for_best_model loss as well",
+        ),
+    ],
+)
+def test_a_message_names_only_flags_that_were_given_as_they_were_typed(argv, text, monkeypatch):
+    monkeypatch.setattr(checks, "get_token", lambda: None)
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(shlex.split(argv))
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        ("--lr_scheduler_type cosine_with_min_lr", "--lr_scheduler_type cosine_with_min_lr"),
+        ("""--lr_scheduler_kwargs '{"speed": 1}'""", """--lr_scheduler_kwargs '{"speed": 1}'"""),
+        ("--moe_size 500m --optim_args fast", "--optim_args fast"),
+    ],
+)
+def test_what_a_library_refuses_is_told_of_the_flags_that_were_given(argv, flags):
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(shlex.split(argv))
+    assert str(error.value).startswith(f"{flags} can't be used: ")
 
 
 @pytest.mark.parametrize(
