@@ -21,7 +21,7 @@ class Goal(NamedTuple):
     """A number to reach: `of` the least of `above`, over that of `below`.
 
     Attributes:
-        quantity: what the row of the table says; goals of one quantity share a row.
+        quantity: what the row of the table says; goals of one quantity and number to reach share a row.
         must: at least this where `higher`, else at most.
         above: name of an arm, names of several of which the least counts, or the fastest of a family.
         below: the name of an arm, the fastest of a family, or what a size allows in bytes.

@@ -61,11 +61,13 @@ class Verdict(NamedTuple):
 def judge(
     goals: Iterable[Goal], groups: Sequence[GroupResult], further: Mapping[str, Any] | None = None
 ) -> list[Verdict]:
-    """One verdict for each quantity, with what the groups and the report's further numbers say about it."""
-    rows: dict[str, Verdict] = {}
+    """One verdict for each quantity and number to reach, with what the groups and the report's further numbers say."""
+    rows: dict[Any, Verdict] = {}
     for goal in goals:
-        # Several cases may claim the same quantity; they share a row, and the worst of them decides it.
-        verdict = rows.setdefault(goal.quantity, Verdict(goal, []))
+        # Several cases may claim the same quantity; they share a row, and the worst of them decides it. Not so where
+        # they ask for different numbers: the row's verdict would hold one case against what another has to reach.
+        row = (goal.quantity, goal.must, goal.goal, goal.higher)
+        verdict = rows.setdefault(row, Verdict(goal, []))
         if goal.of in _BYTES or goal.of == TIME:
             for group in groups:
                 if (group.case, group.mode) == (goal.case, goal.mode) and goal.sizes(group.size):

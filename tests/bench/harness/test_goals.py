@@ -62,6 +62,25 @@ def test_the_best_of_several_opponents_counts_and_every_case_of_a_quantity() -> 
     assert judge([PERPLEXITY_GOAL], [], {PERPLEXITIES: {FULL: 4.0, TOPK: 4.1}})[0].text == "MISSED in 1 of 1"
 
 
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        ({"must": 3.0}, "MISSED in 1 of 1"),
+        ({"goal": 3.0}, "met, goal met in 0 of 1"),
+        ({"higher": False}, "MISSED in 1 of 1"),
+    ],
+)
+def test_goals_of_one_quantity_that_ask_for_another_number_are_judged_apart(other: dict, text: str) -> None:
+    one, two = LayerSize(64, 1), LayerSize(64, 2)
+    results = [result(size, {"ours": 1.0, "theirs": 2.0}) for size in (one, two)]
+    goal = Goal("faster", 1.5, "theirs", "ours")
+    cases = [layer_case("two", FORWARD, one, list, goal), layer_case("two", FORWARD, two, list, goal._replace(**other))]
+    first, second = judge(goals_of(cases), results)
+    assert [value.where for value in first.values] == [cases[0].place]
+    assert [value.where for value in second.values] == [cases[1].place]
+    assert (first.text, second.text) == ("met", text)
+
+
 @pytest.mark.parametrize("arm", [FULL, TOPK])
 def test_a_number_that_a_report_holds_of_one_arm_alone_decides_nothing(arm: str) -> None:
     assert judge([PERPLEXITY_GOAL], [], {PERPLEXITIES: {arm: 4.0}})[0].text == "not measured"

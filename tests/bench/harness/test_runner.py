@@ -66,6 +66,17 @@ def test_group_that_cannot_run_is_skipped_with_its_reason_and_the_rest_goes_on()
     assert [group.skipped[0].reason for group in groups[:2]] == ["tokens=1 is not allowed", "too much"]
 
 
+def test_a_case_that_cannot_be_built_is_left_out_as_a_whole_and_the_next_one_runs() -> None:
+    def broken() -> list[Arm]:
+        raise RuntimeError("out of luck")
+
+    cases = [layer_case("two", FORWARD, LayerSize(64, 8), build) for build in (broken, arms)]
+    first, second = run_cases(cases, Options(), PLAN, "cpu").groups
+    assert first.arms == []
+    assert first.skipped == [Skipped("the whole group", "out of luck")]
+    assert second.arms
+
+
 def test_ctrl_c_keeps_what_was_measured():
     def build(size, options):
         def stop():

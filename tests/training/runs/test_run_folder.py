@@ -8,6 +8,8 @@ import torch
 from filelock import FileLock
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.training.runs import run_folder
+from moe_hf.training.runs.run_folder import RUN_FILE, RunFolder, choose_run_folder
 from tests.training.runs.tiny_runs import Recorder, same_weights, weights
 
 
@@ -56,3 +58,14 @@ def test_a_named_checkpoint_is_continued_and_a_wrong_one_refused(finished, go):
         go("--resume runs/tiny-moe/checkpoint-9")
     with pytest.raises(ConfigError, match="num_experts: None -> 8"):
         go("--resume runs/tiny-moe/checkpoint-4 --num_experts 8 --output_dir other")
+
+
+@pytest.mark.parametrize(
+    ("resume", "taken"),
+    [("auto", RunFolder(Path("run"), "run/checkpoint-6")), ("never", RunFolder(Path("run-2"), None))],
+)
+def test_an_interrupted_run_is_continued_from_its_newest_checkpoint_or_never(resume, taken, monkeypatch):
+    Path("run").mkdir()
+    Path("run", RUN_FILE).write_text("seed: 1\n", encoding="utf-8")
+    monkeypatch.setattr(run_folder, "newest_valid_checkpoint", lambda folder: f"{folder}/checkpoint-6")
+    assert choose_run_folder(Path("run"), {"seed": 1}, resume, named_by_user=False) == taken
