@@ -11,7 +11,7 @@ from moe_hf.version import __version__
 COMMANDS = {
     "train": ("moe_hf.cli.train", "train a model, or resume an interrupted run"),
     "chat": ("moe_hf.cli.chat", "talk to a trained model"),
-    "upcycle": ("moe_hf.cli.upcycle", "turn a dense GPT-2 into a Mixture of Experts"),
+    "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
     "bench": ("moe_hf.cli.bench", "measure the experts against transformers, the dense layer and the machine"),
     "profile": ("moe_hf.cli.profile", "say where the time of router, layer, block and training step goes"),
     "info": ("moe_hf.cli.info", "count the parameters, FLOPs and bytes of a model"),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from moe_hf.inference.streaming import Piece
 
@@ -45,20 +44,6 @@ class RoutingTrace(NamedTuple):
         # The id E marks an empty slot.
         counts = torch.bincount(self.experts_LTK[layer].reshape(-1), minlength=self.num_experts + 1)[:-1]
         return [float(share) for share in counts / counts.sum().clamp(min=1)]
-
-
-def find_routers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The routers of a model by module name, in layer order; empty for a dense model.
-
-    They are the modules that the model declares to transformers' recorder as the source of `router_logits`.
-    """
-    base: Any = model.base_model
-    declared = base.can_record_outputs.get("router_logits")
-    recorders = declared if isinstance(declared, list) else [declared]
-    classes = tuple(
-        recorder if isinstance(recorder, type) else recorder.target_class for recorder in recorders if recorder
-    )
-    return {name: module for name, module in model.named_modules() if classes and isinstance(module, classes)}
 
 
 def sparse_layers(routers: dict[str, nn.Module]) -> tuple[int, ...]:

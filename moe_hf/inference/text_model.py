@@ -21,10 +21,11 @@ from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion
-from moe_hf.inference.routing_recorder import RoutingRecorder, find_routers, sparse_layers
+from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.native_routers import find_routers
 from moe_hf.text.chat_template import Message
 from moe_hf.text.encoding import TextEncoder
 

@@ -34,7 +34,7 @@ from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
 from moe_hf.layers.pickling import PicklesWithoutRecorder
-from moe_hf.models.adapter_states import save_states_with_adapters
+from moe_hf.models.adapter_states import save_states_with_adapters, states_of
 from moe_hf.models.dense.loading import LoadsDense
 from moe_hf.models.inputs import Given, layer_inputs
 from moe_hf.models.keywords import refuse_unknown
@@ -149,7 +149,7 @@ class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, LoadsDense
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch; peft asks for it before it saves an adapter, with which the routers' states belong."""
-        save_states_with_adapters(self)
+        save_states_with_adapters(self, states_of(self))
         return super().state_dict(*args, **kwargs)
 
     def _set_gradient_checkpointing(

@@ -20,7 +20,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
-from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses
+from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses, share_of_batch
 from moe_hf.ops.routing.balance import divisor
 
 _RECORDED = ("hidden_states", "attentions")
@@ -229,20 +229,11 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         )
         # In eval `loss` is the same, and Trainer would gather whatever stands beside it.
         cross_entropy = loss.detach() * num_items / divisor(target_count) if self.training else None
-        return self._add_router_losses(loss, router, _share_of_batch(target_count, num_items)), cross_entropy
+        return self._add_router_losses(loss, router, share_of_batch(target_count, num_items)), cross_entropy
 
 
 def _handed_on(outputs: MoeModelOutputWithPast, *names: str) -> dict[str, Any]:
     return {name: outputs.get(name) for name in (CACHE_NAME, *names)}
-
-
-def _share_of_batch(target_count: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
-    """This call's share of the optimizer step's target tokens, by which its router losses count.
-
-    Trainer sums the losses of all accumulation steps and ranks, cross-entropy being divided by the tokens of all of
-    them; a router loss without the same share would be multiplied by their number.
-    """
-    return target_count / torch.as_tensor(num_items, device=target_count.device)
 
 
 class MoEForSequenceClassification(MoEHeadModel):
@@ -298,7 +289,7 @@ class MoEForSequenceClassification(MoEHeadModel):
                 labels=labels, pooled_logits=logits_BN, config=self.config, num_items_in_batch=num_items
             )
             losses = self._router_losses(outputs, attention_mask) if record else None
-            loss = self._add_router_losses(loss, losses, _share_of_batch(count.sum(), num_items))
+            loss = self._add_router_losses(loss, losses, share_of_batch(count.sum(), num_items))
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits_BN, **_handed_on(outputs, *_RECORDED))
 
     def _last_token(

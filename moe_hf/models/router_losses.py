@@ -106,3 +106,12 @@ def _pooled(count_E: torch.Tensor, training: bool, window: BalanceWindow | None,
     if distributed.is_initialized():
         distributed.all_reduce(count_E)
     return count_E if window is None else window.add(layer, count_E)
+
+
+def share_of_batch(target_count: torch.Tensor, num_items: torch.Tensor | int) -> torch.Tensor:
+    """This call's share of the optimizer step's target tokens, by which its router losses count.
+
+    Trainer sums the losses of all accumulation steps and ranks, cross-entropy being divided by the tokens of all of
+    them; a router loss without the same share would be multiplied by their number.
+    """
+    return target_count / torch.as_tensor(num_items, device=target_count.device)

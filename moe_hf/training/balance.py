@@ -6,6 +6,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from moe_hf.models.heads import MoEHeadModel
+from moe_hf.models.native_routers import BiasUpkeep, NativeRouters
 from moe_hf.models.router_losses import BalanceWindow
 from moe_hf.models.router_states import RouterStates
 
@@ -39,10 +40,17 @@ class RouterStateCallback(TrainerCallback):
     For transformers' own Trainer (`callbacks=[RouterStateCallback()]`); `MoETrainer` has it built in. Without it,
     "sigmoid_bias" stays as unbalanced as it starts, "expert_choice" and "expert_threshold" keep choosing as at the
     start, and `router_balance_loss="global_batch"` spans the ranks but not the accumulated micro-batches.
+
+    It moves the correction biases of transformers' own classes too (DeepSeek-V3 and those after it), which nothing else
+    does.
+
+    Args:
+        bias_update_speed: of those classes, whose configurations have no such field; DeepSeek-V3's is 0.001.
     """
 
-    def __init__(self) -> None:
-        self._upkeep: RouterUpkeep | None = None
+    def __init__(self, bias_update_speed: float = 0.001) -> None:
+        self._bias_update_speed = bias_update_speed
+        self._upkeep: RouterUpkeep | BiasUpkeep | None = None
 
     def on_train_begin(
         self,
@@ -55,8 +63,13 @@ class RouterStateCallback(TrainerCallback):
         """Begin to watch the model."""
         # A training that an error cut off never reached `on_train_end`, and left its hooks on the model.
         self._stop()
-        head = next((module for module in model.modules() if isinstance(module, MoEHeadModel)), None) if model else None
-        self._upkeep = None if head is None else RouterUpkeep(head)
+        if model is None:
+            return
+        head = next((module for module in model.modules() if isinstance(module, MoEHeadModel)), None)
+        if head is not None:
+            self._upkeep = RouterUpkeep(head)
+        elif (routers := NativeRouters(model)).have_biases:
+            self._upkeep = BiasUpkeep(model, routers, self._bias_update_speed)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -26,7 +26,7 @@ from moe_hf.training.checkpoint import (
 from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
 from moe_hf.training.interrupt import InterruptRequest
-from moe_hf.training.label_smoothing import label_smoothing_term
+from moe_hf.training.loss_terms import LossTerms
 from moe_hf.training.metrics import append_metrics, keep_metrics_until, known_peak_flops
 from moe_hf.training.optim import decayed_names, moe_muon
 from moe_hf.training.processes import main_process_says
@@ -74,10 +74,10 @@ class MoETrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model: Any = self.model
-        self._label_smoothing = 0.0
+        smoothing = 0.0
         if self.label_smoother is not None and getattr(model, "loss_type", None) == "ForCausalLM":
             # Trainer's own keeps the labels from the model, and so its router losses; it shifts them by class names.
-            self.label_smoother, self._label_smoothing = None, self.args.label_smoothing_factor
+            self.label_smoother, smoothing = None, self.args.label_smoothing_factor
         self.interrupt = InterruptRequest()
         self._stream: StreamLoader | None = None
         self._run_state: dict[str, Any] = {}
@@ -87,7 +87,7 @@ class MoETrainer(Trainer):
         # Seconds and summed loss of the steps before this call; None where the checkpoint does not tell.
         self._before: dict[str, float] | None = None
         self._loading_from: str | None = None
-        self._window = LoggingWindow(model)
+        self._window, self._terms = LoggingWindow(model), LossTerms(model, smoothing)
         self.add_callback(_Moments(self))
         if not any(isinstance(callback, RouterStateCallback) for callback in self.callback_handler.callbacks):
             self.add_callback(RouterStateCallback())
@@ -225,12 +225,12 @@ class MoETrainer(Trainer):
         if num_items_in_batch is not None:
             # Any model divides its sum by this; a step without a target contributes 0, not 0 / 0.
             num_items_in_batch = divisor(num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._label_smoothing and model.training:
-            averaged = self.args.average_tokens_across_devices and num_items_in_batch is not None
-            factor = self._label_smoothing * (self.accelerator.num_processes if averaged else 1)
-            loss = loss + factor * label_smoothing_term(outputs["logits"], inputs["labels"], num_items_in_batch)
+        with self._terms.forward(inputs, model.training):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and isinstance(outputs, Mapping):
+            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            given = {**inputs, "labels": labels}
+            loss, outputs = self._terms.added(loss, outputs, given, num_items_in_batch, processes)
             self._window.add_outputs(outputs, labels, answers, inputs.get("attention_mask"))
         return (loss, outputs) if return_outputs else loss
 

@@ -3,10 +3,11 @@
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, find_routers, sparse_layers
+from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, sparse_layers
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.streaming import Piece
 from moe_hf.inference.text_model import CausalTextModel
+from moe_hf.models.native_routers import find_routers
 
 SAMPLED = GenerationSettings(temperature=5.0, top_p=1.0, top_k=0, max_new_tokens=12)
 

@@ -8,8 +8,13 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 
 from moe_hf.base.optional import is_available
+from moe_hf.models.native_routers import NativeRouters
 from moe_hf.models.router_states import RouterStates, routers_of
+from moe_hf.training.balance import RouterStateCallback
+from moe_hf.training.metrics import read_metrics
 from tests.models.families import KINDS, tiny_family
+from tests.models.native_moes import native_moe
+from tests.training.tiny import make_trainer, rows
 
 pytestmark = [
     # peft asks by a name that newer transformers call outdated, and copies tensors that carry a gradient.
@@ -101,3 +106,35 @@ def test_states_belong_to_an_adapter_that_transformers_attached(ids, tmp_path) -
     other = made("gpt2", "sigmoid_bias")
     other.load_adapter(tmp_path)
     assert logits(other, ids).equal(expected)
+
+
+NATIVE_WAYS: dict[str, dict[str, Any]] = {
+    "attention alone": {"target_modules": ["o_proj"]},
+    "experts": {"target_modules": ["o_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+    "the router too": {"target_modules": ["o_proj"], "target_parameters": ["gate.weight"]},
+    "the router whole": {"target_modules": ["o_proj"], "modules_to_save": ["gate"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("way", list(NATIVE_WAYS))
+def test_transformers_own_classes_train_with_an_adapter_that_brings_all_along(tmp_path, kind: str, way: str) -> None:
+    import peft
+
+    model = peft.get_peft_model(native_moe(kind), peft.LoraConfig(r=2, **NATIVE_WAYS[way]))
+    data = rows(16)
+    callback = RouterStateCallback(bias_update_speed=0.5)
+    make_trainer(tmp_path / "run", model, data, [callback], max_steps=3, per_device_train_batch_size=8).train()
+    lines = [line for line in read_metrics(str(tmp_path / "run")) if "loss" in line]
+    assert all("aux_loss" in line for line in lines)
+    ids = torch.stack([row["input_ids"] for row in data])
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(native_moe(kind), tmp_path / "adapter")
+    biases = [state.value for state in NativeRouters(model).biases if state is not None]
+    loaded = [state.value for state in NativeRouters(again).biases if state is not None]
+    assert len(biases) == (kind == "deepseek_v3")
+    for bias, other in zip(biases, loaded, strict=True):
+        assert bias.abs().sum() > 0
+        assert bias.equal(other)
+    torch.testing.assert_close(logits(again, ids), expected)

@@ -3,14 +3,16 @@
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from moe_hf.base.optional import is_available
+from moe_hf.models.native_routers import find_routers
 from moe_hf.models.router_states import routers_of
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.metrics import read_metrics
 from moe_hf.training.trainer import MoETrainer
 from moe_hf.training.training_arguments import MoETrainingArguments
+from tests.models.native_moes import native_moe
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,38 @@ def test_an_adapted_router_trains_in_our_trainer_and_resumes_to_the_bit(tiny_mod
     assert states(whole.model).abs().sum() > 0
     others = dict(resumed.model.named_parameters())
     assert all(p.equal(others[name]) for name, p in whole.model.named_parameters())
+
+
+class TestTransformersOwnBiases:
+    """Nothing in transformers moves the biases of its DeepSeek-V3."""
+
+    @pytest.fixture
+    def model(self):
+        return native_moe("deepseek_v3").train()
+
+    @staticmethod
+    def biases(model) -> torch.Tensor:
+        return torch.stack([router.e_score_correction_bias.clone() for router in find_routers(model).values()])
+
+    @pytest.mark.parametrize("kind", [Trainer, MoETrainer])
+    def test_move_in_any_trainer_and_are_saved(self, model, rows, tmp_path, kind) -> None:
+        args = arguments(MoETrainingArguments if kind is MoETrainer else TrainingArguments, tmp_path)
+        callback = RouterStateCallback(bias_update_speed=0.5)
+        kind(model=model, args=args, train_dataset=rows, callbacks=[callback]).train()
+        moved = self.biases(model)
+        assert moved.abs().max() > 0.1
+        model.save_pretrained(tmp_path / "model")
+        assert self.biases(AutoModelForCausalLM.from_pretrained(tmp_path / "model")).equal(moved)
+        # The hooks are gone.
+        assert not model.base_model._forward_hooks
+
+    def test_move_once_per_step_whatever_the_accumulation(self, rows, tmp_path) -> None:
+        moved = []
+        for size, steps in ((8, 1), (2, 4)):
+            model = native_moe("deepseek_v3").train()
+            options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+            args = arguments(MoETrainingArguments, tmp_path / str(steps), **options)
+            MoETrainer(model=model, args=args, train_dataset=rows).train()
+            moved.append(self.biases(model))
+        assert moved[0].abs().sum() > 0
+        assert moved[0].equal(moved[1])

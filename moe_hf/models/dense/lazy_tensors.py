@@ -164,8 +164,8 @@ class Drawn(LazyTensor):
         return torch.randn(self.shape, generator=generator, dtype=torch.float32) * self._std
 
 
-class Held(LazyTensor):
-    """A small tensor that exists already and is no weight, so that it keeps its type, such as a table of ids.
+class Loaded(LazyTensor):
+    """A weight that is in memory already.
 
     Raises:
         CheckpointError: safetensors has no name for its type.
@@ -175,10 +175,14 @@ class Held(LazyTensor):
         super().__init__(tuple(tensor.shape), name_of_dtype(tensor.dtype))
         self._tensor = tensor
 
-    def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
-        """Its own type, whatever that of the weights: half precision would merge ids and lose small steps."""
-        return self._tensor.dtype
-
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return self._tensor.clone()
+
+
+class Held(Loaded):
+    """A small tensor in memory that is no weight, so that it keeps its type, such as a table of ids."""
+
+    def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
+        """Its own type, whatever that of the weights: half precision would merge ids and lose small steps."""
+        return self._tensor.dtype

@@ -11,7 +11,7 @@ _SAME_LOGITS = "It gives the dense model's logits; train it before you expect mo
 def model_card(source: str, name: str, plan: PlannedModel) -> str:
     """The README.md of an upcycled model."""
     base_model = "" if Path(source).exists() or source in PACKAGED_MODELS else f"base_model: {source}\n"
-    recipe, counts = plan.recipe, plan.counts
+    wanted, counts = plan.wanted, plan.counts
     logits = f"It does not give the dense model's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
     return f"""---
 library_name: transformers
@@ -31,9 +31,9 @@ not been trained since. {logits}
 | parameters, total | {counts.total / 1e6:.1f}M |
 | parameters, active per token | {counts.active / 1e6:.1f}M |
 | parameters of the dense source | {counts.dense / 1e6:.1f}M |
-| sparse layers | {len(recipe.sparse_layers)} of {recipe.num_hidden_layers} |
-| experts, per token | {recipe.num_experts}, {recipe.num_experts_per_tok} |
-| expert_init, router_init, seed | {recipe.expert_init}, {recipe.router_init}, {recipe.expert_init_seed} |
+| sparse layers | {len(wanted.sparse_layers)} of {wanted.num_hidden_layers} |
+| experts, per token | {wanted.num_experts}, {wanted.num_experts_per_tok} |
+| expert_init, router_init, seed | {wanted.expert_init}, {wanted.router_init}, {wanted.expert_init_seed} |
 | type | {str(plan.config.dtype).removeprefix("torch.")} |
 
 ```python

@@ -38,7 +38,6 @@ CHOICES = (
 
 # What belongs to a file, not to a model.
 _OF_THE_FILE = ("model_type", "architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype")
-_FFN = re.compile(r"^model\.layers\.(\d+)\.mlp\.(gate_proj|up_proj|down_proj)\.weight$")
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias)$")
 _UNIT_DIMS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 
@@ -60,30 +59,30 @@ def plan_native(
     """
     native = NATIVE_FORMATS[opened.model_type]
     dense = AutoConfig.from_pretrained(opened.folder, **opened.source.options)
-    recipe = _recipe(native, dense, granularity, choices)
-    config = native_config(native, dense, recipe, granularity)
+    wanted = _wanted(native, dense, granularity, choices)
+    config = native_config(native, dense, wanted, granularity)
     tensors = _dense_tensors(opened, dense)
     dense_params = sum(map(_numel, tensors.values()))
-    made = expert_recipe(recipe, dtype, granularity)
+    recipe = expert_recipe(wanted, dtype, granularity)
     state: dict[str, LazyTensor] = {}
     routed = 0
     for layer in range(dense.num_hidden_layers):
-        if layer in recipe.sparse_layers:
+        if layer in wanted.sparse_layers:
             ffn = {half: tensors.pop(f"model.layers.{layer}.mlp.{half}.weight") for half in _UNIT_DIMS}
-            experts = _experts(native, ffn, layer, recipe, made)
+            experts = _experts(native, ffn, layer, wanted, recipe)
             routed += sum(map(_numel, experts.values()))
-            parts = {**experts, **_beside_experts(native, ffn, layer, recipe, granularity)}
+            parts = {**experts, **_beside_experts(native, ffn, layer, wanted, granularity)}
             state |= {f"model.layers.{layer}.{name}": value for name, value in parts.items()}
     state = {**tensors, **state}
     total = sum(map(_numel, state.values()))
-    active = total - routed + routed * recipe.num_experts_per_tok // recipe.num_experts
-    kind = recipe.expert_init
+    active = total - routed + routed * wanted.num_experts_per_tok // wanted.num_experts
+    kind = wanted.expert_init
     changes = [] if kind == "copy" else [f'expert_init="{kind}" changes the experts; "copy" keeps the logits']
-    return PlannedModel(config, state, recipe, ParameterCounts(total, active, dense_params), changes)
+    return PlannedModel(config, state, wanted, ParameterCounts(total, active, dense_params), changes)
 
 
 def native_config(
-    native: NativeFormat, dense: PreTrainedConfig, recipe: MoEDecoderConfig, granularity: int
+    native: NativeFormat, dense: PreTrainedConfig, wanted: MoEDecoderConfig, granularity: int
 ) -> PreTrainedConfig:
     """The configuration in transformers' class, which takes over every field that both have.
 
@@ -104,15 +103,15 @@ def native_config(
             raise _cannot_keep(native, dense, name)
     experts = "num_experts" if "num_experts" in fields else "num_local_experts"
     width = dense.intermediate_size // granularity
-    taken |= {experts: recipe.num_experts, "num_experts_per_tok": recipe.num_experts_per_tok}
+    taken |= {experts: wanted.num_experts, "num_experts_per_tok": wanted.num_experts_per_tok}
     taken["moe_intermediate_size" if "moe_intermediate_size" in fields else "intermediate_size"] = width
-    taken["router_aux_loss_coef"] = recipe.router_aux_loss_coef
+    taken["router_aux_loss_coef"] = wanted.router_aux_loss_coef
     if "norm_topk_prob" in fields:
         taken["norm_topk_prob"] = True
     if native.shares:
         taken["shared_expert_intermediate_size"] = dense.intermediate_size
     if native.mixes_dense:
-        taken["mlp_only_layers"] = [i for i in range(dense.num_hidden_layers) if i not in recipe.sparse_layers]
+        taken["mlp_only_layers"] = [i for i in range(dense.num_hidden_layers) if i not in wanted.sparse_layers]
         taken["decoder_sparse_step"] = 1
     if "sliding_window" in fields:
         # Left out, it would be the other class's default.
@@ -136,7 +135,7 @@ def _cannot_keep(native: NativeFormat, dense: PreTrainedConfig, name: str) -> Ch
     )
 
 
-def _recipe(
+def _wanted(
     native: NativeFormat, dense: PreTrainedConfig, granularity: int, choices: dict[str, Any]
 ) -> MoEDecoderConfig:
     unknown = [name for name in choices if name not in CHOICES]
@@ -149,19 +148,19 @@ def _recipe(
     choices.setdefault("mlp_layer_types", ["sparse"] * layers)
     # As in transformers' own classes, whose losses reach k where ours reach 1.
     choices.setdefault("router_aux_loss_coef", 0.001)
-    recipe = MoEDecoderConfig(
+    wanted = MoEDecoderConfig(
         hidden_size=dense.hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=1,
         initializer_range=dense.initializer_range,
         **choices,
     )
-    if recipe.sparse_layers != list(range(layers)) and not native.mixes_dense:
+    if wanted.sparse_layers != list(range(layers)) and not native.mixes_dense:
         raise ConfigError(
-            f"mlp_layer_types={recipe.mlp_layer_types!r} is not allowed; every layer of a {native.moe_type} is sparse"
+            f"mlp_layer_types={wanted.mlp_layer_types!r} is not allowed; every layer of a {native.moe_type} is sparse"
         )
-    require_granularity(granularity, dense.intermediate_size, recipe.num_experts, recipe.num_experts_per_tok)
-    return recipe
+    require_granularity(granularity, dense.intermediate_size, wanted.num_experts, wanted.num_experts_per_tok)
+    return wanted
 
 
 def _dense_tensors(opened: OpenedModel, dense: PreTrainedConfig) -> dict[str, LazyTensor]:
@@ -205,37 +204,37 @@ def _require_same(opened: OpenedModel, needed: Mapping[str, tuple[int, ...]], gi
 
 
 def _experts(
-    native: NativeFormat, ffn: dict[str, LazyTensor], layer: int, recipe: MoEDecoderConfig, made: ExpertRecipe
+    native: NativeFormat, ffn: dict[str, LazyTensor], layer: int, wanted: MoEDecoderConfig, recipe: ExpertRecipe
 ) -> dict[str, LazyTensor]:
     """The experts of a layer by the names of the files."""
     names = native.names
     # Half of the output comes from the expert that all tokens visit.
-    scale = made.granularity * (0.5 if native.shares else 1.0)
+    scale = recipe.granularity * (0.5 if native.shares else 1.0)
     parts = {
         half: ExpertPart(layer, f"{half}.weight", dim, scale if half == "down_proj" else 1.0)
         for half, dim in _UNIT_DIMS.items()
     }
     if not names.gate:
-        stacks = {half: StackedExperts(ffn[half], recipe.num_experts, parts[half], made) for half in _UNIT_DIMS}
+        stacks = {half: StackedExperts(ffn[half], wanted.num_experts, parts[half], recipe) for half in _UNIT_DIMS}
         return {
             names.up: Joined([stacks["gate_proj"], stacks["up_proj"]], dim=1),
             names.down: stacks["down_proj"],
         }
     by_half = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
     return {
-        name.format(expert): OneExpert(ffn[half], parts[half], expert, made)
-        for expert in range(recipe.num_experts)
+        name.format(expert): OneExpert(ffn[half], parts[half], expert, recipe)
+        for expert in range(wanted.num_experts)
         for half, name in by_half.items()
     }
 
 
 def _beside_experts(
-    native: NativeFormat, ffn: dict[str, LazyTensor], layer: int, recipe: MoEDecoderConfig, granularity: int
+    native: NativeFormat, ffn: dict[str, LazyTensor], layer: int, wanted: MoEDecoderConfig, granularity: int
 ) -> dict[str, LazyTensor]:
     """The router of a layer, and the dense FFN itself where all tokens visit one expert."""
-    width, std = recipe.hidden_size, recipe.initializer_range if recipe.router_init == "random" else 0.0
-    seed = seed_of(recipe.expert_init_seed, layer, "gate")
-    state: dict[str, LazyTensor] = {native.names.router: router_rows(recipe.num_experts, width, std, seed, granularity)}
+    width, std = wanted.hidden_size, wanted.initializer_range if wanted.router_init == "random" else 0.0
+    seed = seed_of(wanted.expert_init_seed, layer, "gate")
+    state: dict[str, LazyTensor] = {native.names.router: router_rows(wanted.num_experts, width, std, seed, granularity)}
     if native.shares:
         state |= {f"mlp.shared_expert.{half}.weight": Copied(value) for half, value in ffn.items()}
         # A gate of zeros lets exactly half of it through, whatever the token.

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.model_source import ModelSource, find_model
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices
-from moe_hf.models.dense.lazy_tensors import Held
+from moe_hf.models.dense.lazy_tensors import Loaded
 
 # Pickled weights are not even downloaded.
 _WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]
@@ -102,5 +102,5 @@ def _open_gguf(name: str, source: ModelSource) -> OpenedModel:
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be read as GGUF: {error}") from error
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
-    slices = {key: Held(value) for key, value in model.state_dict().items() if key not in tied}
+    slices = {key: Loaded(value) for key, value in model.state_dict().items() if key not in tied}
     return OpenedModel(name, source, config.to_dict(), slices, str(path))

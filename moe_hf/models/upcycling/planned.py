@@ -22,7 +22,7 @@ class PlannedModel(NamedTuple):
     Attributes:
         config: its `config.json`.
         state: its tensors by their names in the files.
-        recipe: the experts: how many, and how they are made.
+        wanted: how many experts were asked for, where, and how they are made.
         counts: of its parameters.
         changes: why it does not give the dense model's logits; empty where it does.
         code: the import that its users need before they load it.
@@ -30,7 +30,7 @@ class PlannedModel(NamedTuple):
 
     config: PreTrainedConfig
     state: dict[str, LazyTensor]
-    recipe: MoEDecoderConfig
+    wanted: MoEDecoderConfig
     counts: ParameterCounts
     changes: list[str]
     code: str = ""
