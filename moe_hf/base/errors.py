@@ -23,3 +23,12 @@ def did_you_mean(given: str, allowed: list[str]) -> str:
     """
     near = difflib.get_close_matches(given, allowed, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error of somebody else's says, in short.
+
+    >>> first_line(OSError("\nno such file\n\nand a page of advice")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.optional import OPTIONAL_PACKAGES, require
 
 _SECONDS = 5.0
@@ -26,13 +26,14 @@ class ModelSource(NamedTuple):
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
 
-def find_model(source: str, gguf_file: str | None = None) -> ModelSource:
+def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = False) -> ModelSource:
     """Where the files of the model are that a person named.
 
     Args:
         source: a folder, a Hub id, a `.gguf` file, or the name of a model that a package holds, such as smollm2.
         gguf_file: the file of the folder or the Hub's repository that holds the weights; None for safetensors, or where
             the folder holds a GGUF file alone.
+        needs_owner: as in `folder_or_hub_id`.
 
     Raises:
         CheckpointError: there is no such model, or it can't be told which file is meant.
@@ -44,7 +45,7 @@ def find_model(source: str, gguf_file: str | None = None) -> ModelSource:
     elif source in PACKAGED_MODELS and not path.is_dir():
         found = _packaged(source)
     else:
-        folder = folder_or_hub_id(source)
+        folder = folder_or_hub_id(source, needs_owner)
         found = ModelSource(folder, gguf_file or _only_gguf_file(Path(folder)))
     if found.gguf_file is not None:
         require("gguf", f"reading {found.gguf_file}")
@@ -131,8 +132,7 @@ def ask_hub(repo_id: str, repo_type: Literal["model", "dataset"] = "model") -> H
         return HubAnswer(False, f"the Hub has no public {repo_type} {repo_id} (for a private one: hf auth login)")
     except Exception as error:
         # Whatever keeps the Hub from answering: no network, HF_HUB_OFFLINE, a proxy, a server that fails.
-        why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        return HubAnswer(None, f"the Hub can't be asked for the {repo_type} {repo_id} ({why})")
+        return HubAnswer(None, f"the Hub can't be asked for the {repo_type} {repo_id} ({first_line(error)})")
     return HubAnswer(True, "")
 
 

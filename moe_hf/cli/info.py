@@ -2,16 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
-from transformers import PreTrainedConfig
 
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.errors import ConfigError
+from moe_hf.base.model_source import PACKAGED_MODELS, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
-from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.presets import PRESETS, create_moe_config
-from moe_hf.models.auto import FAMILIES, family_of
+from moe_hf.models.auto import family_of, family_of_dense, model_type_of, other_config
 from moe_hf.models.info import get_moe_model_info
 
 FLAGS = (
@@ -73,23 +73,29 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
     return 0
 
 
-def _config(model: str, architecture: str, fields: dict) -> MoEDecoderConfig:
-    if model in PRESETS or not (Path(model).exists() or "/" in model):
+def _config(model: str, architecture: str, fields: dict) -> Any:
+    if model in PRESETS or not (Path(model).exists() or "/" in model or model in PACKAGED_MODELS):
         return create_moe_config(model, architecture=architecture, **fields)
-    source = folder_or_hub_id(model)
-    return family_of(source).config.from_pretrained(source, **fields)
+    source = find_model(model)
+    model_type = model_type_of(source)
+    family = family_of(model_type)
+    if family is not None:
+        return family.config.from_pretrained(source.folder, **fields)
+    if fields:
+        name, value = next(iter(fields.items()))
+        raise ConfigError(f"{name}={value!r} can't be chosen for {model}, which is a {model_type} already")
+    return other_config(source)
 
 
 def _dense_type(model: str) -> str | None:
-    """The type of a dense model of others in a folder or on the Hub; None of sizes and of this package's models."""
+    """The type of a dense model that a family of this package can start from; None of all others."""
     if model in PRESETS:
         return None
-    found = PreTrainedConfig.get_config_dict(folder_or_hub_id(model))[0]
-    name = str(found.get("model_type", "gpt2"))
-    return None if name in FAMILIES else name
+    name = model_type_of(find_model(model))
+    return None if family_of_dense(name) is None else name
 
 
-def _rows(config: MoEDecoderConfig, info: dict) -> list[tuple[str, str, str]]:
+def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:
     return [
         ("total_params_m", f"{info['total_params_m']:.1f}", "all weights, million; all of them must be resident"),
         ("active_params_m", f"{info['active_params_m']:.1f}", "weights that one token meets"),
@@ -98,7 +104,7 @@ def _rows(config: MoEDecoderConfig, info: dict) -> list[tuple[str, str, str]]:
         ("embedding_params_m", f"{info['embedding_params_m']:.1f}", "token and position embeddings"),
         ("dense_twin_params_m", f"{info['dense_twin_params_m']:.1f}", "the same model with every layer dense"),
         ("expert_utilization", info["expert_utilization"], "share of a sparse layer's EXPERTS per token"),
-        ("experts", f"{config.num_experts}, {config.num_experts_per_tok} per token", "of each sparse layer"),
+        ("experts", f"{info['num_experts']}, {info['num_experts_per_tok']} per token", "of each sparse layer"),
         ("moe_layers", str(info["moe_layers"]), "sparse layers"),
         ("dense_layers", str(info["dense_layers"]), ""),
         (

@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
@@ -98,9 +98,8 @@ class CausalTextModel:
                 where.folder, dtype=dtype, output_loading_info=True, **where.options, **options
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise CheckpointError(
-                f"can't load {source}: {first_line} (needed: config.json, *.safetensors and a tokenizer)"
+                f"can't load {source}: {first_line(error)} (needed: config.json, *.safetensors and a tokenizer)"
             ) from error
         # transformers only warns of them, and fills them with random numbers.
         missing = sorted(report["missing_keys"])

@@ -11,7 +11,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, first_line
+from moe_hf.base.model_source import ModelSource
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification
@@ -64,27 +65,47 @@ def register_families() -> None:
         AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)
 
 
-def family_of(source: str) -> Family:
-    """The family of a model folder or Hub id: its own, or the one that can start from it.
+def model_type_of(source: ModelSource) -> str:
+    """The `model_type` of a model's files.
 
     Raises:
-        CheckpointError: it has no `config.json`, or is of a type that no family reads.
+        CheckpointError: it has no `config.json`, or one that is no JSON object.
         OSError: it cannot be found.
     """
+    if source.gguf_file is not None:
+        return str(AutoConfig.from_pretrained(source.folder, **source.options).model_type)
     try:
-        found = PreTrainedConfig.get_config_dict(source)[0]
+        found = PreTrainedConfig.get_config_dict(source.folder)[0]
     except (TypeError, RecursionError) as error:
-        raise CheckpointError(f"the config.json of {source} is no JSON object ({error}); download it again") from error
-    if not found:
-        raise CheckpointError(f"{source} has no config.json; name a folder that has one")
-    # Old files of GPT-2 do not name their type.
-    model_type = str(found.get("model_type", "gpt2"))
-    family = FAMILIES.get(model_type) or family_of_dense(model_type)
-    if family is None:
         raise CheckpointError(
-            f"{source} holds a model of type {model_type!r}; known are {', '.join([*FAMILIES, *dense_model_types()])}"
-        )
-    return family
+            f"the config.json of {source.folder} is no JSON object ({error}); download it again"
+        ) from error
+    if not found:
+        raise CheckpointError(f"{source.folder} has no config.json; name a folder that has one")
+    # Old files of GPT-2 do not name their type.
+    return str(found.get("model_type", "gpt2"))
+
+
+def other_config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration of a model whose class is transformers' own.
+
+    Raises:
+        CheckpointError: this transformers has no such class, or the file is not one of its.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{source.folder} holds a model of type {model_type_of(source)!r}, whose configuration can't be read "
+            f"({first_line(error)}); known beside those of transformers are "
+            f"{', '.join([*FAMILIES, *dense_model_types()])}"
+        ) from error
+    return config
+
+
+def family_of(model_type: str) -> Family | None:
+    """The family of this package that a model of this type is of, or that can start from it; None of all others."""
+    return FAMILIES.get(model_type) or family_of_dense(model_type)
 
 
 def family_of_dense(model_type: str) -> Family | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
@@ -12,6 +13,7 @@ from moe_hf.layers.ffn.dense import DenseFFN
 from moe_hf.layers.ffn.moe import SparseFFN
 from moe_hf.layers.norms import make_norm
 from moe_hf.models.decoder import DecoderLayer
+from moe_hf.models.native_info import native_counts
 from moe_hf.ops.routing.hashing import MOST_HASHED_EXPERTS
 
 _PARAMS = ("total_params", "active_params", "dense_twin_params", "embedding_params")
@@ -20,7 +22,7 @@ _FLOAT32 = 4
 _ADAMW_COPIES = 4
 
 
-def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
+def get_moe_model_info(config: PreTrainedConfig) -> dict[str, Any]:
     """How large a model is and what a token costs in it.
 
     Returns:
@@ -28,11 +30,14 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
         `total_params` (equal to `sum(p.numel())`, a tied head counted once), `active_params` (what one token meets:
         all but the experts it does not visit), `dense_twin_params` (every layer dense), each also in millions as
         `..._m`; `active_fraction`; `expert_utilization` ("12.5%": share of a sparse layer's EXPERTS that a token
-        visits, not of the parameters); `moe_layers`, `dense_layers`; `context_length`; `embedding_params_m`;
-        `flops_per_token` (forward, one token at full context, a multiply-add counted as 2); `weight_bytes` (float32)
-        and `train_state_bytes` (weights, gradients and AdamW moments in float32; activations come on top).
-        A token of MegaByte is a byte.
+        visits, not of the parameters); `moe_layers`, `dense_layers`, `sparse_layers` (the numbers of the first);
+        `context_length`; `embedding_params_m`; `flops_per_token` (forward, one token at full context, a multiply-add
+        counted as 2); `weight_bytes` (float32) and `train_state_bytes` (weights, gradients and AdamW moments in
+        float32; activations come on top).
+        A token of MegaByte is a byte. The counts of a class of transformers are those of `native_counts`.
     """
+    if not isinstance(config, MoEDecoderConfig):
+        return _with_sizes(native_counts(config))
     if isinstance(config, MegaByteWithMoEConfig):
         return _with_sizes(_of_megabyte(config))
     width, experts = config.hidden_size, config.num_experts
@@ -67,6 +72,7 @@ def get_moe_model_info(config: MoEDecoderConfig) -> dict[str, Any]:
             "num_experts": experts,
             "num_experts_per_tok": config.num_experts_per_tok,
             "moe_layers": moe_layers,
+            "sparse_layers": tuple(config.sparse_layers),
             "dense_layers": config.ffn_of_layer.count("dense"),
             "context_length": config.max_position_embeddings,
             "flops_per_token": 2 * (matrices + mixing),
@@ -80,6 +86,8 @@ def _of_megabyte(config: MegaByteWithMoEConfig) -> dict[str, Any]:
     of_global, of_local = get_moe_model_info(config.global_config), get_moe_model_info(local)
     added = (*_PARAMS, "moe_layers", "dense_layers")
     info = {**of_global, **{name: of_global[name] + of_local[name] for name in added}}
+    # Those of the local decoder are counted on from the global one's.
+    info["sparse_layers"] += tuple(config.num_hidden_layers + layer for layer in of_local["sparse_layers"])
     # The global decoder has neither the one id nor, untied, the head of one id that its configuration names.
     absent = width if config.tie_word_embeddings else 2 * width
     embedding, bridge = config.vocab_size * width // size, width // size * local.hidden_size

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from moe_hf.base.errors import first_line
 from moe_hf.models.upcycling.opened import OpenedModel
 
 logger = logging.get_logger(__name__)
@@ -30,8 +31,8 @@ def carry_over(opened: OpenedModel, folder: Path) -> list[str]:
             tokenizer = AutoTokenizer.from_pretrained(opened.folder, **opened.source.options)
         except Exception as error:
             # Tokenizers raise whatever their files make them raise, and none of it makes the weights wrong.
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            logger.warning(f"the tokenizer of {opened.name} is not carried over, since it can't be loaded: {reason}")
+            why = first_line(error)
+            logger.warning(f"the tokenizer of {opened.name} is not carried over, since it can't be loaded: {why}")
         else:
             tokenizer.save_pretrained(folder)
     if (opened.folder / _GENERATION).is_file():

@@ -15,8 +15,8 @@ from moe_hf.models.dense.lazy_tensors import dtype_named
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
-from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, WITHOUT_NATIVE
-from moe_hf.models.upcycling.opened import OpenedModel, open_model
+from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
+from moe_hf.models.upcycling.opened import open_model
 from moe_hf.models.upcycling.own import plan_own
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 from moe_hf.models.upcycling.weights import write_weights, written_size
@@ -78,7 +78,7 @@ def upcycle_directory(
     if opened.folder.resolve().is_relative_to(destination.resolve()):
         raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
     _require_free(destination, overwrite)
-    plan = TARGETS[target or target_of(opened)](opened, dtype, granularity, **overrides)
+    plan = TARGETS[target or _target_of(source, opened.model_type)](opened, dtype, granularity, **overrides)
     config = plan.config
     config.dtype = dtype or _dtype_of(plan)
     total = sum(written_size(value, config.dtype) for value in plan.state.values())
@@ -93,21 +93,17 @@ def upcycle_directory(
     return UpcycleReport(destination, config, plan.counts, total, num_shards, carried)
 
 
-def target_of(opened: OpenedModel) -> str:
-    """The target that starts from such a dense model, transformers' own classes first.
+def _target_of(source: str, model_type: str) -> str:
+    """The target that starts from dense models of a type, transformers' own classes first.
 
     Raises:
         CheckpointError: none does.
     """
-    if opened.model_type in NATIVE_FORMATS:
+    if model_type in NATIVE_FORMATS:
         return "native"
-    if family_of_dense(opened.model_type) is not None:
+    if family_of_dense(model_type) is not None:
         return "moe_hf"
-    why = WITHOUT_NATIVE.get(opened.model_type, "it is dense of another kind, or a Mixture of Experts already")
-    raise CheckpointError(
-        f"{opened.name} holds a model of type {opened.model_type!r}, which can't be upcycled exactly: {why}; "
-        f"only dense {', '.join([*NATIVE_FORMATS, *dense_model_types()])} can"
-    )
+    raise cannot_upcycle(source, model_type, dense_model_types())
 
 
 def _dtype_of(plan: PlannedModel) -> torch.dtype:

@@ -1,7 +1,9 @@
 """The table of the dense architectures that have an exact Mixture of Experts among transformers' own classes."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from moe_hf.base.errors import CheckpointError
 from moe_hf.base.registry import Registry
 
 
@@ -74,3 +76,12 @@ WITHOUT_NATIVE: dict[str, str] = {
     "olmo3": "FlexOlmo has no layers with a window, as OLMo-3 does",
 }
 """Why others that people have are refused: the Mixture of Experts nearest to them would not keep their logits."""
+
+
+def cannot_upcycle(source: str, model_type: str, others: Iterable[str]) -> CheckpointError:
+    """The error for a model of a type that neither transformers' classes nor the `others` start from."""
+    why = WITHOUT_NATIVE.get(model_type, "it is dense of another kind, or a Mixture of Experts already")
+    return CheckpointError(
+        f"{source} holds a model of type {model_type!r}, which can't be upcycled exactly: {why}; only dense "
+        f"{', '.join([*NATIVE_FORMATS, *others])} can"
+    )

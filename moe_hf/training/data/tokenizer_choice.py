@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.errors import CheckpointError, ConfigError, first_line
+from moe_hf.base.model_source import find_model
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
 from moe_hf.training.data.arguments import DataArguments
@@ -66,17 +66,18 @@ def vocabulary_rows(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        folder = Path(folder_or_hub_id(name))
+        source = find_model(name)
     except CheckpointError as error:
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({error}); {_WAY_OUT}") from error
-    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    folder = Path(source.folder)
+    with_files = source.gguf_file is not None or any((folder / file).is_file() for file in _TOKENIZER_FILES)
+    if folder.is_dir() and not with_files:
         raise ConfigError(f"{name} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); {_WAY_OUT}")
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        return AutoTokenizer.from_pretrained(source.folder if folder.is_dir() else name, **source.options)
     # The library of tokenizers raises bare Exceptions, and damaged JSON leads transformers into errors of any kind.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"no tokenizer can be loaded from {name!r} ({reason}); {_WAY_OUT}") from error
+        raise ConfigError(f"no tokenizer can be loaded from {name!r} ({first_line(error)}); {_WAY_OUT}") from error
 
 
 def _chat_template(name: str) -> str:

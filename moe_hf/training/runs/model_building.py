@@ -4,15 +4,28 @@ from typing import Any
 
 import datasets
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.model_source import folder_or_hub_id
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
-from moe_hf.models.auto import FAMILIES, family_of
+from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, model_type_of, other_config
+from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.native_routers import find_routers
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
+from moe_hf.models.upcycling.native import plan_native
+from moe_hf.models.upcycling.native_config import choose_native
+from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
+from moe_hf.models.upcycling.opened import open_model
 from moe_hf.training.data.prepare import TrainingData
 from moe_hf.training.data.tokenizer_choice import vocabulary_rows
 from moe_hf.training.runs.arguments import ModelArguments
@@ -26,7 +39,7 @@ _VOCABULARY_MULTIPLE = 8
 _PROBE = "What is the name of the caf\u00e9 and of the color \u00f6?"
 
 
-def model_config(arguments: ModelArguments, least_vocabulary: int | None = None) -> MoEDecoderConfig:
+def model_config(arguments: ModelArguments, least_vocabulary: int | None = None) -> PreTrainedConfig:
     """The configuration that the arguments ask for, before any weight is made.
 
     Args:
@@ -40,12 +53,9 @@ def model_config(arguments: ModelArguments, least_vocabulary: int | None = None)
     fields = _chosen_fields(arguments)
     start = arguments.model or arguments.upcycle
     if start is not None:
-        # Of the models that this package writes none is old enough for a Hub id without an owner.
-        folder_or_hub_id(start, needs_owner=arguments.model is not None)
-        try:
-            config = family_of(start).config.from_pretrained(start, **fields)
-        except OSError as error:
-            raise ConfigError(f"no model can be read from {start!r}: {error}") from error
+        config = _starting_config(arguments, fields)
+        if not isinstance(config, MoEDecoderConfig):
+            return config
     else:
         if least_vocabulary is not None:
             fields.setdefault("vocab_size", -(-least_vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE)
@@ -55,7 +65,7 @@ def model_config(arguments: ModelArguments, least_vocabulary: int | None = None)
     return config
 
 
-def adopt_tokenizer(config: MoEDecoderConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def adopt_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the tokenizer's special ids into the configuration.
 
     Raises:
@@ -79,13 +89,16 @@ def adopt_tokenizer(config: MoEDecoderConfig, tokenizer: PreTrainedTokenizerBase
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrainedModel:
+def build_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
     """The model with its first weights, in float32; fresh weights come from torch's current seed.
 
     Raises:
         CheckpointError: the starting model's weights don't fit or are damaged.
     """
     kwargs: dict[str, Any] = {"experts_implementation": arguments.experts_implementation}
+    if not isinstance(config, MoEDecoderConfig) and get_moe_model_info(config)["moe_layers"]:
+        # Models of this package take it by themselves.
+        kwargs["experts_implementation"] = arguments.experts_implementation or "auto"
     attention = arguments.attn_implementation
     if attention is None and not arguments.flash_attention:
         attention = "eager"
@@ -93,12 +106,11 @@ def build_model(arguments: ModelArguments, config: MoEDecoderConfig) -> PreTrain
         kwargs["attn_implementation"] = attention
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     start = arguments.model or arguments.upcycle
+    if start is not None:
+        return _starting_weights(arguments, config, _chosen_fields(arguments), kwargs)
     causal_lm: Any = FAMILIES[config.model_type].causal_lm
-    if start is None:
-        # What AutoModel.from_config calls: unlike the plain constructor it takes the backends.
-        return causal_lm._from_config(config, **kwargs)
-    # Whatever type the file has: --bf16 casts operations alone, and weights of bfloat16 would lose small steps.
-    return causal_lm.from_pretrained(start, config=config, dtype="float32", **kwargs)
+    # What AutoModel.from_config calls: unlike the plain constructor it takes the backends.
+    return causal_lm._from_config(config, **kwargs)
 
 
 def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: TrainingData) -> None:
@@ -116,6 +128,8 @@ def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: Tra
         balance_hash_routers(model, counts)
     if arguments.freeze_routers:
         freeze_routers(model)
+        for router in find_routers(model).values():
+            router.requires_grad_(False)
 
 
 def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
@@ -140,3 +154,79 @@ def _chosen_fields(arguments: ModelArguments) -> dict[str, Any]:
             raise ConfigError(f"{name} is given twice: by its own flag and in --model_overrides; keep one")
         fields[name] = value
     return fields
+
+
+def _starting_config(arguments: ModelArguments, fields: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of the model to train, before any weight is read.
+
+    Args:
+        arguments: with `model` or `upcycle`.
+        fields: of the configuration, that the user chose.
+
+    Raises:
+        ConfigError: a field is not allowed, or nothing can be read.
+        CheckpointError: there is no such model, or it can't be upcycled.
+    """
+    start = _name(arguments)
+    # Of the models that this package writes none is old enough for a Hub id without an owner.
+    source = find_model(start, needs_owner=arguments.model is not None)
+    try:
+        family = family_of(model_type_of(source))
+        if family is not None:
+            return family.config.from_pretrained(source.folder, **fields)
+        config = other_config(source)
+    except OSError as error:
+        raise ConfigError(f"no model can be read from {start!r}: {error}") from error
+    if arguments.upcycle is not None and not arguments.is_dense:
+        if config.model_type not in NATIVE_FORMATS:
+            raise cannot_upcycle(start, config.model_type, dense_model_types())
+        return choose_native(config, **fields).config
+    if fields:
+        name, value = next(iter(fields.items()))
+        raise ConfigError(f"{name}={value!r} can't be chosen for {start}, which is a {config.model_type} already")
+    return config
+
+
+def _starting_weights(
+    arguments: ModelArguments, config: PreTrainedConfig, fields: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedModel:
+    """The model with its first weights, in float32.
+
+    Args:
+        arguments: as in `_starting_config`.
+        config: from there; special ids may have changed.
+        fields: as in `_starting_config`.
+        options: of `from_pretrained`: the implementations of attention and experts.
+
+    Raises:
+        CheckpointError: the weights don't fit or are damaged.
+    """
+    start = _name(arguments)
+    source = find_model(start)
+    # Whatever type the file has: --bf16 casts operations alone, and weights of bfloat16 would lose small steps.
+    options = {**options, "config": config, "dtype": torch.float32}
+    if isinstance(config, MoEDecoderConfig):
+        causal_lm: Any = FAMILIES[config.model_type].causal_lm
+        return causal_lm.from_pretrained(source.folder, **options)
+    if arguments.upcycle is not None and not arguments.is_dense:
+        plan = plan_native(open_model(start), **fields)
+        # Each tensor is computed when transformers' loader asks for it.
+        native: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return native.from_pretrained(None, state_dict=plan.state, **options)
+    # With output_loading_info, two values: the model and what was missing or left over.
+    model: Any
+    report: Any
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source.folder, output_loading_info=True, **source.options, **options
+    )
+    # transformers only warns of them, and fills them with random numbers.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{start} lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+    return model
+
+
+def _name(arguments: ModelArguments) -> str:
+    name = arguments.model or arguments.upcycle
+    assert name is not None
+    return name

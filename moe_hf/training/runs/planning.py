@@ -2,13 +2,14 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
-from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.training.data.prepare import TrainingData
@@ -28,7 +29,10 @@ _MOST_PASSES = 10
 _MOST_PASSES_CONTINUED = 5
 _LEAST_LOG_LINES = 20
 
-_TRIED_FLOPS = 2e12
+# Of the longest row of a starting model, where nothing else is asked for.
+_USUAL_CONTEXT, _USUAL_CONTEXT_CPU = 1024, 256
+
+_SECONDS_FLOPS = 2e12
 _TRIED_WIDTH, _TRIED_SECONDS = 1024, 0.3
 # What training reaches of it, about.
 _SHARE_OF_MATRIX_SPEED = 0.4
@@ -36,7 +40,7 @@ _SHARE_OF_MATRIX_SPEED = 0.4
 
 def make_plan(
     title: str,
-    config: MoEDecoderConfig,
+    config: PreTrainedConfig,
     data: TrainingData,
     data_name: str,
     context_length: int,
@@ -44,11 +48,11 @@ def make_plan(
     output_dir: Path,
 ) -> RunPlan:
     """The plan of a run whose model and data are known; the model need not be built."""
-    rows = rows_per_step(training)
+    rows, info = rows_per_step(training), get_moe_model_info(config)
     return RunPlan(
         title=title,
-        info=get_moe_model_info(config),
-        sparse_layers=_sparse_layers(config),
+        info=info,
+        sparse_layers=info["sparse_layers"],
         data=data_name,
         device=_device_name(training),
         output_dir=output_dir,
@@ -57,7 +61,7 @@ def make_plan(
         tokens_per_step=tokens_per_step(data, rows, context_length),
         num_documents=data.num_documents,
         tokens_per_pass=data.num_tokens,
-        train_state_bytes=get_moe_model_info(config)["train_state_bytes"],
+        train_state_bytes=info["train_state_bytes"],
         activation_bytes=activation_bytes(config, training.per_device_train_batch_size * context_length, training),
         memory_bytes=free_memory(training.device),
     )
@@ -128,16 +132,49 @@ def num_training_steps(data: TrainingData, training: TrainingArguments, rows_per
     return math.ceil(training.num_train_epochs * max(1, math.ceil(len(data.train) / rows_per_step)))  # type: ignore[arg-type]
 
 
-def rows_to_try(plan: RunPlan, training: TrainingArguments, context_length: int) -> int:
-    """Rows of the one micro-batch that a dry run tries: all on an accelerator, on a CPU what takes some seconds."""
+def rows_in_seconds(info: Mapping[str, Any], training: TrainingArguments, context_length: int) -> int:
+    """Rows of a micro-batch that takes some seconds at most: on a CPU perhaps fewer than are asked for."""
     rows = training.per_device_train_batch_size
     if training.device.type != "cpu":
         return rows
-    flops_per_row = 3 * plan.info["flops_per_token"] * context_length
-    return max(1, min(rows, int(_TRIED_FLOPS / flops_per_row)))
+    flops_per_row = 3 * info["flops_per_token"] * context_length
+    return max(1, min(rows, int(_SECONDS_FLOPS / flops_per_row)))
 
 
-def activation_bytes(config: MoEDecoderConfig, tokens: int, training: TrainingArguments) -> int:
+def usual_context_length(settings: Settings, longest: int) -> int:
+    """Tokens of a row where the user does not say: all that a model has, but of one made by others no more than usual.
+
+    Models of today take rows that are longer than the texts that people have, and than their machines can train on.
+    """
+    if not (settings.model.model or settings.model.upcycle):
+        return longest
+    return min(longest, _USUAL_CONTEXT_CPU if settings.training.device.type == "cpu" else _USUAL_CONTEXT)
+
+
+def fit_to_machine(settings: Settings, info: Mapping[str, Any], context_length: int) -> list[str]:
+    """Choose what the user did not: fewer rows where the CPU would take minutes for a step of a starting model.
+
+    Changes `settings`, and returns sentences about it.
+    """
+    notices: list[str] = []
+    if not (settings.model.model or settings.model.upcycle):
+        return notices
+    if settings.data.context_length is None and context_length < info["context_length"]:
+        notices.append(
+            f"rows are {context_length:,} tokens long, though the model takes {info['context_length']:,}; give "
+            "--context_length for longer ones"
+        )
+    rows = rows_in_seconds(info, settings.training, context_length)
+    if "per_device_train_batch_size" not in settings.given and rows < settings.training.per_device_train_batch_size:
+        settings.training.per_device_train_batch_size = settings.chosen["per_device_train_batch_size"] = rows
+        notices.append(
+            f"a step has {rows} rows only, since a CPU takes long for this model; give --per_device_train_batch_size "
+            "for more"
+        )
+    return notices
+
+
+def activation_bytes(config: PreTrainedConfig, tokens: int, training: TrainingArguments) -> int:
     """About how many bytes one forward pass keeps for its backward pass.
 
     Counted per token: in each layer the inputs of norms, projections and activations (twelve widths, and two FFN widths
@@ -155,25 +192,20 @@ def activation_bytes(config: MoEDecoderConfig, tokens: int, training: TrainingAr
     return kept + tokens * 3 * _FLOAT32 * config.vocab_size
 
 
-def _kept_by_layers(config: MoEDecoderConfig, training: TrainingArguments) -> int:
+def _kept_by_layers(config: PreTrainedConfig, training: TrainingArguments) -> int:
     """Bytes that the layers of a decoder keep of one place."""
     size = _BFLOAT16 if training.bf16 or training.fp16 else _FLOAT32
-    sparse, dense = len(config.sparse_layers), config.num_hidden_layers - len(config.sparse_layers)
-    visited = config.num_experts_per_tok * (config.moe_intermediate_size or 0) + config.shared_expert_intermediate_size
-    ffn_widths = {"sparse": 2 * visited, "dense": 2 * (config.intermediate_size or 0)}
+    info, inner = get_moe_model_info(config), config.intermediate_size or 0
+    sparse, dense = info["moe_layers"], config.num_hidden_layers - info["moe_layers"]
+    # Not every class of transformers has all of these fields.
+    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
+    visited = info["num_experts_per_tok"] * (getattr(config, "moe_intermediate_size", None) or inner) + shared
+    ffn_widths = {"sparse": 2 * visited, "dense": 2 * inner}
     layer = {kind: 12 * config.hidden_size + width for kind, width in ffn_widths.items()}
     kept = sparse * layer["sparse"] + dense * layer["dense"]
     if training.gradient_checkpointing:
         kept = config.num_hidden_layers * config.hidden_size + max(layer.values())
     return size * kept
-
-
-def _sparse_layers(config: MoEDecoderConfig) -> tuple[int, ...]:
-    """Numbers of the layers with experts; those of MegaByte's local decoder are counted on from its global one's."""
-    layers = tuple(config.sparse_layers)
-    if isinstance(config, MegaByteWithMoEConfig):
-        layers += tuple(config.num_hidden_layers + i for i in config.local_decoder_config.sparse_layers)
-    return layers
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,11 +1,13 @@
 """Writes what a finished run leaves beside the model: the model card and the pictures."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from moe_hf.base.files import atomic_file
+from moe_hf.models.auto import FAMILIES
 from moe_hf.text.scoreboard import render_scoreboard
 from moe_hf.training.data.sources import SOURCES
 from moe_hf.training.metrics import METRICS_NAME, read_metrics
@@ -36,16 +38,31 @@ def write_report(report: TrainingReport, settings: Settings, folder: Path) -> li
     title = f"{name}: how evenly the experts are used"
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
+    config = folder / "config.json"
+    is_own = not config.is_file() or json.loads(config.read_text(encoding="utf-8"))["model_type"] in FAMILIES
     with atomic_file(folder / CARD_FILE) as aside:
         bits = next((event[_BITS] for event in reversed(events) if _BITS in event), None)
-        aside.write_text(model_card(report, settings, [file.name for file in written], bits), encoding="utf-8")
+        card = model_card(report, settings, [file.name for file in written], bits, is_own)
+        aside.write_text(card, encoding="utf-8")
     return [folder / CARD_FILE, *written]
 
 
 def model_card(
-    report: TrainingReport, settings: Settings, pictures: list[str], bits_per_byte: float | None = None
+    report: TrainingReport,
+    settings: Settings,
+    pictures: list[str],
+    bits_per_byte: float | None = None,
+    is_own: bool = True,
 ) -> str:
-    """The text of the model card, with the metadata that the hub reads at its head."""
+    """The text of the model card, with the metadata that the hub reads at its head.
+
+    Args:
+        report: of the run.
+        settings: of the run.
+        pictures: names of the files beside it.
+        bits_per_byte: of the held-out data; None where nothing was held out.
+        is_own: whether the model's class is of this package, which must be imported before it is loaded.
+    """
     name = report.plan.output_dir.name
     sections = [
         f"---\n{yaml.safe_dump(_metadata(settings), sort_keys=False)}---\n",
@@ -60,7 +77,7 @@ def model_card(
             "Exact match on questions that training never saw, answered greedily.\n",
             f"```text\n{render_scoreboard(report.scoreboard)}\n```\n",
         ]
-    sections += ["## Use\n", _usage(settings.training.hub_model_id or f"YOUR-NAME/{name}")]
+    sections += ["## Use\n", _usage(settings.training.hub_model_id or f"YOUR-NAME/{name}", is_own)]
     sections += ["## Training\n", _FILES]
     sections += [f"![{picture.removesuffix('.png').replace('_', ' ')}]({picture})\n" for picture in pictures]
     if report.notices:
@@ -119,9 +136,9 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
 
 
-def _usage(name: str) -> str:
+def _usage(name: str, is_own: bool) -> str:
     lines = [
-        "import moe_hf  # registers the architecture with transformers",
+        *(["import moe_hf  # registers the architecture with transformers"] if is_own else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',

@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.memory import peak_memory
-from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.info import get_moe_model_info
 from moe_hf.training.checkpoint import newest_valid_checkpoint
 from moe_hf.training.data.prepare import TrainingData, prepare_data, split_rows
 from moe_hf.training.data.sources import EMBEDDED
@@ -36,11 +36,13 @@ from moe_hf.training.runs.planning import (
     activation_bytes,
     epochs_follow_data,
     fit_to_data,
+    fit_to_machine,
     guessed_seconds,
     make_plan,
+    rows_in_seconds,
     rows_per_step,
-    rows_to_try,
     tokens_per_step,
+    usual_context_length,
 )
 from moe_hf.training.runs.report import write_report
 from moe_hf.training.runs.run_file import write_run_file
@@ -56,7 +58,7 @@ class _Assembly(NamedTuple):
     """All that stands before the first weight is made."""
 
     settings: Settings
-    config: MoEDecoderConfig
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     data: TrainingData
     context_length: int
@@ -132,7 +134,9 @@ def _dry_run(settings: Settings, listeners: Listeners) -> TrainingReport:
             **settings.given,
             "output_dir": folder,
             "max_steps": DRY_STEPS,
-            "per_device_train_batch_size": rows_to_try(planned.plan, settings.training, planned.context_length),
+            "per_device_train_batch_size": rows_in_seconds(
+                planned.plan.info, settings.training, planned.context_length
+            ),
             "gradient_accumulation_steps": 1,
             "warmup_steps": 0,
             "logging_steps": 1,
@@ -176,7 +180,8 @@ def _assemble_here(settings: Settings, listeners: Listeners, cache_dir: str | No
             "nothing is held out to evaluate on; give --eval_data, more data or a larger --eval_fraction, or turn "
             "evaluation off with --eval_strategy no (and without --eval_on_start)"
         )
-    data = data._replace(notices=(*data.notices, *fit_to_data(settings, data)))
+    fitted = [*fit_to_machine(settings, get_moe_model_info(config), context_length), *fit_to_data(settings, data)]
+    data = data._replace(notices=(*data.notices, *fitted))
     plan = make_plan(
         title=_title(settings),
         config=config,
@@ -325,11 +330,11 @@ def _default_name(settings: Settings) -> str:
     return f"{size}-{kind}"
 
 
-def _context_length(settings: Settings, config: MoEDecoderConfig) -> int:
+def _context_length(settings: Settings, config: PreTrainedConfig) -> int:
     longest = config.max_position_embeddings
     asked = settings.data.context_length
     if asked is None:
-        return longest
+        return usual_context_length(settings, longest)
     if asked > longest:
         raise ConfigError(
             f"--context_length {asked} is more than the model's longest sequence, {longest}; lower it, or for a fresh "

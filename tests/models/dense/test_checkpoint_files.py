@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from moe_hf import CheckpointError, GPT2WithMoE
-from moe_hf.models.auto import family_of
+from moe_hf.base.model_source import ModelSource
+from moe_hf.models.auto import model_type_of
 from moe_hf.models.dense.checkpoint_files import open_slices, require_inside
 
 
@@ -51,7 +52,7 @@ def test_an_odd_index(dense_folder, tiny_model, tmp_path, monkeypatch, source, i
 def test_an_odd_configuration(dense_folder, tmp_path, text: str) -> None:
     copied = shutil.copytree(dense_folder, tmp_path / "copy")
     (copied / "config.json").write_text(text)
-    for reader in (GPT2WithMoE.from_pretrained, family_of):
+    for reader in (GPT2WithMoE.from_pretrained, lambda folder: model_type_of(ModelSource(str(folder)))):
         with pytest.raises(CheckpointError, match="is no JSON object"):
             reader(copied)
 
