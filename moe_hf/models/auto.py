@@ -2,14 +2,17 @@
 
 from typing import Any, NamedTuple
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.model_source import ModelSource
@@ -63,6 +66,11 @@ def register_families() -> None:
         # By this table of names the Trainer knows a model whose labels its label smoothing must shift.
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type] = family.causal_lm.__name__
         AutoModelForSequenceClassification.register(family.config, family.sequence_classification, exist_ok=True)
+        # A folder may leave the class of its tokenizer, and so its special tokens, to the type of its model.
+        names = (TOKENIZER_MAPPING_NAMES.get(dense) for dense in family.config.dense_model_types)
+        name = next((name for name in names if name), None)
+        if name is not None:
+            AutoTokenizer.register(family.config, tokenizer_class=getattr(transformers, name), exist_ok=True)
 
 
 def model_type_of(source: ModelSource) -> str:

@@ -18,6 +18,8 @@ from moe_hf.ops.routing.balance import expert_counts, flat_mask, layer_balance_l
 
 # What DeepSeek-V3 and those after it call the bias that is added to the scores for the choice alone.
 _BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
+# What a layer calls its router.
+_ROUTER_NAMES = ("gate", "router")
 
 
 class LayerChoice(NamedTuple):
@@ -30,22 +32,32 @@ class LayerChoice(NamedTuple):
 def find_routers(model: nn.Module) -> dict[str, nn.Module]:
     """The routers of a model by module name, in layer order; empty for a dense model.
 
-    They are the modules that the model declares to transformers' recorder as the source of `router_logits`.
+    They are the modules that the model declares to transformers' recorder as the source of `router_logits`, or, where
+    it declares none, those beside experts.
     """
-    declared = next(
-        (
-            body.can_record_outputs.get("router_logits")
-            for body in model.modules()
-            if isinstance(body, PreTrainedModel) and body.can_record_outputs.get("router_logits")
-        ),
-        None,
-    )
+    bodies = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    declared: Any = next((found for body in bodies if (found := body.can_record_outputs.get("router_logits"))), [])
     recorders = declared if isinstance(declared, list) else [declared]
-    classes = tuple(
-        recorder if isinstance(recorder, type) else recorder.target_class for recorder in recorders if recorder
-    )
-    found = {name: module for name, module in model.named_modules() if classes and isinstance(module, classes)}
+    named = dict(model.named_modules())
+    beside = {f"{name.removesuffix('experts')}{word}" for name in named for word in _ROUTER_NAMES if _is_stack(name)}
+    found = {
+        name: module
+        for name, module in named.items()
+        if any(_records(recorder, name, module) for recorder in recorders) or (not recorders and name in beside)
+    }
     return {name: module for name, module in found.items() if not _is_idle(model, name)}
+
+
+def _records(recorder: Any, name: str, module: nn.Module) -> bool:
+    if isinstance(recorder, type):
+        return isinstance(module, recorder)
+    # A class as wide as Linear is told by its name in the layer.
+    place = recorder.layer_name
+    return isinstance(module, recorder.target_class) and (place is None or name.endswith(f".{place}"))
+
+
+def _is_stack(name: str) -> bool:
+    return name.endswith(".experts")
 
 
 def _is_idle(model: nn.Module, name: str) -> bool:
@@ -119,15 +131,20 @@ class NativeRouters:
 
     def _watch(self, choices: list[LayerChoice]) -> list[RemovableHandle]:
         def take_down(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            logits_TE = output[0] if isinstance(output, tuple) else output
-            logits_TE = logits_TE.reshape(-1, logits_TE.shape[-1])
-            # By transformers' convention (logits, weights, experts).
-            told = output[2] if isinstance(output, tuple) and len(output) > 2 else None
-            if not isinstance(told, torch.Tensor) or told.is_floating_point():
-                told = logits_TE.topk(self.top_k, dim=-1).indices
-            choices.append(LayerChoice(logits_TE, told.reshape(len(logits_TE), -1)))
+            choices.append(_choice(output, self.top_k))
 
         return [router.register_forward_hook(take_down) for router in self._routers.values()]
+
+
+def _choice(output: Any, top_k: int) -> LayerChoice:
+    """What a router returned: (logits, weights, experts), in some versions the other way round, or logits alone."""
+    parts = output if isinstance(output, tuple) else (output,)
+    # Weights stand in the middle.
+    logits_TE = parts[0] if parts[0].is_floating_point() else parts[-1]
+    logits_TE = logits_TE.reshape(-1, logits_TE.shape[-1])
+    told = next((part for part in parts if not part.is_floating_point()), None)
+    expert_TK = logits_TE.topk(top_k, dim=-1).indices if told is None else told.reshape(len(logits_TE), -1)
+    return LayerChoice(logits_TE, expert_TK)
 
 
 class BiasUpkeep:

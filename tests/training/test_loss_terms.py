@@ -34,6 +34,8 @@ def test_one_sparse_layer_s_loss_and_gradient_are_transformers_own(batch, kind: 
     gradients = []
     for asks in (False, True):
         model = native_moe(kind, router_aux_loss_coef=COEFFICIENT, **layers).train()
+        if not model.base_model.can_record_outputs.get("router_logits"):
+            pytest.skip("this transformers computes no balance loss for the class")
         if asks:
             loss = model(batch, labels=batch, output_router_logits=True).loss
         else:

@@ -1,6 +1,7 @@
 """A tokenizer is carried over as the dense model means it, in whatever files it is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,14 @@ def test_a_tokenizer_that_cannot_be_loaded_is_left_behind(gpt2: Path, caplog: py
     (gpt2 / "tokenizer.json").write_text("{}")
     assert upcycle_directory(str(gpt2), gpt2.parent / "moe", num_experts=2).carried == []
     assert "is not carried over, since it can't be loaded" in caplog.text
+
+
+def test_a_folder_of_this_package_may_leave_the_class_to_the_type_too(gpt2: Path) -> None:
+    folder = upcycle_directory(str(gpt2), gpt2.parent / "moe", num_experts=2).folder
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(gpt2 / name, folder / name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert tokenizer("hello")["input_ids"] == AutoTokenizer.from_pretrained(gpt2)("hello")["input_ids"]
