@@ -2,9 +2,13 @@
 
 from typing import Any, ClassVar
 
+from transformers.utils import logging
+
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.strict import strict_config
 from moe_hf.config.translation import renamed, require_value
+
+logger = logging.get_logger(__name__)
 
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
@@ -18,7 +22,7 @@ _GPT2_NAMES = {
     "attn_pdrop": "attention_dropout",
 }
 # What would change the function that GPT-2 computes, with the only value that this family can reproduce.
-_UNSUPPORTED = {"reorder_and_upcast_attn": False, "add_cross_attention": False, "scale_attn_weights": True}
+_UNSUPPORTED = {"add_cross_attention": False, "scale_attn_weights": True}
 
 
 @strict_config
@@ -55,6 +59,11 @@ class GPT2WithMoEConfig(MoEDecoderConfig):
         """
         for name, supported in _UNSUPPORTED.items():
             require_value("GPT-2", dense, name, supported)
+        if dense.get("reorder_and_upcast_attn"):
+            logger.warning_once(
+                "reorder_and_upcast_attn=True is not taken over: it only has attention's scores computed in single "
+                "precision, which changes nothing in float32"
+            )
         # GPT2Config's own defaults stand for what an old or trimmed config.json leaves out.
         defaults = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
         same = "vocab_size layer_norm_epsilon initializer_range scale_attn_by_inverse_layer_idx "

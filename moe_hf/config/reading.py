@@ -8,6 +8,7 @@ import torch
 
 from moe_hf.base.errors import CheckpointError, ConfigError, did_you_mean
 from moe_hf.config.derived import DerivedFields
+from moe_hf.config.translation import model_type_in
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
@@ -90,7 +91,7 @@ class ReadConfig(DerivedFields):
         if not found:
             # transformers takes the defaults, the shape of some other model.
             raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")
-        model_type = found.get("model_type", cls.model_type)
+        model_type = model_type_in(found, pretrained_model_name_or_path)
         if model_type in cls.dense_model_types:
             return cls.dict_from_dense(found), unused
         if model_type != cls.model_type:

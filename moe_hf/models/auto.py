@@ -17,6 +17,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.model_source import ModelSource
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.translation import model_type_in
 from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
@@ -90,8 +91,7 @@ def model_type_of(source: ModelSource) -> str:
         ) from error
     if not found:
         raise CheckpointError(f"{source.folder} has no config.json; name a folder that has one")
-    # Old files of GPT-2 do not name their type.
-    return str(found.get("model_type", "gpt2"))
+    return model_type_in(found, source.folder)
 
 
 def other_config(source: ModelSource) -> PreTrainedConfig:

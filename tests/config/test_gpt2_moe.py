@@ -121,12 +121,18 @@ def test_a_trimmed_dense_configuration_gets_gpt2_s_defaults(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("reorder_and_upcast_attn", True), ("add_cross_attention", True), ("scale_attn_weights", False)],
+    [("add_cross_attention", True), ("scale_attn_weights", False)],
 )
 def test_a_dense_feature_that_would_change_the_logits_is_refused(tmp_path: Path, name: str, value: bool) -> None:
     GPT2Config(**{name: value}).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=f"{name}={value}.*only {not value}"):
         GPT2WithMoEConfig.from_pretrained(tmp_path)
+
+
+def test_a_feature_that_changes_no_number_is_left_out_with_a_warning(tmp_path: Path, caplog) -> None:
+    GPT2Config(reorder_and_upcast_attn=True).save_pretrained(tmp_path)
+    assert GPT2WithMoEConfig.from_pretrained(tmp_path).hidden_size == 768
+    assert "reorder_and_upcast_attn=True is not taken over" in caplog.text
 
 
 def test_another_model_type_is_named(tmp_path: Path) -> None:

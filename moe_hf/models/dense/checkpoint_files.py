@@ -121,3 +121,16 @@ def listed(names: Iterable[str]) -> str:
     """
     names = sorted(names) if isinstance(names, set) else list(names)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def refuse_adapter(folder: Path, source: Any) -> None:
+    """Refuse a dense model with an adapter beside it, which would be loaded on top of what is made of its weights.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{source} holds an adapter (adapter_config.json) beside a dense model; merge it first, with peft's "
+            "merge_and_unload and save_pretrained, or name a folder without it"
+        )

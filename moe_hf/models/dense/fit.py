@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.config.translation import model_type_in
 from moe_hf.models.dense.checkpoint_files import is_head_tied, json_object, listed
 from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor
@@ -53,8 +54,7 @@ def _require_fixed_fields(dense_format: DenseFormat, weights_file: str, config: 
     path = Path(weights_file).parent / "config.json"
     if not path.is_file():
         return
-    # Old files do not name their type.
-    if json_object(path).get("model_type", "gpt2") not in config.dense_model_types:
+    if model_type_in(json_object(path), path.parent) not in config.dense_model_types:
         return
     original = type(config).from_pretrained(path.parent)
     wrong = [

@@ -15,6 +15,7 @@ from moe_hf.models.dense.checkpoint_files import (
     json_object,
     listed,
     open_slices,
+    refuse_adapter,
     require_inside,
     require_safetensors,
 )
@@ -98,6 +99,7 @@ class LoadsDense(PreTrainedModel):
             slices = open_slices(checkpoint_files)
             dense_format = cls._dense_format_of(slices)
             if dense_format is not None:
+                refuse_adapter(Path(checkpoint_files[0]).parent, load_config.pretrained_model_name_or_path)
                 # Without a head the model's own names lack the prefix.
                 bare = not any(name.startswith("model.") for name in wanted)
                 config = cast(MoEDecoderConfig, model.config)

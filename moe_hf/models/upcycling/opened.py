@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.model_source import ModelSource, find_model
-from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices
+from moe_hf.config.translation import model_type_in
+from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices, refuse_adapter
 from moe_hf.models.dense.lazy_tensors import Loaded
 
 # Pickled weights are not even downloaded.
@@ -42,8 +43,7 @@ class OpenedModel(NamedTuple):
     @property
     def model_type(self) -> str:
         """The `model_type` of its configuration."""
-        # Old files of GPT-2 do not name their type.
-        return str(self.config.get("model_type", "gpt2"))
+        return model_type_in(self.config, self.name)
 
 
 def open_model(name: str, gguf_file: str | None = None) -> OpenedModel:
@@ -62,12 +62,7 @@ def open_model(name: str, gguf_file: str | None = None) -> OpenedModel:
         return _open_gguf(name, source)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json; name a folder that has one")
-    if (folder / "adapter_config.json").is_file():
-        # transformers would load the adapter on top of the weights, whose own function is then another.
-        raise CheckpointError(
-            f"{name} holds an adapter (adapter_config.json) beside a model; merge it first, with peft's "
-            "merge_and_unload and save_pretrained, or name a folder without it"
-        )
+    refuse_adapter(folder, name)
     config = json_object(folder / "config.json")
     if config.get("quantization_config"):
         method = dict(config["quantization_config"]).get("quant_method", "some way")

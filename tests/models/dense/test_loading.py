@@ -317,6 +317,12 @@ class TestWrongInput:
         with pytest.raises(OSError, match="nowhere"):
             GPT2WithMoE.from_pretrained(tmp_path / "nowhere")
 
+    def test_an_adapter_beside_a_dense_model(self, dense_folder, tmp_path) -> None:
+        folder = shutil.copytree(dense_folder, tmp_path / "copy")
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+        with pytest.raises(CheckpointError, match=r"holds an adapter .* beside a dense model; merge it first"):
+            GPT2WithMoE.from_pretrained(folder)
+
     @pytest.mark.parametrize(
         ("overrides", "error", "text"),
         [

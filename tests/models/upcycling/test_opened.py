@@ -22,7 +22,7 @@ def test_nothing_is_read_before_it_is_needed(dense: MakeDense) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("adapter_config.json", {"peft_type": "LORA"}, "holds an adapter .* beside a model; merge it first"),
+        ("adapter_config.json", {"peft_type": "LORA"}, "holds an adapter .* beside a dense model; merge it first"),
         ("config.json", {"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
         ("config.json", [], "holds a list, not a JSON object"),
     ],
