@@ -37,6 +37,13 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     parser.add_argument("--target", choices=sorted(TARGETS), help="whose class to build (default: native if it can be)")
     parser.add_argument("--gguf_file", metavar="NAME", help="the file of SRC that holds the weights")
     parser.add_argument(
+        "--branches",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="more fine-tunes of the model in SRC: each gives experts as SRC does, all else is their mean",
+    )
+    parser.add_argument(
         "--granularity",
         type=int,
         default=1,
@@ -69,6 +76,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
             target=args.target,
             gguf_file=args.gguf_file,
             granularity=args.granularity,
+            branches=args.branches,
             **fields,
         )
     counts = report.counts

@@ -4,7 +4,7 @@ Shapes: E experts, D width, F width of the FFN.
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -148,6 +148,10 @@ class OneExpert(LazyTensor):
         super().__init__(expert_shape(dense, part, recipe), dense.get_dtype())
         self._dense, self._part, self._expert, self._recipe = dense, part, expert, recipe
 
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """Of the models in turn, each gives one expert."""
+        return [self, *others][self._expert // self._recipe.granularity % (1 + len(others))]
+
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return make_expert(self._dense.read(), self._part, self._expert, self._recipe).clone()
@@ -171,6 +175,10 @@ class StackedExperts(LazyTensor):
             return self.read()[index].contiguous()
         return self._stack(experts)[(slice(None), *rest)].contiguous()
 
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """Of the models in turn, each gives one expert."""
+        return _Picked([self, *others], self._recipe.granularity)
+
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return self._stack(range(self.shape[0]))
@@ -182,3 +190,17 @@ class StackedExperts(LazyTensor):
         for row, expert in enumerate(experts):
             out[row] = make_expert(dense, self._part, expert, self._recipe)
         return out
+
+
+class _Picked(LazyTensor):
+    """An (E, ...) stack whose experts come from several stacks in turn, slices of one version together."""
+
+    def __init__(self, stacks: Sequence[LazyTensor], granularity: int) -> None:
+        super().__init__(stacks[0].shape, stacks[0].get_dtype())
+        self._stacks, self._granularity = stacks, granularity
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        count = len(self._stacks)
+        rows = [self._stacks[i // self._granularity % count][i : i + 1] for i in range(self.shape[0])]
+        return torch.cat(rows)

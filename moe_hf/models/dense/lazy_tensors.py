@@ -78,6 +78,14 @@ class LazyTensor(ABC):
     def __getitem__(self, index: Any) -> torch.Tensor:
         return self.read() if index is Ellipsis else self.read()[index].contiguous()
 
+    def mixed(self, others: Sequence["LazyTensor"]) -> "LazyTensor":
+        """The tensor of a model made of this one and others: their mean, unless the kind of tensor knows better.
+
+        Args:
+            others: the same tensor of each other model.
+        """
+        return Averaged([self, *others])
+
     @abstractmethod
     def read(self) -> torch.Tensor:
         """The values, contiguous."""
@@ -118,6 +126,22 @@ class Copied(LazyTensor):
         return self._original.read().clone()
 
 
+class Averaged(LazyTensor):
+    """The mean of several lazy tensors of one shape, taken in single precision at least."""
+
+    def __init__(self, parts: Sequence[LazyTensor]) -> None:
+        super().__init__(parts[0].shape, parts[0].get_dtype())
+        self._parts = parts
+
+    def read(self) -> torch.Tensor:
+        """The values, in memory of their own."""
+        first = self._parts[0].read()
+        total = first.to(torch.promote_types(first.dtype, torch.float32), copy=True)
+        for part in self._parts[1:]:
+            total += part.read()
+        return (total / len(self._parts)).to(first.dtype)
+
+
 class Computed(LazyTensor):
     """What a function makes of another lazy tensor, such as the same numbers in another shape."""
 
@@ -127,6 +151,11 @@ class Computed(LazyTensor):
         super().__init__(shape, original.get_dtype())
         self._original = original
         self._function = function
+
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """The function of the mixed original."""
+        originals = [other._original for other in others if isinstance(other, Computed)]
+        return Computed(self._original.mixed(originals), self.shape, self._function)
 
     def read(self) -> torch.Tensor:
         """The values, contiguous."""
@@ -143,6 +172,11 @@ class Joined(LazyTensor):
         self._parts = parts
         self._dim = dim
 
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """The mixed parts, joined."""
+        rows = zip(*(other._parts for other in others if isinstance(other, Joined)), strict=True)
+        return Joined([part.mixed(row) for part, row in zip(self._parts, rows, strict=True)], self._dim)
+
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
         return torch.cat([part.read() for part in self._parts], dim=self._dim)
@@ -155,6 +189,10 @@ class Drawn(LazyTensor):
         super().__init__(shape, "F32")
         self._std = std
         self._seed = seed
+
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """Itself: nothing of a draw comes from a model."""
+        return self
 
     def read(self) -> torch.Tensor:
         """The values, in memory of their own."""
@@ -186,3 +224,7 @@ class Held(Loaded):
     def written_dtype(self, weight_dtype: torch.dtype) -> torch.dtype:
         """Its own type, whatever that of the weights: half precision would merge ids and lose small steps."""
         return self._tensor.dtype
+
+    def mixed(self, others: Sequence[LazyTensor]) -> LazyTensor:
+        """Itself: a mean of ids means nothing."""
+        return self

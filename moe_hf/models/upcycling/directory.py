@@ -1,7 +1,7 @@
 """Writes a Mixture-of-Experts directory from a dense model's: one tensor at a time, and atomically."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import atomic_folder
 from moe_hf.models.auto import dense_model_types, family_of_dense
 from moe_hf.models.dense.lazy_tensors import dtype_named
+from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
@@ -46,6 +47,7 @@ def upcycle_directory(
     target: str | None = None,
     gguf_file: str | None = None,
     granularity: int = 1,
+    branches: Sequence[str] = (),
     **overrides: Any,
 ) -> UpcycleReport:
     """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
@@ -64,6 +66,8 @@ def upcycle_directory(
         gguf_file: the file of the source that holds the weights, where it is no safetensors.
         granularity: slices that each version of an FFN is cut into, an expert each. `num_experts` and
             `num_experts_per_tok` count slices then, and it divides both.
+        branches: more fine-tunes of the same dense model, each of which gives as many experts as `source` does; the
+            other weights are the mean of all. `num_experts` is their number then unless it is given.
         **overrides: fields of the configuration, such as `num_experts`.
 
     Raises:
@@ -74,11 +78,18 @@ def upcycle_directory(
     destination = Path(destination)
     if target not in (None, *TARGETS):
         raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
-    opened = open_model(source, gguf_file)
-    if opened.folder.resolve().is_relative_to(destination.resolve()):
-        raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
+    names = [source, *branches]
+    models = [open_model(name, gguf_file if name == source else None) for name in names]
+    for name, model in zip(names, models, strict=True):
+        if model.folder.resolve().is_relative_to(destination.resolve()):
+            raise CheckpointError(f"{destination} holds the source {name}, which would be lost; choose another folder")
     _require_free(destination, overwrite)
-    plan = TARGETS[target or _target_of(source, opened.model_type)](opened, dtype, granularity, **overrides)
+    opened = models[0]
+    make_plan = TARGETS[target or _target_of(source, opened.model_type)]
+    if branches:
+        overrides.setdefault("num_experts", len(models) * granularity)
+    plans = [make_plan(model, dtype, granularity, **overrides) for model in models]
+    plan = mixed_plan(plans, names, granularity) if branches else plans[0]
     config = plan.config
     config.dtype = dtype or _dtype_of(plan)
     total = sum(written_size(value, config.dtype) for value in plan.state.values())
