@@ -71,7 +71,7 @@ def test_help_does_not_wait_for_torch_or_transformers(words) -> None:
     assert not {"torch", "transformers", "numpy", "datasets"} & loaded
 
 
-@pytest.mark.parametrize("name", ["train", "chat", "upcycle", "bench", "profile", "info"])
+@pytest.mark.parametrize("name", ["train", "chat", "upcycle", "export", "bench", "profile", "info"])
 def test_a_command_chooses_a_short_spin_before_torch_is_loaded(name) -> None:
     code = f"""
 import os, sys

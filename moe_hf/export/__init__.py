@@ -1,0 +1,1 @@
+"""Users of a finished model that write it as other programs read it."""

@@ -1,0 +1,154 @@
+"""Writes a byte-level BPE tokenizer into a GGUF file: its tokens, merges, special ids and chat template."""
+
+import json
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.base.optional import require
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
+
+UNKNOWN_SPLIT = "default"
+"""What llama.cpp calls a way of splitting text into words that it does not know."""
+
+SPLITS: dict[tuple[str, ...], str] = {
+    ("words",): "gpt-2",
+    ("digits", "words"): "smollm",
+    (_CONTRACTIONS + r"\p{N}" + _REST, "bytes"): "qwen2",
+    (_CONTRACTIONS + r"\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
+}
+"""What llama.cpp calls a way of splitting text into words, by its steps: patterns, GPT-2's words, single digits."""
+
+# llama.cpp takes a word that is a token whole where it splits so, and merges bytes everywhere else.
+_TAKES_WORDS = "llama-bpe"
+
+
+class TokenizerReport(NamedTuple):
+    """What was written of a tokenizer.
+
+    Attributes:
+        split: llama.cpp's name of its way of splitting text.
+        tokens: how many it has.
+        has_template: whether it has a chat template.
+        notices: what a user should know, a sentence each.
+    """
+
+    split: str
+    tokens: int
+    has_template: bool
+    notices: list[str]
+
+
+def add_tokenizer(writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenizerReport:
+    """Add a tokenizer to a file.
+
+    Args:
+        writer: gguf's GGUFWriter.
+        name: what the user called the model.
+        tokenizer: a fast one.
+        vocab_size: rows of the embedding; ids that the tokenizer lacks become unused tokens.
+
+    Raises:
+        CheckpointError: it is no byte-level BPE, or does what llama.cpp does not do.
+    """
+    content = _content(name, tokenizer)
+    split = split_of(content)
+    model = content["model"]
+    if model.get("ignore_merges") and split != _TAKES_WORDS:
+        raise CheckpointError(
+            f"the tokenizer of {name} takes words whole before it merges (ignore_merges), which llama.cpp does with "
+            f"the split {_TAKES_WORDS!r} alone, not with {split!r}"
+        )
+    tokens, types = _tokens(name, content, vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(split)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]])
+    _add_special(writer, tokenizer)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": key, "template": text} for key, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
+    return TokenizerReport(split, len(tokens), bool(template), _notices(content, split))
+
+
+def _content(name: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CheckpointError(
+            f"the tokenizer of {name} is a {type(tokenizer).__name__} without a tokenizer.json; export one that has it"
+        )
+    content: dict[str, Any] = json.loads(backend.to_str())
+    model = content["model"]
+    kind = model.get("type")
+    if kind != "BPE" or model.get("byte_fallback"):
+        what = "SentencePiece's BPE" if kind == "BPE" else f"a {kind}"
+        raise CheckpointError(f"the tokenizer of {name} is {what}, which is not written here; only byte-level BPE is")
+    if not model["merges"]:
+        raise CheckpointError(f"the tokenizer of {name} has no merges, without which llama.cpp reads no BPE")
+    return content
+
+
+def split_of(content: dict[str, Any]) -> str:
+    """llama.cpp's name of how a tokenizer splits text into words.
+
+    Told by the steps in its tokenizer.json. llama.cpp's own converter looks at the ids of one text, by which it knows
+    the vocabularies in its list alone.
+    """
+    top = content.get("pre_tokenizer") or {}
+    steps = top.get("pretokenizers", [top]) if top.get("type") == "Sequence" else [top]
+    return SPLITS.get(tuple(map(_step, steps)), UNKNOWN_SPLIT)
+
+
+def _step(step: dict[str, Any]) -> str:
+    kind = step.get("type")
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        return "words" if step.get("use_regex", True) else "bytes"
+    if kind == "Digits" and step.get("individual_digits"):
+        return "digits"
+    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+        return str(step["pattern"].get("Regex"))
+    return f"unknown {kind}"
+
+
+def _tokens(name: str, content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+    kinds = require("gguf", "writing GGUF files").TokenType
+    by_id = {index: (text, kinds.NORMAL) for text, index in content["model"]["vocab"].items()}
+    for token in content.get("added_tokens") or []:
+        by_id[token["id"]] = (token["content"], kinds.CONTROL if token["special"] else kinds.USER_DEFINED)
+    if max(by_id) >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {name} gives ids up to {max(by_id)}, but its embedding has {vocab_size} rows; resize it"
+        )
+    rows = [by_id.get(index, (f"[PAD{index}]", kinds.UNUSED)) for index in range(vocab_size)]
+    return [text for text, _ in rows], [int(kind) for _, kind in rows]
+
+
+def _add_special(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    for kind in _SPECIAL:
+        index = getattr(tokenizer, f"{kind}_token_id", None)
+        if index is not None:
+            getattr(writer, f"add_{kind}_token_id")(index)
+    # What it adds is seen best in what it does: classes, files and templates have many ways to say it.
+    ids = tokenizer("a").input_ids
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
+
+
+def _notices(content: dict[str, Any], split: str) -> list[str]:
+    notices = []
+    if split == UNKNOWN_SPLIT:
+        notices.append(
+            "the tokenizer splits text into words in a way that llama.cpp has no name for: the file says "
+            f"{UNKNOWN_SPLIT!r}, and some texts become other tokens there"
+        )
+    if content.get("normalizer"):
+        kind = content["normalizer"].get("type")
+        notices.append(f"the tokenizer normalizes text first ({kind}), which llama.cpp does not")
+    return notices
