@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +26,19 @@ class ModelSource(NamedTuple):
     def options(self) -> dict[str, str]:
         """What `from_pretrained` has to be told besides the folder."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Let transformers read GGUF files in silence; of the bars that it draws, this one has no switch."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    drawn = vars(reading)["tqdm"]
+    vars(reading)["tqdm"] = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        vars(reading)["tqdm"] = drawn
 
 
 def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = False) -> ModelSource:

@@ -18,7 +18,7 @@ from transformers import (
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.memory import peak_memory
-from moe_hf.base.model_source import find_model
+from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion
 from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
@@ -94,9 +94,10 @@ class CausalTextModel:
             # With output_loading_info, two values: the model and what was missing or left over.
             loaded: Any
             report: Any
-            loaded, report = AutoModelForCausalLM.from_pretrained(
-                where.folder, dtype=dtype, output_loading_info=True, **where.options, **options
-            )
+            with without_progress_bar():
+                loaded, report = AutoModelForCausalLM.from_pretrained(
+                    where.folder, dtype=dtype, output_loading_info=True, **where.options, **options
+                )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise CheckpointError(
                 f"can't load {source}: {first_line(error)} (needed: config.json, *.safetensors and a tokenizer)"

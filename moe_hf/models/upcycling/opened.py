@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError
-from moe_hf.base.model_source import ModelSource, find_model
+from moe_hf.base.model_source import ModelSource, find_model, without_progress_bar
 from moe_hf.config.translation import model_type_in
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices, refuse_adapter
 from moe_hf.models.dense.lazy_tensors import Loaded
@@ -91,11 +91,16 @@ def weight_files(folder: Path) -> list[str]:
 def _open_gguf(name: str, source: ModelSource) -> OpenedModel:
     path = Path(source.folder, source.gguf_file or "")
     try:
-        config = AutoConfig.from_pretrained(source.folder, **source.options)
-        # transformers knows the names and the layout of each architecture's tensors in GGUF, for whole models alone.
-        model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, **source.options)
+        with without_progress_bar():
+            config, model = _load_gguf(source)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be read as GGUF: {error}") from error
     tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
     slices = {key: Loaded(value) for key, value in model.state_dict().items() if key not in tied}
     return OpenedModel(name, source, config.to_dict(), slices, str(path))
+
+
+def _load_gguf(source: ModelSource) -> tuple[PreTrainedConfig, PreTrainedModel]:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
+    # transformers knows the names and the layout of each architecture's tensors in GGUF, for whole models alone.
+    return config, AutoModelForCausalLM.from_pretrained(source.folder, dtype=torch.float32, **source.options)

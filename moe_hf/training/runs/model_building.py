@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.base.model_source import find_model
+from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
@@ -216,9 +216,10 @@ def _starting_weights(
     # With output_loading_info, two values: the model and what was missing or left over.
     model: Any
     report: Any
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source.folder, output_loading_info=True, **source.options, **options
-    )
+    with without_progress_bar():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.folder, output_loading_info=True, **source.options, **options
+        )
     # transformers only warns of them, and fills them with random numbers.
     missing = sorted(report["missing_keys"])
     if missing:
