@@ -1,4 +1,4 @@
-"""Writes a byte-level BPE tokenizer into a GGUF file: its tokens, merges, special ids and chat template."""
+"""Writes a BPE tokenizer, of bytes or SentencePiece's, into a GGUF file: tokens, merges, special ids, chat template."""
 
 import json
 from typing import Any, NamedTuple
@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.optional import require
+from moe_hf.export.sentencepiece import is_byte, is_sentencepiece, notices_of, puts_space_first, scores_of
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -14,6 +15,9 @@ _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 UNKNOWN_SPLIT = "default"
 """What llama.cpp calls a way of splitting text into words that it does not know."""
+
+SENTENCEPIECE = "SentencePiece"
+"""What a report calls a tokenizer that splits no text into words."""
 
 SPLITS: dict[tuple[str, ...], str] = {
     ("words",): "gpt-2",
@@ -31,7 +35,7 @@ class TokenizerReport(NamedTuple):
     """What was written of a tokenizer.
 
     Attributes:
-        split: llama.cpp's name of its way of splitting text.
+        split: llama.cpp's name of its way of splitting text, or `SENTENCEPIECE`.
         tokens: how many it has.
         has_template: whether it has a chat template.
         notices: what a user should know, a sentence each.
@@ -53,29 +57,34 @@ def add_tokenizer(writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, vo
         vocab_size: rows of the embedding; ids that the tokenizer lacks become unused tokens.
 
     Raises:
-        CheckpointError: it is no byte-level BPE, or does what llama.cpp does not do.
+        CheckpointError: it is no BPE, or does what llama.cpp does not do.
     """
     content = _content(name, tokenizer)
-    split = split_of(content)
-    model = content["model"]
-    if model.get("ignore_merges") and split != _TAKES_WORDS:
-        raise CheckpointError(
-            f"the tokenizer of {name} takes words whole before it merges (ignore_merges), which llama.cpp does with "
-            f"the split {_TAKES_WORDS!r} alone, not with {split!r}"
+    pieces = is_sentencepiece(content)
+    split = SENTENCEPIECE if pieces else split_of(content)
+    tokens, types = _tokens(name, content, vocab_size, tokenizer.unk_token if pieces else None)
+    if pieces:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(scores_of(content, tokens))
+        writer.add_add_space_prefix(puts_space_first(name, content))
+        notices = notices_of(content)
+    else:
+        _require_merging(name, content, split)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_merges(
+            [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
         )
-    tokens, types = _tokens(name, content, vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
+        notices = _notices(content, split)
+    writer.add_tokenizer_pre(UNKNOWN_SPLIT if pieces else split)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]])
     _add_special(writer, tokenizer)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": key, "template": text} for key, text in template.items()]
     if template:
         writer.add_chat_template(template)
-    return TokenizerReport(split, len(tokens), bool(template), _notices(content, split))
+    return TokenizerReport(split, len(tokens), bool(template), notices)
 
 
 def _content(name: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -85,14 +94,20 @@ def _content(name: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
             f"the tokenizer of {name} is a {type(tokenizer).__name__} without a tokenizer.json; export one that has it"
         )
     content: dict[str, Any] = json.loads(backend.to_str())
-    model = content["model"]
-    kind = model.get("type")
-    if kind != "BPE" or model.get("byte_fallback"):
-        what = "SentencePiece's BPE" if kind == "BPE" else f"a {kind}"
-        raise CheckpointError(f"the tokenizer of {name} is {what}, which is not written here; only byte-level BPE is")
-    if not model["merges"]:
-        raise CheckpointError(f"the tokenizer of {name} has no merges, without which llama.cpp reads no BPE")
+    kind = content["model"].get("type")
+    if kind != "BPE":
+        raise CheckpointError(f"the tokenizer of {name} is a {kind}, which is not written here; only BPE is")
     return content
+
+
+def _require_merging(name: str, content: dict[str, Any], split: str) -> None:
+    if not content["model"]["merges"]:
+        raise CheckpointError(f"the tokenizer of {name} has no merges, without which llama.cpp reads no BPE")
+    if content["model"].get("ignore_merges") and split != _TAKES_WORDS:
+        raise CheckpointError(
+            f"the tokenizer of {name} takes words whole before it merges (ignore_merges), which llama.cpp does with "
+            f"the split {_TAKES_WORDS!r} alone, not with {split!r}"
+        )
 
 
 def split_of(content: dict[str, Any]) -> str:
@@ -117,11 +132,16 @@ def _step(step: dict[str, Any]) -> str:
     return f"unknown {kind}"
 
 
-def _tokens(name: str, content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+def _tokens(name: str, content: dict[str, Any], vocab_size: int, unknown: str | None) -> tuple[list[str], list[int]]:
     kinds = require("gguf", "writing GGUF files").TokenType
-    by_id = {index: (text, kinds.NORMAL) for text, index in content["model"]["vocab"].items()}
+    pieces = is_sentencepiece(content)
+    by_id = {
+        index: (text, kinds.BYTE if pieces and is_byte(text) else kinds.NORMAL)
+        for text, index in content["model"]["vocab"].items()
+    }
     for token in content.get("added_tokens") or []:
         by_id[token["id"]] = (token["content"], kinds.CONTROL if token["special"] else kinds.USER_DEFINED)
+    by_id |= {index: (text, kinds.UNKNOWN) for index, (text, _) in by_id.items() if text == unknown}
     if max(by_id) >= vocab_size:
         raise CheckpointError(
             f"the tokenizer of {name} gives ids up to {max(by_id)}, but its embedding has {vocab_size} rows; resize it"

@@ -21,6 +21,7 @@ from moe_hf.export.gguf_file import export_gguf
 from moe_hf.export.tokenizer import SPLITS
 from moe_hf.models.upcycling.directory import upcycle_directory
 from tests.export.conftest import FIELDS, SaveModel, load, logits, save_model
+from tests.export.test_sentencepiece import llama_tokenizer
 from tests.export.test_tokenizer import bpe
 from tests.models.upcycling.conftest import difference
 
@@ -111,6 +112,15 @@ def test_texts_become_the_same_tokens(split: str, tmp_path: Path, ask: Ask) -> N
     tokenizer.save_pretrained(tmp_path / "model")
     report = export_gguf(str(tmp_path / "model"), tmp_path / "out.gguf")
     assert ask(report.path, texts=TEXTS)["tokens"] == [tokenizer(text).input_ids for text in TEXTS]
+
+
+def test_texts_become_the_same_pieces(saved: SaveModel, tmp_path: Path, ask: Ask) -> None:
+    tokenizer = llama_tokenizer(tmp_path)
+    folder = saved("mixtral", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    report = export_gguf(str(folder), tmp_path / "out.gguf")
+    texts = [*TEXTS, " the cats", "<s>they were</s> running", "the catsand 12 34"]
+    assert ask(report.path, texts=texts)["tokens"] == [tokenizer(text).input_ids for text in texts]
 
 
 @pytest.mark.slow
