@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     folder = shlex.quote(str(report.folder))
     Screen(soft_wrap=True).print(
         f"{report.folder}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active per token "
-        f"(dense: {counts.dense / 1e6:.1f}M)\n"
+        f"(from {counts.source / 1e6:.1f}M)\n"
         f"on disk:      {report.weight_bytes / 1e9:.2f} GB in {report.num_shards} file(s)\n"
         f"carried over: {', '.join(report.carried) or 'nothing'}\n"
         f"train it:     moe-hf train --model {folder} --data <your text>\n"

@@ -2,13 +2,13 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from moe_hf.base.errors import CheckpointError, ConfigError, did_you_mean
 from moe_hf.config.derived import DerivedFields
-from moe_hf.config.translation import model_type_in
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
@@ -141,3 +141,29 @@ class ReadConfig(DerivedFields):
                 raise ConfigError(
                     f"{type(self).__name__}: unknown field {key!r}{did_you_mean(key, names)}; remove it or correct it"
                 )
+
+
+def model_type_in(found: Mapping[str, Any], source: Any) -> str:
+    """The `model_type` of a `config.json`'s content; old files of GPT-2, which lack it, are known by their fields.
+
+    Args:
+        found: the content.
+        source: what the error calls the model.
+
+    Raises:
+        CheckpointError: the file says no type, and is no GPT-2's.
+    """
+    if found.get("model_type"):
+        return str(found["model_type"])
+    if "ssm_cfg" in found:
+        # transformers reads another layout, into which the authors have converted all of their models.
+        raise CheckpointError(
+            f"{source} is in mamba-ssm's own layout, which transformers does not read; take the converted repository, "
+            "such as state-spaces/mamba-130m-hf for state-spaces/mamba-130m"
+        )
+    if {"n_embd", "n_layer", "n_head"} <= found.keys():
+        return "gpt2"
+    raise CheckpointError(
+        f"the config.json of {source} has no model_type (it has {', '.join(sorted(found)[:5]) or 'no field'}), so that "
+        "nobody can tell what its weights are; add it"
+    )

@@ -17,7 +17,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.model_source import ModelSource
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.config.translation import model_type_in
+from moe_hf.config.reading import model_type_in
 from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification

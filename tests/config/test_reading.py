@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedConfig
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.mamba_moe import MambaWithMoEConfig
+from moe_hf.config.reading import model_type_in
 
 MakeConfig = Callable[..., GPT2WithMoEConfig]
 
@@ -63,3 +65,31 @@ def test_unused_overrides_come_back(tiny_config: MakeConfig, tmp_path: Path) -> 
 def test_labels_are_set_by_their_number(tiny_config: MakeConfig, tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
     assert len(GPT2WithMoEConfig.from_pretrained(tmp_path, num_labels=5).id2label) == 5
+
+
+@pytest.mark.parametrize(
+    ("found", "model_type"),
+    [({"model_type": "llama"}, "llama"), ({"n_embd": 8, "n_layer": 2, "n_head": 2, "model_type": None}, "gpt2")],
+)
+def test_a_type_is_said_or_known_by_the_fields(found, model_type: str) -> None:
+    assert model_type_in(found, "it") == model_type
+
+
+MAMBA_SSM = {"d_model": 768, "n_layer": 24, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True}
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (MAMBA_SSM, "in mamba-ssm's own layout, .* take the converted repository, such as state-spaces/mamba-130m-hf"),
+        ({"hidden_size": 8}, r"has no model_type \(it has hidden_size\)"),
+        ({}, r"has no model_type \(it has no field\)"),
+    ],
+)
+def test_a_configuration_of_nobody_is_never_taken_for_ours(tmp_path, found, text: str) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        model_type_in(found, "it")
+    (tmp_path / "config.json").write_text(json.dumps({**found, "architectures": []}))
+    for reader in (MambaWithMoEConfig, GPT2WithMoEConfig):
+        with pytest.raises(CheckpointError, match=r"mamba-ssm|has no model_type"):
+            reader.from_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.config.translation import model_type_in
+from moe_hf.config.reading import model_type_in
 from moe_hf.models.dense.checkpoint_files import is_head_tied, json_object, listed
 from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor

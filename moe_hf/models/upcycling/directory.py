@@ -14,6 +14,7 @@ from moe_hf.models.auto import dense_model_types, family_of_dense
 from moe_hf.models.dense.lazy_tensors import dtype_named
 from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
+from moe_hf.models.upcycling.grown import GROWING, plan_grown
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
@@ -52,6 +53,8 @@ def upcycle_directory(
 ) -> UpcycleReport:
     """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
 
+    A source that is a Mixture of Experts itself gets more experts (see `plan_grown`).
+
     No more than one tensor is in memory at a time. Tokenizer and generation settings are carried over.
 
     Args:
@@ -85,7 +88,7 @@ def upcycle_directory(
             raise CheckpointError(f"{destination} holds the source {name}, which would be lost; choose another folder")
     _require_free(destination, overwrite)
     opened = models[0]
-    make_plan = TARGETS[target or _target_of(source, opened.model_type)]
+    make_plan = _maker(source, opened.model_type, target)
     if branches:
         overrides.setdefault("num_experts", len(models) * granularity)
     plans = [make_plan(model, dtype, granularity, **overrides) for model in models]
@@ -104,16 +107,23 @@ def upcycle_directory(
     return UpcycleReport(destination, config, plan.counts, total, num_shards, carried)
 
 
-def _target_of(source: str, model_type: str) -> str:
-    """The target that starts from dense models of a type, transformers' own classes first.
+def _maker(source: str, model_type: str, target: str | None) -> Callable[..., PlannedModel]:
+    """What plans the model to write: the target asked for, or the first that starts from models of this type.
 
     Raises:
         CheckpointError: none does.
+        ConfigError: a Mixture of Experts stays of its class.
     """
+    if model_type in GROWING:
+        if target is not None:
+            raise ConfigError(f"target={target!r} is not allowed: {source} is a {model_type} already, and stays one")
+        return plan_grown
+    if target is not None:
+        return TARGETS[target]
     if model_type in NATIVE_FORMATS:
-        return "native"
+        return plan_native
     if family_of_dense(model_type) is not None:
-        return "moe_hf"
+        return plan_own
     raise cannot_upcycle(source, model_type, dense_model_types())
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from moe_hf.base.model_source import PACKAGED_MODELS
 from moe_hf.models.upcycling.planned import PlannedModel
 
-_SAME_LOGITS = "It gives the dense model's logits; train it before you expect more."
+_SAME_LOGITS = "It gives the source's logits; train it before you expect more."
 
 
 def model_card(source: str, name: str, plan: PlannedModel) -> str:
     """The README.md of an upcycled model."""
     base_model = "" if Path(source).exists() or source in PACKAGED_MODELS else f"base_model: {source}\n"
     wanted, counts = plan.wanted, plan.counts
-    logits = f"It does not give the dense model's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
+    logits = f"It does not give the source's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -23,14 +23,14 @@ tags:
 
 # {name}
 
-A Mixture of Experts upcycled from the dense model `{Path(source).name if Path(source).exists() else source}`. It has
+A Mixture of Experts {plan.origin} `{Path(source).name if Path(source).exists() else source}`. It has
 not been trained since. {logits}
 
 | | |
 | --- | --- |
 | parameters, total | {counts.total / 1e6:.1f}M |
 | parameters, active per token | {counts.active / 1e6:.1f}M |
-| parameters of the dense source | {counts.dense / 1e6:.1f}M |
+| parameters of the source | {counts.source / 1e6:.1f}M |
 | sparse layers | {len(wanted.sparse_layers)} of {wanted.num_hidden_layers} |
 | experts, per token | {wanted.num_experts}, {wanted.num_experts_per_tok} |
 | expert_init, router_init, seed | {wanted.expert_init}, {wanted.router_init}, {wanted.expert_init_seed} |

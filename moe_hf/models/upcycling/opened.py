@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.model_source import ModelSource, find_model, without_progress_bar
-from moe_hf.config.translation import model_type_in
+from moe_hf.config.reading import model_type_in
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices, refuse_adapter
 from moe_hf.models.dense.lazy_tensors import Loaded
 

@@ -9,11 +9,11 @@ from moe_hf.models.dense.lazy_tensors import LazyTensor
 
 
 class ParameterCounts(NamedTuple):
-    """How many parameters there are in all, that one token meets, and in the dense source."""
+    """How many parameters there are in all, that one token meets, and in the source."""
 
     total: int
     active: int
-    dense: int
+    source: int
 
 
 class PlannedModel(NamedTuple):
@@ -26,6 +26,7 @@ class PlannedModel(NamedTuple):
         counts: of its parameters.
         changes: why it does not give the dense model's logits; empty where it does.
         code: the import that its users need before they load it.
+        origin: what happened to the source, as it stands before its name.
     """
 
     config: PreTrainedConfig
@@ -34,3 +35,4 @@ class PlannedModel(NamedTuple):
     counts: ParameterCounts
     changes: list[str]
     code: str = ""
+    origin: str = "upcycled from the dense model"

@@ -54,4 +54,4 @@ def test_the_oldest_name_of_the_embedding_is_understood(dense: MambaForCausalLM,
 def test_fresh_experts_keep_the_logits_whatever_their_router_weighs(folder: Path, tmp_path: Path) -> None:
     upcycle_directory(str(folder), tmp_path / "moe", norm_topk_prob=False, **EXPERTS)
     card = " ".join((tmp_path / "moe" / "README.md").read_text(encoding="utf-8").split())
-    assert "It gives the dense model's logits" in card
+    assert "It gives the source's logits" in card

@@ -102,7 +102,7 @@ def test_states_of_routers_keep_their_type(dense_folder, tmp_path, router, state
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({}, "It gives the dense model's logits"),
+        ({}, "It gives the source's logits"),
         ({"expert_init": "noise"}, 'expert_init="noise" changes the experts'),
         ({"router_type": "switch", "num_experts_per_tok": 1}, 'router_type="switch" weighs'),
     ],
@@ -112,7 +112,7 @@ def test_the_card_says_whether_the_logits_are_kept(dense_folder, tmp_path, overr
     upcycle_directory(str(dense_folder), tmp_path / "moe", num_experts=3, **overrides)
     card = " ".join((tmp_path / "moe" / "README.md").read_text(encoding="utf-8").split())
     assert said in card
-    assert ("It gives the dense model's logits" in card) == (not overrides)
+    assert ("It gives the source's logits" in card) == (not overrides)
 
 
 def test_taken_destination_is_refused_and_untouched(dense_folder, tmp_path):

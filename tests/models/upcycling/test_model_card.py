@@ -13,8 +13,8 @@ from tests.models.upcycling.conftest import MakeDense
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ("copy", "It gives the dense model's logits"),
-        ("noise", "It does not give the dense model's logits: expert_init"),
+        ("copy", "It gives the source's logits"),
+        ("noise", "It does not give the source's logits: expert_init"),
     ],
 )
 def test_it_tells_whether_the_logits_are_kept(dense: MakeDense, kind: str, text: str) -> None:

@@ -144,7 +144,7 @@ def test_counts_are_those_of_the_model(dense: MakeDense) -> None:
     report = upcycle_directory(str(source), source.parent / "moe", num_experts=4, num_experts_per_tok=1)
     model = AutoModelForCausalLM.from_pretrained(report.folder)
     assert report.counts.total == sum(x.numel() for x in model.parameters())
-    assert report.counts.dense == sum(x.numel() for x in AutoModelForCausalLM.from_pretrained(source).parameters())
+    assert report.counts.source == sum(x.numel() for x in AutoModelForCausalLM.from_pretrained(source).parameters())
     experts = sum(x.numel() for name, x in model.named_parameters() if ".experts." in name)
     assert report.counts.active == report.counts.total - experts * 3 // 4
 

@@ -17,7 +17,7 @@ def test_both_types_are_transformers_own(dense_type: str) -> None:
     assert {dense_type, NATIVE_FORMATS[dense_type].moe_type} <= MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
 
 
-@pytest.mark.parametrize("dense_type", [*WITHOUT_NATIVE, "mixtral"])
+@pytest.mark.parametrize("dense_type", [*WITHOUT_NATIVE, "opt"])
 def test_others_are_refused_by_name_and_reason(dense: MakeDense, tmp_path: Path, dense_type: str) -> None:
     config = dense("llama") / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": dense_type}))

@@ -55,7 +55,7 @@ def test_counts_are_those_of_the_model(gpt2: Path) -> None:
     report = upcycle_directory(str(gpt2), gpt2.parent / "moe", num_experts=4)
     stored = load_file(report.folder / "model.safetensors")
     assert report.counts.total == sum(value.numel() for value in stored.values())
-    assert report.counts.dense == sum(value.numel() for value in GPT2LMHeadModel.from_pretrained(gpt2).parameters())
+    assert report.counts.source == sum(value.numel() for value in GPT2LMHeadModel.from_pretrained(gpt2).parameters())
 
 
 def test_a_model_of_another_type_is_refused(dense: MakeDense, tmp_path: Path) -> None:
@@ -68,4 +68,4 @@ def test_a_family_without_ffns_gets_fresh_ones(tmp_path: Path) -> None:
     MambaForCausalLM(config).save_pretrained(tmp_path / "dense")
     report = upcycle_directory(str(tmp_path / "dense"), tmp_path / "moe", num_experts=2, expert_init="noise")
     assert difference(logits(report.folder), logits(tmp_path / "dense")) <= 1e-5
-    assert "It gives the dense model's logits" in (report.folder / "README.md").read_text()
+    assert "It gives the source's logits" in (report.folder / "README.md").read_text()
