@@ -8,10 +8,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.files import atomic_file
+from moe_hf.base.model_source import find_model
 from moe_hf.base.optional import require
 from moe_hf.export.architectures import architecture_of, require_computable
 from moe_hf.export.metadata import add_metadata
@@ -115,9 +116,10 @@ class _Plan(NamedTuple):
 
 
 def _plan(gguf: Any, source: str, quantize: str | None) -> _Plan:
+    # Asked before it is opened: of a GGUF file that would load all of it.
+    if (file := find_model(source).gguf_file) is not None:
+        raise CheckpointError(f"{source} is a GGUF file already ({file}); name a transformers model")
     opened = open_model(source)
-    if opened.source.gguf_file is not None:
-        raise CheckpointError(f"{source} is a GGUF file already ({opened.source.gguf_file}); name a transformers model")
     architecture = architecture_of(source, opened.model_type)
     try:
         config = AutoConfig.from_pretrained(opened.folder)
@@ -133,7 +135,7 @@ def _plan(gguf: Any, source: str, quantize: str | None) -> _Plan:
     writer = gguf.GGUFWriter(None, architecture.name)
     name = Path(source).expanduser().resolve().name
     notices = add_metadata(writer, name, config, architecture, rotation)
-    tokenizer = _add_tokenizer(writer, opened, config.vocab_size)
+    tokenizer = _add_tokenizer(writer, opened, config)
     notices += tokenizer.notices if tokenizer else [f"{source} has no tokenizer, and so the file has none"]
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(_FILE_TYPES[wanted])
@@ -168,7 +170,7 @@ def _stored_type(name: str, value: LazyTensor, wanted: str) -> str:
     return "F16" if wanted == "Q8_0" and value.shape[-1] % _BLOCK else wanted
 
 
-def _add_tokenizer(writer: Any, opened: OpenedModel, vocab_size: int) -> TokenizerReport | None:
+def _add_tokenizer(writer: Any, opened: OpenedModel, config: PreTrainedConfig) -> TokenizerReport | None:
     if not any(found for pattern in _TOKENIZER_FILES for found in opened.folder.glob(pattern)):
         writer.add_tokenizer_model("none")
         return None
@@ -177,7 +179,7 @@ def _add_tokenizer(writer: Any, opened: OpenedModel, vocab_size: int) -> Tokeniz
     except Exception as error:
         # Tokenizers raise whatever their files make them raise.
         raise CheckpointError(f"the tokenizer of {opened.name} can't be loaded: {first_line(error)}") from error
-    return add_tokenizer(writer, opened.name, tokenizer, vocab_size)
+    return add_tokenizer(writer, opened.name, tokenizer, config)
 
 
 def _add_info(gguf: Any, plan: _Plan, name: str) -> int:

@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.optional import require
@@ -47,14 +47,17 @@ class TokenizerReport(NamedTuple):
     notices: list[str]
 
 
-def add_tokenizer(writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> TokenizerReport:
+def add_tokenizer(
+    writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> TokenizerReport:
     """Add a tokenizer to a file.
 
     Args:
         writer: gguf's GGUFWriter.
         name: what the user called the model.
         tokenizer: a fast one.
-        vocab_size: rows of the embedding; ids that the tokenizer lacks become unused tokens.
+        config: of the model: ids of its embedding that the tokenizer lacks become unused tokens, and special ids that
+            the tokenizer does not name are those of the model.
 
     Raises:
         CheckpointError: it is no BPE, or does what llama.cpp does not do.
@@ -62,7 +65,7 @@ def add_tokenizer(writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, vo
     content = _content(name, tokenizer)
     pieces = is_sentencepiece(content)
     split = SENTENCEPIECE if pieces else split_of(content)
-    tokens, types = _tokens(name, content, vocab_size, tokenizer.unk_token if pieces else None)
+    tokens, types = _tokens(name, content, config.vocab_size, tokenizer.unk_token if pieces else None)
     if pieces:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(scores_of(content, tokens))
@@ -78,7 +81,7 @@ def add_tokenizer(writer: Any, name: str, tokenizer: PreTrainedTokenizerBase, vo
     writer.add_tokenizer_pre(UNKNOWN_SPLIT if pieces else split)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _add_special(writer, tokenizer)
+    notices += _add_special(writer, tokenizer, config)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": key, "template": text} for key, text in template.items()]
@@ -150,15 +153,27 @@ def _tokens(name: str, content: dict[str, Any], vocab_size: int, unknown: str | 
     return [text for text, _ in rows], [int(kind) for _, kind in rows]
 
 
-def _add_special(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    for kind in _SPECIAL:
-        index = getattr(tokenizer, f"{kind}_token_id", None)
+def _add_special(writer: Any, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> list[str]:
+    """Add the special ids, and whether a text gets them; returns what a user should know of that."""
+    found = {kind: _special_id(kind, tokenizer, config) for kind in _SPECIAL}
+    for kind, index in found.items():
         if index is not None:
             getattr(writer, f"add_{kind}_token_id")(index)
     # What it adds is seen best in what it does: classes, files and templates have many ways to say it.
     ids = tokenizer("a").input_ids
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id)
+    writer.add_add_bos_token(ids[:1] == [found["bos"]])
+    writer.add_add_eos_token(ids[-1:] == [found["eos"]])
+    if found["eos"] is None:
+        return ["neither tokenizer nor model name a token that ends a text, for which llama.cpp then takes one itself"]
+    return []
+
+
+def _special_id(kind: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int | None:
+    index = getattr(tokenizer, f"{kind}_token_id", None)
+    if index is None:
+        index = getattr(config, f"{kind}_token_id", None)
+    # A model may have several that end a text.
+    return index[0] if isinstance(index, list) else index
 
 
 def _notices(content: dict[str, Any], split: str) -> list[str]:

@@ -25,7 +25,6 @@ def test_all_that_upcycling_makes_can_be_exported_but_flex_olmo() -> None:
     [
         ("flex_olmo", "llama.cpp has no architecture that computes it"),
         ("gpt2_moe", "llama.cpp has no architecture that computes it"),
-        ("gpt_oss", r"convert_hf_to_gguf\.py does it"),
         ("olmoe", r"convert_hf_to_gguf\.py does it"),
     ],
 )

@@ -69,6 +69,20 @@ def test_a_bos_that_the_tokenizer_adds_is_added_there_too(saved: SaveModel) -> N
     assert (fields["tokenizer.ggml.add_bos_token"], fields["tokenizer.ggml.add_eos_token"]) == (True, False)
 
 
+def test_an_end_that_the_tokenizer_does_not_name_is_the_models(saved: SaveModel) -> None:
+    tokenizer = bpe()
+    tokenizer.eos_token = tokenizer.bos_token = None
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(folder := saved("mixtral", vocab_size=320, eos_token_id=[7, 2]))
+    report = export_gguf(str(folder), folder / "out.gguf")
+    fields = ReadBack(report.path).fields
+    assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (1, 7)
+    assert (fields["tokenizer.chat_template"], fields["tokenizer.chat_templates"]) == ("{{ messages }}", ["tool_use"])
+    assert report.notices == []
+    tokenizer.save_pretrained(folder := saved("mixtral", "endless", vocab_size=320, eos_token_id=None))
+    assert "name a token that ends a text" in export_gguf(str(folder), folder / "out.gguf").notices[0]
+
+
 @pytest.mark.parametrize("split", SPLITS.values())
 def test_a_split_is_known_by_its_steps(split: str) -> None:
     assert split_of(json.loads(bpe(split).backend_tokenizer.to_str())) == split
