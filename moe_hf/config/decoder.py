@@ -77,7 +77,7 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
             the router weighs most). Outside training it is always "position", the only causal one.
         norm_topk_prob: whether the K chosen weights are scaled to sum to 1.
         router_aux_loss_coef: weight of the balance loss. None means 0.01, or 0.0001 with "sigmoid_bias", which balances
-            by itself.
+            by itself, or 0 where no layer is sparse.
         router_balance_loss: over what balance is asked for, each 1.0 when perfect: "batch" (the tokens of a forward),
             "global_batch" (of an optimizer step, over accumulation and ranks; needs `MoETrainer` or
             `RouterStateCallback`), "sequence" (each one by itself); or "cv_squared", the squared coefficient of
@@ -223,6 +223,9 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
 
     def default_aux_loss_coef(self) -> float:
         """`router_aux_loss_coef` where it is None."""
+        if not self.sparse_layers:
+            # Others than our own trainers take a coefficient for a sign that there are routers.
+            return 0.0
         # The bias balances; the loss only keeps single sequences from going astray (DeepSeek-AI 2024, V3).
         return 1e-4 if self.router_type == "sigmoid_bias" else 0.01
 
@@ -276,3 +279,5 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
     def make_dense(self) -> None:
         """Give every FFN that is a mixture of experts its dense form: the twin to compare a model with."""
         self.mlp_layer_types = ["dense" if kind == "sparse" else kind for kind in self.ffn_of_layer]
+        # There is nothing left to balance, whatever weight was chosen for it.
+        self.router_aux_loss_coef = None

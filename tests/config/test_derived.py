@@ -55,6 +55,17 @@ def test_the_balance_loss_of_a_router_that_balances_itself_is_small(tiny_config:
     assert GPT2WithMoEConfig.from_pretrained(tmp_path, router_type="sigmoid_bias").router_aux_loss_coef == 0.3
 
 
+def test_a_twin_without_routers_has_no_balance_loss(tiny_config: MakeConfig, tmp_path: Path) -> None:
+    assert tiny_config(mlp_layer_types=["dense"] * 4).router_aux_loss_coef == 0.0
+    config = tiny_config(router_aux_loss_coef=0.3)
+    config.make_dense()
+    config.save_pretrained(tmp_path)
+    assert config.router_aux_loss_coef == GPT2WithMoEConfig.from_pretrained(tmp_path).router_aux_loss_coef == 0.0
+    # With experts again it has one.
+    again = GPT2WithMoEConfig.from_pretrained(tmp_path, mlp_layer_types=["sparse"] * 4)
+    assert again.router_aux_loss_coef == 0.01
+
+
 def test_what_was_left_out_stays_none_in_the_file(tmp_path: Path) -> None:
     config = GPT2WithMoEConfig()
     config.save_pretrained(tmp_path)
