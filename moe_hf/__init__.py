@@ -14,7 +14,7 @@ from moe_hf.version import __version__
 if TYPE_CHECKING:
     from moe_hf.public import *
 
-_FAMILIES = ("GPT2", "Hyena", "Mamba", "MegaByte", "RetNet", "RWKV")
+_FAMILIES = ("GPT2", "Hyena", "Llama", "Mamba", "MegaByte", "RetNet", "RWKV")
 
 __all__ = [
     *(f"{name}WithMoE{part}" for name in _FAMILIES for part in ("", "Config", "ForSequenceClassification", "Model")),

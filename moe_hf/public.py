@@ -5,6 +5,7 @@
 
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
+from moe_hf.config.llama_moe import LlamaWithMoEConfig
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
@@ -20,6 +21,7 @@ from moe_hf.models.auto import register_families
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
 from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.llama_moe import LlamaWithMoE, LlamaWithMoEForSequenceClassification, LlamaWithMoEModel
 from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification, MambaWithMoEModel
 from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification, MegaByteWithMoEModel
 from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification, RetNetWithMoEModel

@@ -11,7 +11,7 @@ from moe_hf.base.model_source import PACKAGED_MODELS, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
 from moe_hf.config.presets import PRESETS, create_moe_config
-from moe_hf.models.auto import family_of, family_of_dense, model_type_of, other_config
+from moe_hf.models.auto import FAMILIES, family_of, model_type_of, other_config
 from moe_hf.models.info import get_moe_model_info
 
 FLAGS = (
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
         "--architecture",
         default="gpt2",
         metavar="NAME",
-        help="of a size: gpt2 (default), retnet, mamba, hyena, rwkv, megabyte, or a pattern such as mamba*3,attention",
+        help="of a size: gpt2 (default), llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern such as mamba*3,attention",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_config_flags(parser, FLAGS)
@@ -88,11 +88,11 @@ def _config(model: str, architecture: str, fields: dict) -> Any:
 
 
 def _dense_type(model: str) -> str | None:
-    """The type of a dense model that a family of this package can start from; None of all others."""
+    """The type of a dense model that a family of this package reads; None of all others."""
     if model in PRESETS:
         return None
     name = model_type_of(find_model(model))
-    return None if family_of_dense(name) is None else name
+    return None if name in FAMILIES or family_of(name) is None else name
 
 
 def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:

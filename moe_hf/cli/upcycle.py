@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
         prog=prog,
         description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
         f"where the model has none, with output 0. Of dense {', '.join(NATIVE_FORMATS)} it becomes a class that "
-        f"transformers has itself; of {', '.join(dense_model_types())}, a family of this package.",
+        f"transformers has itself; of {', '.join(dense_model_types())} a family of this package, where both can be "
+        "if --target moe_hf asks for it.",
     )
     parser.add_argument(
         "source", metavar="SRC", help=f"folder, Hub id or .gguf file of a dense model, or {', '.join(PACKAGED_MODELS)}"

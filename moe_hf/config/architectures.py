@@ -7,6 +7,7 @@ from moe_hf.base.registry import Registry
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
+from moe_hf.config.llama_moe import LlamaWithMoEConfig
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.pattern import MIXER_NAMES
@@ -17,6 +18,7 @@ ARCHITECTURES: Registry[type[MoEDecoderConfig]] = Registry(
     "architecture",
     {
         "gpt2": GPT2WithMoEConfig,
+        "llama": LlamaWithMoEConfig,
         "retnet": RetNetWithMoEConfig,
         "mamba": MambaWithMoEConfig,
         "hyena": HyenaWithMoEConfig,

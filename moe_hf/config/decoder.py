@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, cast
 
+from moe_hf.config.mixers.attention import AttentionFields
 from moe_hf.config.mixers.hyena import HyenaFields
 from moe_hf.config.mixers.mamba import MambaFields
 from moe_hf.config.mixers.retention import RetentionFields
@@ -13,7 +14,9 @@ from moe_hf.config.validation import ValidDecoder
 
 
 @strict_config
-class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, HyenaFields, RWKVFields):
+class MoEDecoderConfig(
+    ReadConfig, ValidDecoder, AttentionFields, RetentionFields, MambaFields, HyenaFields, RWKVFields
+):
     """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
 
     A field whose None has a meaning below is saved as None where it is left out, and reads as that value
@@ -22,7 +25,8 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
 
     Args:
         vocab_size: rows of the embedding.
-        hidden_size: width D of the residual stream; divisible by `num_attention_heads`.
+        hidden_size: width D of the residual stream; divisible by `num_attention_heads` unless `attention_head_dim` is
+            given.
         num_hidden_layers: number of decoder layers.
         num_attention_heads: heads of a layer's attention.
         intermediate_size: width of a dense FFN; None means 4 x `hidden_size`.
@@ -110,6 +114,9 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
         "moe_intermediate_size": "default_expert_width",
         "router_aux_loss_coef": "default_aux_loss_coef",
         "mlp_layer_types": "default_mlp_layer_types",
+        "num_key_value_heads": "default_key_value_heads",
+        "attention_head_dim": "default_head_dim",
+        "attention_output_bias": "default_output_bias",
     }
     attribute_map: ClassVar[dict[str, str]] = {"num_local_experts": "num_experts", "activation_function": "hidden_act"}
 
@@ -199,11 +206,6 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
         super().__post_init__(**kwargs)
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
     def ffn_width(self) -> int:
         """Width of a dense FFN, never None."""
         return cast(int, self.intermediate_size)
@@ -256,9 +258,13 @@ class MoEDecoderConfig(ReadConfig, ValidDecoder, RetentionFields, MambaFields, H
         """What each layer keeps between calls, in the words of `layer_types`."""
         stateful = self.mlp_token_shift != "none"
         caches = []
-        for mixer, mlp in zip(self.mixer_of_layer, self.ffn_of_layer, strict=False):
-            more = (stateful and mlp != "none") or self.mixer_short_conv
-            caches.append("attention_with_state" if mixer == "attention" and more else CACHE_OF_MIXER[mixer])
+        for layer, (mixer, mlp) in enumerate(zip(self.mixer_of_layer, self.ffn_of_layer, strict=False)):
+            cache = CACHE_OF_MIXER[mixer]
+            if mixer == "attention" and ((stateful and mlp != "none") or self.mixer_short_conv):
+                cache = "attention_with_state"
+            elif mixer == "attention" and self.window_of_layer(layer) is not None:
+                cache = "sliding_attention"
+            caches.append(cache)
         return caches
 
     @property

@@ -17,6 +17,11 @@ _PLAN = MoEDecoderConfig.base_model_tp_plan or {}
 _OWN = {
     "mixer": "attention",
     "mixer_short_conv": 0,
+    "num_key_value_heads": None,
+    "attention_head_dim": None,
+    "sliding_window": None,
+    "sliding_window_layers": None,
+    "rope_parameters": None,
     "layer_types": None,
     "mlp_layer_types": None,
     "mlp_placement": "each",
@@ -163,11 +168,13 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             "router_type",
             "one that looks at hidden states, not at ids: a patch has no id",
         )
+        self.require(self.sliding_window is None, "sliding_window", "None: a MegaByteCache keeps all patches")
         for name, allowed in {
             "vocab_size": self.vocab_size,
             "num_experts": self.num_experts,
             "num_experts_per_tok": self.num_experts_per_tok,
             "router_eval_capacity_factor": None,
+            "sliding_window": None,
         }.items():
             _require_local(local, name, getattr(local, name) == allowed, f"{allowed!r}, whatever else differs")
         _require_local(local, "mixer", set(local.mixer_of_layer) == {"attention"}, "'attention': patches are short")

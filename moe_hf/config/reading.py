@@ -12,6 +12,8 @@ from moe_hf.config.derived import DerivedFields
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
+# Derived fields that files of earlier versions do not have at all.
+_LATER = ("num_key_value_heads", "attention_head_dim", "attention_output_bias")
 
 
 class ReadConfig(DerivedFields):
@@ -19,9 +21,12 @@ class ReadConfig(DerivedFields):
 
     Attributes:
         dense_model_types: the `model_type` of those dense models.
+        takes_dense_unasked: whether such a model becomes one of this family wherever it is named; where not, it stays
+            dense, or becomes another class's, unless this family is asked for.
     """
 
     dense_model_types: ClassVar[tuple[str, ...]] = ()
+    takes_dense_unasked: ClassVar[bool] = True
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -38,6 +43,9 @@ class ReadConfig(DerivedFields):
         config_dict = {key: value for key, value in config_dict.items() if cls.attribute_map.get(key) not in overrides}
         # It follows from the other fields, and files of earlier versions have other words for it.
         config_dict = {key: value for key, value in config_dict.items() if key != "layer_types"}
+        if config_dict.get("rope_parameters") and "rope_theta" in overrides:
+            # The file says it twice, for transformers' sake.
+            config_dict["rope_parameters"] = {**config_dict["rope_parameters"], "rope_theta": None}
         config_dict = cls._left_out_again(config_dict) if overrides else config_dict
         if "max_position_embeddings" in overrides and config_dict.get("hyena_filter_time_base") is None:
             # Files of earlier versions do not say what their filters were trained with.
@@ -51,7 +59,9 @@ class ReadConfig(DerivedFields):
 
         Files of earlier versions hold the value of every field; in later ones, null tells what was left out.
         """
-        if any(config_dict.get(name) is None for name in cls.derived_fields):
+        if any(
+            config_dict.get(name) is None for name in cls.derived_fields if name in config_dict or name not in _LATER
+        ):
             return config_dict
         usual = cls._derived_from(config_dict)
         return {key: value for key, value in config_dict.items() if key not in usual or value != usual[key]}
@@ -68,7 +78,7 @@ class ReadConfig(DerivedFields):
             for name in cls.derived_fields:
                 probe.__dict__.update({**given, name: None})
                 usual[name] = getattr(probe, name)
-        except (ConfigError, TypeError):
+        except (ConfigError, TypeError, ZeroDivisionError):
             # What is wrong with the file is said when the configuration is made, if the overrides do not mend it.
             return {}
         return usual
@@ -114,9 +124,13 @@ class ReadConfig(DerivedFields):
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, but for `layer_types`, which follows from the other fields.
 
-        transformers reads a `config.json` also by its base class, which refuses words that it does not know there.
+        transformers reads a `config.json` also by its base class, which refuses words that it does not know there, and
+        rotary positions without their base.
         """
-        return {key: value for key, value in super().to_dict().items() if key != "layer_types"}
+        values = {key: value for key, value in super().to_dict().items() if key != "layer_types"}
+        if values.get("rope_parameters") is not None:
+            values["rope_parameters"] = {**values["rope_parameters"], "rope_theta": values["rope_theta"]}
+        return values
 
     def _refuse_what_transformers_cannot_read(self, kwargs: dict[str, Any]) -> None:
         # Before anything is derived: lists of layers, labels, the type of the weights.

@@ -97,9 +97,13 @@ class ValidDecoder(PreTrainedConfig):
         self.require(hashed <= sparse or not sparse, "router_num_hash_layers", f"at most the {sparse} sparse layers")
         # Only now: the remainder needs both to be positive.
         heads = self.num_attention_heads
+        if self.stored("attention_head_dim") is not None:
+            even = self.position_embedding_type != "rotary" or self.rotary_width % 2 == 0
+            self.require(even, "attention_head_dim", "even where positions are rotary")
+            return
         self.require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
         if self.position_embedding_type == "rotary":
-            self.require(self.head_dim % 2 == 0, "hidden_size", f"an even multiple of num_attention_heads={heads}")
+            self.require(self.rotary_width % 2 == 0, "hidden_size", f"an even multiple of num_attention_heads={heads}")
 
     def validate_layer_type(self: Any) -> None:
         """Check that the cache of each layer fits its mixer (the name is transformers' own hook).

@@ -26,6 +26,7 @@ class LayerInputs(NamedTuple):
         cache: state of earlier calls, read and written (`moe_hf.layers.caches.states.states_of`).
         shared_values: see `shared`; None shares nothing.
         first_value: (B, S, D), what an earlier layer gave for the later ones (`MixerOutput`).
+        window_mask: as `attention_mask`, for layers with a sliding window.
         attention_options: handed down to the attention function.
     """
 
@@ -40,6 +41,7 @@ class LayerInputs(NamedTuple):
     cache: Cache | None = None
     shared_values: dict[str, Any] | None = None
     first_value: torch.Tensor | None = None
+    window_mask: Any = None
     attention_options: Mapping[str, Any] = MappingProxyType({})
 
     @property

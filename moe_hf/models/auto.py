@@ -22,6 +22,7 @@ from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification
 from moe_hf.models.heads import MoEForCausalLM, MoEForSequenceClassification
 from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification
+from moe_hf.models.llama_moe import LlamaWithMoE, LlamaWithMoEForSequenceClassification
 from moe_hf.models.mamba_moe import MambaWithMoE, MambaWithMoEForSequenceClassification
 from moe_hf.models.megabyte.model import MegaByteWithMoE, MegaByteWithMoEForSequenceClassification
 from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClassification
@@ -48,6 +49,7 @@ class Family(NamedTuple):
 
 _FAMILIES = (
     Family(GPT2WithMoE, GPT2WithMoEForSequenceClassification),
+    Family(LlamaWithMoE, LlamaWithMoEForSequenceClassification),
     Family(MambaWithMoE, MambaWithMoEForSequenceClassification),
     Family(MegaByteWithMoE, MegaByteWithMoEForSequenceClassification),
     Family(RetNetWithMoE, RetNetWithMoEForSequenceClassification),
@@ -112,8 +114,14 @@ def other_config(source: ModelSource) -> PreTrainedConfig:
 
 
 def family_of(model_type: str) -> Family | None:
-    """The family of this package that a model of this type is of, or that can start from it; None of all others."""
-    return FAMILIES.get(model_type) or family_of_dense(model_type)
+    """The family that reads models of this type unasked; None of all others.
+
+    It is that of a Mixture of Experts of this package, or of dense models that are one as soon as they are read. Dense
+    models like Llama stay what they are until someone asks: `family_of_dense`.
+    """
+    dense = family_of_dense(model_type)
+    unasked = dense if dense is not None and dense.config.takes_dense_unasked else None
+    return FAMILIES.get(model_type) or unasked
 
 
 def family_of_dense(model_type: str) -> Family | None:

@@ -21,6 +21,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.attention.backends import resolve_attn_implementation
 from moe_hf.layers.attention.positions import RotaryEmbedding, Rotation
+from moe_hf.layers.attention.rope_types import RopeFrequencies
 from moe_hf.layers.caches.host import CACHE_NAMES, as_option, named, one_cache
 from moe_hf.layers.caches.routed import RoutedCache
 from moe_hf.layers.caches.states import advance, unless_exporting
@@ -197,7 +198,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
         kind = config.position_embedding_type
         longest = config.max_position_embeddings
         self.embed_positions = nn.Embedding(longest, config.hidden_size) if kind == "learned" else None
-        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta) if kind == "rotary" else None
+        self.rotary = _rotary(config) if kind == "rotary" else None
         self.embed_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.embd_dropout)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config.num_hidden_layers)])
@@ -299,3 +300,9 @@ class MoEDecoderModel(MoEPreTrainedModel):
                 'train with a larger value or with position_embedding_type="rotary"'
             )
         return x_BSD + self.embed_positions(position_ids), None
+
+
+def _rotary(config: MoEDecoderConfig) -> RotaryEmbedding:
+    given, width, theta = config.rope_parameters, config.head_dim, config.rope_theta
+    scaled = None if given is None else RopeFrequencies(given, width, theta, config.max_position_embeddings)
+    return RotaryEmbedding(width, theta, scaled)

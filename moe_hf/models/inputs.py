@@ -3,11 +3,11 @@
 Shapes: B batch, S positions of this call, D width.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import Cache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.utils.generic import is_flash_attention_requested
 
 from moe_hf.base.errors import ConfigError
@@ -20,6 +20,7 @@ from moe_hf.layers.attention.packed_rows import (
     none_if_all,
     positions_from,
     require_no_restart,
+    require_unbroken,
 )
 from moe_hf.layers.caches.host import named
 from moe_hf.layers.caches.states import hindrance_of, padding_seen, require_rows
@@ -75,8 +76,12 @@ def layer_inputs(given: Given, config: MoEDecoderConfig, attends: bool) -> Layer
     # Flash attention looks for documents in a single row by itself; of several rows it must be told.
     if packed and batch > 1 and position_ids.shape[0] == batch and is_flash_attention_requested(config):
         options = {**document_bounds(position_ids), **options}
+    windowed, whole = _kinds_of_mask(config) if attends else (False, False)
+    if windowed:
+        require_unbroken(given.attention_mask, cast(int, config.sliding_window))
     return LayerInputs(
-        attention_mask=_attention_mask(given, position_ids, packed, config) if attends else None,
+        attention_mask=_attention_mask(given, position_ids, packed, config) if whole else None,
+        window_mask=_attention_mask(given, position_ids, packed, config, "sliding_attention") if windowed else None,
         padding_mask=_padding_mask(given),
         document_starts=document_starts(position_ids, batch) if packed else None,
         position_ids=position_ids,
@@ -85,11 +90,20 @@ def layer_inputs(given: Given, config: MoEDecoderConfig, attends: bool) -> Layer
     )
 
 
-def _attention_mask(given: Given, position_ids: torch.Tensor, packed: bool, config: MoEDecoderConfig) -> Any:
+def _kinds_of_mask(config: MoEDecoderConfig) -> tuple[bool, bool]:
+    """Whether some of the layers that attend have a sliding window, and whether some have none."""
+    windows = [config.window_of_layer(i) for i, mixer in enumerate(config.mixer_of_layer) if mixer == "attention"]
+    return any(window is not None for window in windows), None in windows
+
+
+def _attention_mask(
+    given: Given, position_ids: torch.Tensor, packed: bool, config: MoEDecoderConfig, kind: str = "full_attention"
+) -> Any:
     if isinstance(given.attention_mask, dict):
         # generate prepares masks itself for caches that can be compiled.
-        return given.attention_mask["full_attention"]
-    return create_causal_mask(
+        return given.attention_mask[kind]
+    create_mask = create_sliding_window_causal_mask if kind == "sliding_attention" else create_causal_mask
+    return create_mask(
         config=config,
         inputs_embeds=given.inputs_embeds,
         attention_mask=given.attention_mask,
@@ -108,7 +122,7 @@ def _padding_mask(given: Given) -> torch.Tensor | None:
 
 def _refuse_masks_that_no_state_could_heed(given: Given, config: MoEDecoderConfig) -> None:
     mask, length, seen = given.attention_mask, given.shape[1], given.seen
-    if mask is None or set(config.layer_types or []) == {"full_attention"}:
+    if mask is None or set(config.layer_types or []) <= {"full_attention", "sliding_attention"}:
         return
     if isinstance(mask, dict) or mask.ndim != 2:
         form = "dict" if isinstance(mask, dict) else f"shape {tuple(mask.shape)}"

@@ -2,7 +2,7 @@
 
 import json
 
-from transformers import GPT2Config
+from transformers import GPT2Config, LlamaConfig
 
 from moe_hf.__main__ import main
 from moe_hf.config.presets import create_moe_config
@@ -35,6 +35,16 @@ def test_info_says_of_a_dense_model_that_it_is_dense(tmp_path, capsys):
         assert "active_fraction" not in out
     assert main(["info", str(tmp_path / "gpt2"), "--num_experts", "4"]) == 0
     assert "made of the dense gpt2" in " ".join(capsys.readouterr().out.split())
+
+
+def test_info_of_a_dense_model_that_becomes_another_class_s_tells_of_the_dense_model(tmp_path, capsys):
+    LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=32).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "a dense model" in " ".join(out.split())
+    assert "experts  " not in out
+    assert main(["info", str(tmp_path), "--num_experts", "4"]) == 2
+    assert "num_experts=4 can't be chosen" in capsys.readouterr().err
 
 
 def test_info_takes_a_layer_pattern(capsys):

@@ -44,7 +44,7 @@ def test_within_a_pattern_mixers_are_suggested_not_families() -> None:
 
 @pytest.mark.parametrize("word", ["mambo", "mamba,attentoin", "transformer", "none"])
 def test_an_unknown_word_is_refused_with_what_there_is(word: str) -> None:
-    with pytest.raises(ConfigError, match=r"it must be gpt2, retnet.*pattern of mixers"):
+    with pytest.raises(ConfigError, match=r"it must be gpt2, llama, retnet.*pattern of mixers"):
         architecture_config(word)
 
 

@@ -16,7 +16,12 @@ ODD = (math.inf, math.nan, 0, -1, 0.3, "x", [], {}, True, 1e308, 10**30)
 # Transformers' own, which every model of it has; those that say what a model is made of are looked at here too.
 HOSTS = {field.name for field in dataclasses.fields(PreTrainedConfig)} - {"dtype", "id2label", "label2id"}
 MIXERS = {"mamba1": "mamba_", "mamba2": "mamba_", "hyena-order3": "hyena_", "retnet": "retention_", "rwkv7": "rwkv_"}
-OWN = {**MIXERS, "rwkv4": "rwkv_", "megabyte": ("patch_", "local_", "max_position", "hidden_size")}
+OWN = {
+    **MIXERS,
+    "rwkv4": "rwkv_",
+    "llama": ("num_key", "attention_", "sliding_", "rope_"),
+    "megabyte": ("patch_", "local_", "max_position", "hidden_size"),
+}
 
 
 def fields_of(kind: str) -> list[str]:

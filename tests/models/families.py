@@ -10,6 +10,27 @@ from moe_hf.models.auto import FAMILIES
 # A name for the test -> (model type, fields of the configuration).
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2_moe", {}),
+    "llama": (
+        "llama_moe",
+        {
+            "num_key_value_heads": 2,
+            "rope_parameters": {
+                **{"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "llama-window": (
+        "llama_moe",
+        {
+            **{"num_key_value_heads": 1, "attention_head_dim": 10, "attention_bias": True, "attention_qk_norm": "head"},
+            **{"sliding_window": 5, "sliding_window_layers": [1], "attention_output_bias": False},
+        },
+    ),
+    "mamba-llama": (
+        "llama_moe",
+        {"mixer": "mamba,attention", "num_key_value_heads": 2, "mamba_version": 1, "sliding_window": 6},
+    ),
     "megabyte": ("megabyte_moe", {"patch_size": 4, "local_config": {"hidden_size": 24, "num_attention_heads": 2}}),
     "mamba1": ("mamba_moe", {"mamba_version": 1, "mamba_state_size": 5}),
     "mamba2": ("mamba_moe", {"mamba_state_size": 7, "mamba_head_dim": 16, "mamba_num_groups": 2}),

@@ -123,7 +123,7 @@ class TestLayerInputs:
     def test_a_plain_call_has_positions_and_nothing_else(self, tiny_config) -> None:
         inputs = told(tiny_config(attn_implementation="sdpa"))
         assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4]]
-        assert inputs._replace(position_ids=None, attention_options={}) == (None,) * 9 + ({},)
+        assert inputs._replace(position_ids=None, attention_options={}) == (None,) * 10 + ({},)
 
     def test_positions_count_real_tokens(self, tiny_config) -> None:
         mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])

@@ -155,6 +155,27 @@ def require_no_restart(position_ids: torch.Tensor, mask: torch.Tensor | None, wh
         )
 
 
+def require_unbroken(mask: Any, window: int) -> None:
+    """Refuse padding between real tokens: it would take places in a sliding window, which counts places.
+
+    Args:
+        mask: (B, past + S), nonzero at real tokens; any other form is let through.
+        window: width of the window.
+
+    Raises:
+        ConfigError: a row has padding behind a real token and before another.
+    """
+    if mask is None or not is_plain(mask) or torch.compiler.is_compiling():
+        return
+    real_BN = mask.ne(0)
+    ends_BN = real_BN[:, :-1] & ~real_BN[:, 1:]
+    if bool((ends_BN.cumsum(dim=1).gt(0) & real_BN[:, 1:]).any()):
+        raise ConfigError(
+            f"attention_mask of shape {tuple(mask.shape)} with padding between real tokens is not allowed with "
+            f"sliding_window={window}, where padding would push tokens out; pad on the left"
+        )
+
+
 def positions_within_documents(bounds: torch.Tensor, length: int) -> torch.Tensor:
     """(1, S) positions that start again with each document.
 

@@ -83,5 +83,5 @@ def cannot_upcycle(source: str, model_type: str, others: Iterable[str]) -> Check
     why = WITHOUT_NATIVE.get(model_type, "it is dense of another kind, or a Mixture of Experts already")
     return CheckpointError(
         f"{source} holds a model of type {model_type!r}, which can't be upcycled exactly: {why}; only dense "
-        f"{', '.join([*NATIVE_FORMATS, *others])} can"
+        f"{', '.join(dict.fromkeys([*NATIVE_FORMATS, *others]))} can"
     )

@@ -50,7 +50,7 @@ class ModelArguments(Checked):
         default="moe",
         metadata={
             "help": "moe (GPT-2 with experts), dense (its twin: the same configuration with every layer dense), "
-            "retnet, mamba, hyena, rwkv, megabyte, or a pattern of mixers such as mamba*3,attention."
+            "llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern of mixers such as mamba*3,attention."
         },
     )
     dense_twin: bool = field(default=False, metadata={"help": "Every layer dense, whatever the architecture."})

@@ -18,7 +18,7 @@ from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
-from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, model_type_of, other_config
+from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, family_of_dense, model_type_of, other_config
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.native_routers import find_routers
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
@@ -179,7 +179,10 @@ def _starting_config(arguments: ModelArguments, fields: dict[str, Any]) -> PreTr
         raise ConfigError(f"no model can be read from {start!r}: {error}") from error
     if arguments.upcycle is not None and not arguments.is_dense:
         if config.model_type not in NATIVE_FORMATS:
-            raise cannot_upcycle(start, config.model_type, dense_model_types())
+            own = family_of_dense(config.model_type)
+            if own is None:
+                raise cannot_upcycle(start, config.model_type, dense_model_types())
+            return own.config.from_pretrained(source.folder, **fields)
         return choose_native(config, **fields).config
     if fields:
         name, value = next(iter(fields.items()))

@@ -58,9 +58,25 @@ def test_counts_are_those_of_the_model(gpt2: Path) -> None:
     assert report.counts.source == sum(value.numel() for value in GPT2LMHeadModel.from_pretrained(gpt2).parameters())
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_dense_models_with_a_class_of_others_become_this_package_s_where_it_is_asked_for(
+    dense: MakeDense, tmp_path: Path, kind: str
+) -> None:
+    source = dense(kind)
+    native = upcycle_directory(str(source), tmp_path / "native", num_experts=2)
+    assert native.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe")
+    own = upcycle_directory(str(source), tmp_path / "own", target="moe_hf", num_experts=4, router_num_hash_layers=1)
+    assert own.config.model_type == "llama_moe"
+    assert difference(logits(own.folder), logits(source)) <= 1e-5
+    sliced = upcycle_directory(
+        str(source), tmp_path / "sliced", target="moe_hf", num_experts=6, num_experts_per_tok=3, granularity=3
+    )
+    assert difference(logits(sliced.folder), logits(source)) <= 1e-5
+
+
 def test_a_model_of_another_type_is_refused(dense: MakeDense, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="type 'llama'; families of this package start from dense gpt2, mamba"):
-        upcycle_directory(str(dense("llama")), tmp_path / "moe", target="moe_hf")
+    with pytest.raises(CheckpointError, match="type 'granite'; families of this package start from dense gpt2, llama"):
+        upcycle_directory(str(dense("granite")), tmp_path / "moe", target="moe_hf")
 
 
 def test_a_family_without_ffns_gets_fresh_ones(tmp_path: Path) -> None:

@@ -44,6 +44,17 @@ def run(words: str) -> Any:
     )
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_dense_model_that_a_family_could_start_from_stays_what_it_is_unless_asked(tmp_path, kind: str) -> None:
+    folder = str(save_dense(CONFIGS[kind](**IDS), tmp_path / "start"))
+    dense = model_config(ModelArguments(model=folder))
+    assert (dense.model_type, hasattr(dense, "num_experts")) == (kind, False)
+    with pytest.raises(ConfigError, match="keeps its shape: drop --model_overrides"):
+        model_config(ModelArguments(model=folder, model_overrides=["router_type=hash"]))
+    native = model_config(ModelArguments(upcycle=folder, num_experts=4))
+    assert native.model_type in ("mixtral", "qwen2_moe", "qwen3_moe")
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "deepseek_v3"])
 def test_a_mixture_of_experts_is_trained_further(text, kind: str) -> None:
     start(NATIVE_MOES[kind](**IDS))
@@ -69,6 +80,11 @@ def test_a_dense_model_of_others_becomes_a_native_one_on_the_way(text) -> None:
         "llama",
     )
     assert moe.eval_loss == pytest.approx(twin.eval_loss, abs=1e-5)
+    # Asked for, the same file becomes this package's own.
+    upcycle_directory("start", "own", target="moe_hf", num_experts=4, mlp_layer_types=["sparse"] * 3)
+    own = run(f"--model own --output_dir again {STILL}")
+    assert AutoConfig.from_pretrained("again").model_type == "llama_moe"
+    assert own.eval_loss == pytest.approx(twin.eval_loss, abs=1e-5)
     # The same as by the command, file by file.
     upcycle_directory("start", "command", num_experts=4)
     state = load_file("moe/model.safetensors")

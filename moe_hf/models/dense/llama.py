@@ -1,0 +1,78 @@
+"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen2 and Qwen3."""
+
+from typing import Any, ClassVar
+
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.dense.decoder_format import DecoderFormat
+from moe_hf.models.dense.lazy_tensors import Drawn, LazyTensor, Sliced
+from moe_hf.models.dense.source import DenseSource
+
+
+class DenseLlama(DecoderFormat):
+    """transformers' `LlamaForCausalLM` and its likes, with or without their "model." prefix.
+
+    >>> DenseLlama().recognises(["model.layers.0.input_layernorm.weight", "model.layers.0.self_attn.q_proj.weight"])
+    True
+    >>> DenseLlama().recognises(["model.layers.0.input_layernorm.weight", "model.layers.0.mixer.q_proj.weight"])
+    False
+    """
+
+    name = "dense Llama"
+    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    head_is_tied = False
+    fixed_fields: ClassVar[tuple[str, ...]] = (
+        "layer_norm_epsilon",
+        "hidden_act",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rope_theta",
+        "rope_parameters",
+        "sliding_window",
+        "sliding_window_layers",
+        "scale_attn_by_inverse_layer_idx",
+    )
+    prefix = "model."
+    marks = ("self_attn.q_proj.weight", "input_layernorm.weight")
+    embedding = ("embed_tokens.weight",)
+    mixer = "attention"
+    mixing = "attention in every layer"
+    positions = ("rotary",)
+    needs: ClassVar[dict[str, Any]] = {**DecoderFormat.needs, "norm_type": "rms", "mlp_gated": True}
+
+    def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
+        """As in DecoderFormat."""
+        theirs = f"layers.{layer}"
+        return {
+            **self.norm(source, config, "input_layernorm", f"{theirs}.input_layernorm"),
+            **self.norm(source, config, "post_attention_layernorm", f"{theirs}.post_attention_layernorm"),
+            **self.attention(source, config, f"{theirs}.self_attn"),
+        }
+
+    def attention(self, source: DenseSource, config: MoEDecoderConfig, theirs: str) -> dict[str, LazyTensor]:
+        """The tensors of a layer's attention."""
+        width, queries, keys = config.hidden_size, config.attention_width, config.key_value_width
+        shapes = {"q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width)}
+        shapes["o_proj"] = (width, queries)
+        state: dict[str, LazyTensor] = {}
+        for name, shape in shapes.items():
+            state[f"mixer.{name}.weight"] = source.sliced(f"{theirs}.{name}.weight", shape)
+            if config.attention_output_bias if name == "o_proj" else config.attention_bias:
+                state[f"mixer.{name}.bias"] = source.sliced(f"{theirs}.{name}.bias", shape[:1])
+        if config.attention_qk_norm != "none":
+            by_head = config.attention_qk_norm == "head"
+            for name, channels in (("q_norm", queries), ("k_norm", keys)):
+                columns = (config.head_dim if by_head else channels,)
+                state[f"mixer.{name}.weight"] = source.sliced(f"{theirs}.{name}.weight", columns)
+        # The convolution is added to what it reads: all zeros change nothing.
+        if config.mixer_short_conv:
+            state["mixer.short_conv.weight"] = Drawn((queries + 2 * keys, config.mixer_short_conv), 0.0, 0)
+        return state
+
+    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:
+        """As in DecoderFormat."""
+        theirs, width, inner = f"layers.{layer}.mlp", config.hidden_size, config.ffn_width
+        shapes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+        state = {f"{x}.weight": source.sliced(f"{theirs}.{x}.weight", shape) for x, shape in shapes.items()}
+        if config.mlp_bias:
+            state |= {f"{x}.bias": source.sliced(f"{theirs}.{x}.bias", shape[:1]) for x, shape in shapes.items()}
+        return state
