@@ -65,7 +65,8 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     model.add_argument(
         "--architecture",
         metavar="NAME",
-        help="take only such a model: moe, dense, gpt2, llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern of mixers",
+        help="take only such a model: moe, dense, gpt2, llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern of "
+        "mixers",
     )
     model.add_argument("--runs_dir", type=Path, default=Path("runs"), help="where training puts its runs (%(default)s)")
     model.add_argument("--device", choices=DEVICES, default="auto")

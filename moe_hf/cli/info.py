@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf info") -> int:
         "--architecture",
         default="gpt2",
         metavar="NAME",
-        help="of a size: gpt2 (default), llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern such as mamba*3,attention",
+        help="of a size: gpt2 (default), llama, retnet, mamba, hyena, rwkv, megabyte, or a pattern such as "
+        "mamba*3,attention",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_config_flags(parser, FLAGS)
