@@ -159,7 +159,6 @@ def test_counts_are_those_of_the_model(dense: MakeDense) -> None:
         ({"granularity": 0}, ConfigError, "granularity=0"),
         ({"expert_init": "split"}, ConfigError, "expert_init='split'"),
         ({"target": "mine"}, ConfigError, "target='mine' is not allowed; it must be native or moe_hf"),
-        ({"target": "moe_hf"}, CheckpointError, "families of this package start from dense gpt2"),
     ],
 )
 def test_wrong_choices(dense: MakeDense, choices: dict, error: type[Exception], text: str) -> None:
