@@ -15,6 +15,7 @@ from moe_hf.models.dense.lazy_tensors import dtype_named
 from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.grown import GROWING, plan_grown
+from moe_hf.models.upcycling.merged import plan_merged
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
@@ -23,8 +24,8 @@ from moe_hf.models.upcycling.own import plan_own
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 from moe_hf.models.upcycling.weights import write_weights, written_size
 
-TARGETS = {"native": plan_native, "moe_hf": plan_own}
-"""Whose class the Mixture of Experts is of: transformers' own, or this package's."""
+TARGETS = {"native": plan_native, "moe_hf": plan_own, "dense": plan_merged}
+"""What is made: a Mixture of Experts of transformers' own classes or of this package's, or a dense model of one."""
 
 
 class UpcycleReport(NamedTuple):
@@ -65,7 +66,8 @@ def upcycle_directory(
         overwrite: replace `destination`, which must be a model's folder, once the new one is complete.
         on_shard: called with (shards done, shards in all).
         target: "native" for a class that transformers has itself, which every other software reads, "moe_hf" for a
-            family of this package; None takes the first that starts from such a model.
+            family of this package; None takes the first that starts from such a model. "dense" makes a dense model of
+            a Mixture of Experts (see `plan_merged`).
         gguf_file: the file of the source that holds the weights, where it is no safetensors.
         granularity: slices that each version of an FFN is cut into, an expert each. `num_experts` and
             `num_experts_per_tok` count slices then, and it divides both.
@@ -114,6 +116,8 @@ def _maker(source: str, model_type: str, target: str | None) -> Callable[..., Pl
         CheckpointError: none does.
         ConfigError: a Mixture of Experts stays of its class.
     """
+    if target == "dense":
+        return plan_merged
     if model_type in GROWING:
         if target is not None:
             raise ConfigError(f"target={target!r} is not allowed: {source} is a {model_type} already, and stays one")

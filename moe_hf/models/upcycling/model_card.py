@@ -17,24 +17,20 @@ def model_card(source: str, name: str, plan: PlannedModel) -> str:
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- mixture-of-experts
+{"- mixture-of-experts" if wanted.sparse_layers else "- dense"}
 - moe_hf
 {base_model}---
 
 # {name}
 
-A Mixture of Experts {plan.origin} `{Path(source).name if Path(source).exists() else source}`. It has
+{plan.origin} `{Path(source).name if Path(source).exists() else source}`. It has
 not been trained since. {logits}
 
 | | |
 | --- | --- |
 | parameters, total | {counts.total / 1e6:.1f}M |
-| parameters, active per token | {counts.active / 1e6:.1f}M |
 | parameters of the source | {counts.source / 1e6:.1f}M |
-| sparse layers | {len(wanted.sparse_layers)} of {wanted.num_hidden_layers} |
-| experts, per token | {wanted.num_experts}, {wanted.num_experts_per_tok} |
-| expert_init, router_init, seed | {wanted.expert_init}, {wanted.router_init}, {wanted.expert_init_seed} |
-| type | {str(plan.config.dtype).removeprefix("torch.")} |
+{_experts(plan) if wanted.sparse_layers else ""}| type | {str(plan.config.dtype).removeprefix("torch.")} |
 
 ```python
 {plan.code}from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,4 +38,13 @@ not been trained since. {logits}
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
+"""
+
+
+def _experts(plan: PlannedModel) -> str:
+    wanted = plan.wanted
+    return f"""| parameters, active per token | {plan.counts.active / 1e6:.1f}M |
+| sparse layers | {len(wanted.sparse_layers)} of {wanted.num_hidden_layers} |
+| experts, per token | {wanted.num_experts}, {wanted.num_experts_per_tok} |
+| expert_init, router_init, seed | {wanted.expert_init}, {wanted.router_init}, {wanted.expert_init_seed} |
 """

@@ -26,7 +26,7 @@ class PlannedModel(NamedTuple):
         counts: of its parameters.
         changes: why it does not give the dense model's logits; empty where it does.
         code: the import that its users need before they load it.
-        origin: what happened to the source, as it stands before its name.
+        origin: what was made of what, as it stands before the name of the source.
     """
 
     config: PreTrainedConfig
@@ -35,4 +35,4 @@ class PlannedModel(NamedTuple):
     counts: ParameterCounts
     changes: list[str]
     code: str = ""
-    origin: str = "upcycled from the dense model"
+    origin: str = "A Mixture of Experts upcycled from the dense model"

@@ -35,7 +35,7 @@ def test_transformers_own_compute_the_same(tmp_path: Path, kind: str, copies: in
     config = AutoConfig.from_pretrained(folder)
     experts = getattr(config, "num_local_experts", None) or config.num_experts
     assert (experts, config.num_experts_per_tok) == (4 * copies, 2 * copies)
-    assert "grown from the Mixture of Experts `moe`" in (folder / "README.md").read_text()
+    assert "A Mixture of Experts grown from the Mixture of Experts `moe`" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "mamba2", "retnet", "rwkv4"])

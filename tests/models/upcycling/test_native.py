@@ -158,7 +158,7 @@ def test_counts_are_those_of_the_model(dense: MakeDense) -> None:
         ({"granularity": 4}, ConfigError, "granularity=4 .* divides num_experts_per_tok=2"),
         ({"granularity": 0}, ConfigError, "granularity=0"),
         ({"expert_init": "split"}, ConfigError, "expert_init='split'"),
-        ({"target": "mine"}, ConfigError, "target='mine' is not allowed; it must be native or moe_hf"),
+        ({"target": "mine"}, ConfigError, "target='mine' is not allowed; it must be native or moe_hf or dense"),
     ],
 )
 def test_wrong_choices(dense: MakeDense, choices: dict, error: type[Exception], text: str) -> None:
