@@ -33,6 +33,8 @@ class MoEDecoderConfig(
         max_position_embeddings: longest sequence, in tokens.
         hidden_act: activation between the two projections of an FFN, a key of transformers' `ACT2FN`.
         norm_type: "layer" (LayerNorm) or "rms" (RMSNorm), before each sublayer and at the end.
+        norm_placement: "before" norms what goes into a mixer or an FFN; "behind" norms what comes out of it, before it
+            is added to the residual stream, as OLMo-2 does.
         embedding_norm: whether the embedding is normalised too, as RWKV's is.
         mlp_gated: whether FFNs and experts gate their activation (Shazeer 2020, SwiGLU).
         mlp_bias: whether the projections of FFNs and experts have biases.
@@ -94,6 +96,9 @@ class MoEDecoderConfig(
         layer_norm_epsilon: added to the variance in every LayerNorm.
         initializer_range: standard deviation of fresh weights.
         scale_attn_by_inverse_layer_idx: divides attention scores by the layer's number, counted from 1.
+        embedding_multiplier, residual_multiplier: factors of the embeddings, and of what each sublayer adds to the
+            residual stream (Granite).
+        logits_scaling: divides the logits of the next token (Granite).
         use_cache: whether forward keeps keys and values for the next step.
         tie_word_embeddings: whether the head shares the embedding's matrix.
         expert_init: how upcycling makes the experts from one dense FFN: "copy"; "noise" (seeded, per expert);
@@ -134,6 +139,7 @@ class MoEDecoderConfig(
     max_position_embeddings: int = 1024
     hidden_act: str = "gelu_new"
     norm_type: str = "layer"
+    norm_placement: str = "before"
     embedding_norm: bool = False
     mlp_gated: bool = False
     mlp_bias: bool = True
@@ -178,6 +184,9 @@ class MoEDecoderConfig(
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     scale_attn_by_inverse_layer_idx: bool = False
+    embedding_multiplier: float | int = 1.0
+    residual_multiplier: float | int = 1.0
+    logits_scaling: float | int = 1.0
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -18,12 +18,18 @@ _SAME = (
     "max_position_embeddings initializer_range attention_dropout use_cache bos_token_id eos_token_id pad_token_id "
     "tie_word_embeddings"
 ).split()
+# Some of the dense models have these as well.
+_OF_SOME = (
+    "attention_bias mlp_bias embedding_multiplier residual_multiplier attention_multiplier logits_scaling"
+).split()
 # What distinguishes the dense models: the fields that say so here.
 _OF_TYPE: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"attention_bias": False},
     "qwen2": {"attention_bias": True, "attention_output_bias": False},
     "qwen3": {"attention_qk_norm": "head"},
+    "granite": {},
+    "olmo2": {"attention_qk_norm": "width", "norm_placement": "behind"},
 }
 
 
@@ -32,7 +38,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
     """Llama's shape with experts: gated FFNs, RMSNorm, rotary positions, keys that serve several query heads.
 
     Takes Llama's own field names (`rms_norm_eps`, `head_dim`) as well. `from_pretrained` of a dense Llama, Mistral,
-    Qwen2 or Qwen3 gives the matching configuration with the default experts.
+    Qwen2, Qwen3, Granite or OLMo-2 gives the matching configuration with the default experts.
 
     >>> LlamaWithMoEConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2).key_value_width
     32
@@ -65,6 +71,14 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
     layer_norm_epsilon: float = 1e-6
     tie_word_embeddings: bool = False
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        """As in `MoEDecoderConfig`; a norm over the whole width leaves attention whole under tensor parallelism."""
+        if self.attention_qk_norm == "width":
+            plan = type(self).base_model_tp_plan or {}
+            whole = {name: how for name, how in plan.items() if ".mixer." not in name}
+            self.base_model_tp_plan = whole  # type: ignore[misc]
+        super().__post_init__(**kwargs)
+
     def default_ffn_width(self) -> int:
         """8 / 3 x D, up to the next multiple of 256 (Touvron et al. 2023, section 2.2)."""
         return -(-8 * self.hidden_size // (3 * 256)) * 256
@@ -88,7 +102,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
         if dense.get("per_layer_config"):
             raise CheckpointError(f"the dense {kind} sets per_layer_config; only equal layers can be carried over")
         same = {name: getattr(theirs, name) for name in _SAME}
-        same |= {name: getattr(theirs, name) for name in ("attention_bias", "mlp_bias") if hasattr(theirs, name)}
+        same |= {name: getattr(theirs, name) for name in _OF_SOME if hasattr(theirs, name)}
         return {
             "model_type": cls.model_type,
             **renamed(dense, {}),

@@ -26,6 +26,8 @@ _OWN = {
     "mlp_layer_types": None,
     "mlp_placement": "each",
     "mlp_token_shift": "none",
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
     "position_embedding_type": "learned",
     "embedding_norm": False,
     "router_eval_capacity_factor": None,
@@ -169,12 +171,16 @@ class MegaByteWithMoEConfig(MoEDecoderConfig):
             "one that looks at hidden states, not at ids: a patch has no id",
         )
         self.require(self.sliding_window is None, "sliding_window", "None: a MegaByteCache keeps all patches")
+        for name in ("embedding_multiplier", "logits_scaling"):
+            self.require(getattr(self, name) == 1, name, "1: bytes are embedded and predicted by modules of their own")
         for name, allowed in {
             "vocab_size": self.vocab_size,
             "num_experts": self.num_experts,
             "num_experts_per_tok": self.num_experts_per_tok,
             "router_eval_capacity_factor": None,
             "sliding_window": None,
+            "embedding_multiplier": 1,
+            "logits_scaling": 1,
         }.items():
             _require_local(local, name, getattr(local, name) == allowed, f"{allowed!r}, whatever else differs")
         _require_local(local, "mixer", set(local.mixer_of_layer) == {"attention"}, "'attention': patches are short")

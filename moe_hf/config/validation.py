@@ -15,6 +15,7 @@ ROUTER_BALANCE_LOSSES = ("batch", "global_batch", "sequence", "cv_squared")
 ROUTER_DROP_POLICIES = ("position", "weight")
 POSITION_EMBEDDING_TYPES = ("learned", "rotary", "none")
 NORM_TYPES = ("layer", "rms")
+NORM_PLACEMENTS = ("before", "behind")
 TOKEN_SHIFTS = ("none", "rwkv4", "rwkv7")
 MLP_PLACEMENTS = ("each", "interleaved")
 EXPERT_INITS = ("copy", "noise", "drop")
@@ -44,12 +45,13 @@ _NUMBERS = (
     at_most("layer_norm_epsilon", 1.0),
     at_most("initializer_range", 100.0),
     at_most("rope_theta", 1e12),
-    at_most("router_scale", MOST_FACTOR),
+    at_most("router_scale embedding_multiplier residual_multiplier logits_scaling", MOST_FACTOR),
     optional(at_most("router_capacity_factor router_eval_capacity_factor", MOST_FACTOR)),
 )
 
 _WORDS = (
     one_of("norm_type", NORM_TYPES),
+    one_of("norm_placement", NORM_PLACEMENTS),
     one_of("mlp_token_shift", TOKEN_SHIFTS),
     one_of("mlp_placement", MLP_PLACEMENTS),
     one_of("mixer_backend", MIXER_BACKENDS),

@@ -46,7 +46,11 @@ _CUT_BACK = ("full_attention", "history")
 
 
 class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
-    """A mixer, then a feed-forward network, each behind a norm and added to the residual stream, or one of the two."""
+    """A mixer, then a feed-forward network, or one of the two; each has a norm and is added to the residual stream.
+
+    The norms have the names that they have in most models, which norm what goes in: with `norm_placement="behind"`
+    `input_layernorm` norms what the mixer gives, and `post_attention_layernorm` what the feed-forward network gives.
+    """
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         super().__init__()
@@ -56,6 +60,8 @@ class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
         self.post_attention_layernorm = None if ffn == "none" else make_norm(config)
         self.mlp = None if ffn == "none" else make_ffn(config, layer_idx)
         self.dropout = nn.Dropout(config.resid_dropout)
+        self._norms_behind = config.norm_placement == "behind"
+        self._multiplier = config.residual_multiplier
 
     # Without a default: a mask that keeps attention from the future, and rotary positions, come with the inputs.
     def forward(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -66,11 +72,19 @@ class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
         """
         first_value = None
         if self.mixer is not None:
-            mixed_BSD, _, first_value = self.mixer(self.input_layernorm(x_BSD), inputs)
-            x_BSD = x_BSD + self.dropout(mixed_BSD)
+            norm = cast(nn.Module, self.input_layernorm)
+            mixed_BSD, _, first_value = self.mixer(x_BSD if self._norms_behind else norm(x_BSD), inputs)
+            x_BSD = x_BSD + self._added(mixed_BSD, norm)
         if self.mlp is not None:
-            x_BSD = x_BSD + self.dropout(self.mlp(self.post_attention_layernorm(x_BSD), inputs))
+            norm = cast(nn.Module, self.post_attention_layernorm)
+            x_BSD = x_BSD + self._added(self.mlp(x_BSD if self._norms_behind else norm(x_BSD), inputs), norm)
         return x_BSD if first_value is None else (x_BSD, first_value)
+
+    def _added(self, out_BSD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        """What a sublayer's output adds to the residual stream."""
+        out_BSD = self.dropout(norm(out_BSD) if self._norms_behind else out_BSD)
+        # No pass over the stream, and no rounding, where nothing is scaled.
+        return out_BSD if self._multiplier == 1 else out_BSD * self._multiplier
 
 
 class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, LoadsDense):
@@ -245,6 +259,8 @@ class MoEDecoderModel(MoEPreTrainedModel):
             )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if self.config.embedding_multiplier != 1:
+            inputs_embeds = inputs_embeds * self.config.embedding_multiplier
         if past_key_values is not None and self._recomputes:
             raise ConfigError(
                 f"a cache ({type(past_key_values).__name__}) together with activation checkpointing is not allowed "

@@ -194,6 +194,8 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         # generate asks for the last position alone: logits of a whole prompt would be large, and nobody reads them.
         keep = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        if self.config.logits_scaling != 1:
+            logits = logits / self.config.logits_scaling
 
         losses = self._router_losses(outputs, attention_mask) if record else None
         loss = cross_entropy = None

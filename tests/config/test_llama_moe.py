@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from moe_hf import CheckpointError, ConfigError, LlamaWithMoEConfig
 
@@ -41,10 +49,22 @@ def test_windows_of_mistral_and_qwen_are_read(tmp_path: Path) -> None:
     assert (config.sliding_window, config.sliding_window_layers) == (4096, [2])
 
 
+def test_a_norm_over_the_whole_width_leaves_attention_whole_under_tensor_parallelism(tmp_path: Path) -> None:
+    plan = read(Olmo2Config(), tmp_path).base_model_tp_plan
+    assert {name.split(".")[2] for name in plan if name.startswith("layers")} == {"mlp"}
+    assert "layers.*.mixer.q_proj" in LlamaWithMoEConfig().base_model_tp_plan
+    LlamaWithMoEConfig(attention_qk_norm="width").save_pretrained(tmp_path)
+    assert "base_model_tp_plan" not in json.loads((tmp_path / "config.json").read_text())
+
+
 def test_what_sets_the_dense_models_apart_is_read(tmp_path: Path) -> None:
     qwen2, qwen3 = read(Qwen2Config(), tmp_path), read(Qwen3Config(), tmp_path)
     assert (qwen2.attention_bias, qwen2.attention_output_bias, qwen2.attention_qk_norm) == (True, False, "none")
     assert (qwen3.attention_bias, qwen3.attention_output_bias, qwen3.attention_qk_norm) == (False, False, "head")
+    olmo2 = read(Olmo2Config(), tmp_path)
+    assert (olmo2.attention_qk_norm, olmo2.norm_placement, olmo2.head_dim) == ("width", "behind", 128)
+    granite = read(GraniteConfig(attention_multiplier=0.1, logits_scaling=8.0), tmp_path)
+    assert (granite.attention_multiplier, granite.logits_scaling, granite.residual_multiplier) == (0.1, 8.0, 1.0)
     biased = read(LlamaConfig(attention_bias=True, mlp_bias=True), tmp_path)
     assert (biased.attention_output_bias, biased.mlp_bias) == (True, True)
 

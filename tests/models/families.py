@@ -27,6 +27,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             **{"sliding_window": 5, "sliding_window_layers": [1], "attention_output_bias": False},
         },
     ),
+    "llama-behind": (
+        "llama_moe",
+        {
+            **{"norm_placement": "behind", "attention_qk_norm": "width", "num_key_value_heads": 2},
+            **{"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+            **{"logits_scaling": 3.0},
+        },
+    ),
     "mamba-llama": (
         "llama_moe",
         {"mixer": "mamba,attention", "num_key_value_heads": 2, "mamba_version": 1, "sliding_window": 6},

@@ -14,7 +14,7 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 STATEFUL = [
     kind
     for kind, (model_type, _) in KINDS.items()
-    if model_type not in ("gpt2_moe", "megabyte_moe") and kind not in ("llama", "llama-window")
+    if model_type not in ("gpt2_moe", "megabyte_moe") and kind not in ("llama", "llama-window", "llama-behind")
 ]
 
 

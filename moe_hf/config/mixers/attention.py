@@ -15,6 +15,7 @@ _RULES = (
     integer("num_key_value_heads attention_head_dim", least=1),
     one_of("attention_qk_norm", QK_NORMS),
     optional(integer("sliding_window", least=1)),
+    optional(at_most("attention_multiplier", MOST_FACTOR)),
 )
 # What each type of scaled angles cannot be computed without.
 _NEEDED = {
@@ -41,6 +42,7 @@ class AttentionFields(PreTrainedConfig):
         attention_output_bias: whether the output projection has a bias; None means as `attention_bias` says.
         attention_qk_norm: RMSNorm of queries and keys ahead of their rotation: "none", "head" (each head by itself,
             one weight for all, as Qwen3 has it) or "width" (over all heads together, as OLMo-2 has it).
+        attention_multiplier: factor of the scores; None means `attention_head_dim` ** -0.5.
         sliding_window: keys that a query sees, itself included; None means all before it.
         sliding_window_layers: indices of the layers with that window; None means all that attend.
         rope_parameters: which of transformers' `rope_type`s scales the angles, and its numbers; a `rope_theta` in it
@@ -51,6 +53,7 @@ class AttentionFields(PreTrainedConfig):
     attention_head_dim: int | None = None
     attention_output_bias: bool | None = None
     attention_qk_norm: str = "none"
+    attention_multiplier: float | int | None = None
     sliding_window: int | None = None
     sliding_window_layers: list[int] | None = None
     rope_parameters: dict[str, Any] | None = None

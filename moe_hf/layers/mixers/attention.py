@@ -56,7 +56,8 @@ class CausalAttention(Mixer):
         # Read by transformers' attention functions.
         self.num_key_value_groups = queries // keys
         self.sliding_window = config.window_of_layer(layer_idx)
-        self.scaling = self.head_dim**-0.5
+        given = config.attention_multiplier
+        self.scaling = self.head_dim**-0.5 if given is None else float(given)
         if config.scale_attn_by_inverse_layer_idx:
             self.scaling /= layer_idx + 1
         self.q_proj = nn.Linear(width, queries, bias=config.attention_bias)

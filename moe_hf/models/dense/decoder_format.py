@@ -46,7 +46,12 @@ class DecoderFormat(DenseFormat):
     mixer: ClassVar[str]
     mixing: ClassVar[str]
     positions: ClassVar[tuple[str, ...]] = POSITION_EMBEDDING_TYPES
-    needs: ClassVar[dict[str, Any]] = {"embedding_norm": False, "mlp_token_shift": "none", "mlp_placement": "each"}
+    needs: ClassVar[dict[str, Any]] = {
+        "embedding_norm": False,
+        "mlp_token_shift": "none",
+        "mlp_placement": "each",
+        "norm_placement": "before",
+    }
     ffn_prefix: ClassVar[str] = "mlp."
 
     def recognises(self, names: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen2 and Qwen3."""
+"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen2, Qwen3, Granite, OLMo-2."""
 
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ class DenseLlama(DecoderFormat):
     """
 
     name = "dense Llama"
-    model_types = ("llama", "mistral", "qwen2", "qwen3")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "granite")
     head_is_tied = False
     fixed_fields: ClassVar[tuple[str, ...]] = (
         "layer_norm_epsilon",
@@ -30,9 +30,15 @@ class DenseLlama(DecoderFormat):
         "sliding_window",
         "sliding_window_layers",
         "scale_attn_by_inverse_layer_idx",
+        "attention_multiplier",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
     )
     prefix = "model."
-    marks = ("self_attn.q_proj.weight", "input_layernorm.weight")
+    marks: ClassVar[tuple[str, ...]] = ("self_attn.q_proj.weight", "input_layernorm.weight")
+    layer_norms: ClassVar[tuple[str, str]] = ("input_layernorm", "post_attention_layernorm")
+    """Names of the norms of a layer's attention and of its FFN."""
     embedding = ("embed_tokens.weight",)
     mixer = "attention"
     mixing = "attention in every layer"
@@ -42,9 +48,10 @@ class DenseLlama(DecoderFormat):
     def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
         """As in DecoderFormat."""
         theirs = f"layers.{layer}"
+        of_attention, of_ffn = self.layer_norms
         return {
-            **self.norm(source, config, "input_layernorm", f"{theirs}.input_layernorm"),
-            **self.norm(source, config, "post_attention_layernorm", f"{theirs}.post_attention_layernorm"),
+            **self.norm(source, config, "input_layernorm", f"{theirs}.{of_attention}"),
+            **self.norm(source, config, "post_attention_layernorm", f"{theirs}.{of_ffn}"),
             **self.attention(source, config, f"{theirs}.self_attn"),
         }
 
@@ -76,3 +83,17 @@ class DenseLlama(DecoderFormat):
         if config.mlp_bias:
             state |= {f"{x}.bias": source.sliced(f"{theirs}.{x}.bias", shape[:1]) for x, shape in shapes.items()}
         return state
+
+
+class DenseOLMo2(DenseLlama):
+    """transformers' `Olmo2ForCausalLM`, whose norms stand behind attention and FFN.
+
+    >>> DenseOLMo2().recognises(["layers.0.post_feedforward_layernorm.weight", "layers.0.self_attn.q_norm.weight"])
+    True
+    """
+
+    name = "dense OLMo-2"
+    model_types = ("olmo2",)
+    marks = ("self_attn.q_norm.weight", "post_feedforward_layernorm.weight")
+    layer_norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+    needs: ClassVar[dict[str, Any]] = {**DenseLlama.needs, "norm_placement": "behind"}

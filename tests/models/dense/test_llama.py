@@ -57,6 +57,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 6, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", {}),
+    "granite": (
+        "granite",
+        {
+            **{"head_dim": 6, "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "mlp_bias": True},
+            **{"attention_multiplier": 0.3, "logits_scaling": 2.5, "tie_word_embeddings": True},
+        },
+    ),
+    "olmo2": ("olmo2", {"head_dim": 6}),
+    "olmo2-biases": ("olmo2", {"head_dim": 6, "attention_bias": True}),
     "qwen3-window": (
         "qwen3",
         {
@@ -220,6 +229,9 @@ def test_a_head_of_another_task_starts_from_the_same_body(tmp_path: Path) -> Non
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"rope_theta": 500.0}, "rope_theta"),
         ({"sliding_window": 8}, "sliding_window"),
+        ({"attention_multiplier": 0.5}, "attention_multiplier"),
+        ({"logits_scaling": 2.0}, "logits_scaling"),
+        ({"norm_placement": "behind"}, "norm_placement"),
         ({"position_embedding_type": "learned"}, "no learned positions"),
         ({"mixer": "retention"}, "attention in every layer"),
         ({"attention_qk_norm": "head"}, "q_norm"),

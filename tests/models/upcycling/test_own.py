@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.upcycling.directory import upcycle_directory
@@ -58,13 +66,13 @@ def test_counts_are_those_of_the_model(gpt2: Path) -> None:
     assert report.counts.source == sum(value.numel() for value in GPT2LMHeadModel.from_pretrained(gpt2).parameters())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "granite", "olmo2"])
 def test_dense_models_with_a_class_of_others_become_this_package_s_where_it_is_asked_for(
     dense: MakeDense, tmp_path: Path, kind: str
 ) -> None:
     source = dense(kind)
     native = upcycle_directory(str(source), tmp_path / "native", num_experts=2)
-    assert native.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe")
+    assert native.config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "flex_olmo")
     own = upcycle_directory(str(source), tmp_path / "own", target="moe_hf", num_experts=4, router_num_hash_layers=1)
     assert own.config.model_type == "llama_moe"
     assert difference(logits(own.folder), logits(source)) <= 1e-5
@@ -74,9 +82,13 @@ def test_dense_models_with_a_class_of_others_become_this_package_s_where_it_is_a
     assert difference(logits(sliced.folder), logits(source)) <= 1e-5
 
 
-def test_a_model_of_another_type_is_refused(dense: MakeDense, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="type 'granite'; families of this package start from dense gpt2, llama"):
-        upcycle_directory(str(dense("granite")), tmp_path / "moe", target="moe_hf")
+def test_a_model_of_another_type_is_refused(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(
+        vocab_size=53, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40
+    )
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "dense")
+    with pytest.raises(CheckpointError, match="type 'gpt_neox'; families of this package start from dense gpt2, llama"):
+        upcycle_directory(str(tmp_path / "dense"), tmp_path / "moe", target="moe_hf")
 
 
 def test_a_family_without_ffns_gets_fresh_ones(tmp_path: Path) -> None:

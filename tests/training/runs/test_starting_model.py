@@ -44,7 +44,7 @@ def run(words: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "granite", "olmo2"])
 def test_a_dense_model_that_a_family_could_start_from_stays_what_it_is_unless_asked(tmp_path, kind: str) -> None:
     folder = str(save_dense(CONFIGS[kind](**IDS), tmp_path / "start"))
     dense = model_config(ModelArguments(model=folder))
@@ -52,7 +52,7 @@ def test_a_dense_model_that_a_family_could_start_from_stays_what_it_is_unless_as
     with pytest.raises(ConfigError, match="keeps its shape: drop --model_overrides"):
         model_config(ModelArguments(model=folder, model_overrides=["router_type=hash"]))
     native = model_config(ModelArguments(upcycle=folder, num_experts=4))
-    assert native.model_type in ("mixtral", "qwen2_moe", "qwen3_moe")
+    assert native.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "flex_olmo")
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "deepseek_v3"])
