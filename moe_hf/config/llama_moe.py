@@ -29,6 +29,7 @@ _OF_TYPE: dict[str, dict[str, Any]] = {
     "qwen2": {"attention_bias": True, "attention_output_bias": False},
     "qwen3": {"attention_qk_norm": "head"},
     "granite": {},
+    "smollm3": {},
     "olmo2": {"attention_qk_norm": "width", "norm_placement": "behind"},
 }
 
@@ -38,7 +39,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
     """Llama's shape with experts: gated FFNs, RMSNorm, rotary positions, keys that serve several query heads.
 
     Takes Llama's own field names (`rms_norm_eps`, `head_dim`) as well. `from_pretrained` of a dense Llama, Mistral,
-    Qwen2, Qwen3, Granite or OLMo-2 gives the matching configuration with the default experts.
+    Qwen2, Qwen3, Granite, OLMo-2 or SmolLM3 gives the matching configuration with the default experts.
 
     >>> LlamaWithMoEConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2).key_value_width
     32
@@ -112,6 +113,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
             "attention_head_dim": getattr(theirs, "head_dim", None),
             **_angles(kind, theirs),
             **_windows(kind, theirs),
+            **_layers_that_turn(theirs),
             **_OF_TYPE[kind],
         }
 
@@ -151,3 +153,9 @@ def _windows(kind: str, theirs: PreTrainedConfig) -> dict[str, Any]:
         return {"sliding_window": window}
     windowed = [i for i, layer in enumerate(layers) if layer == "sliding_attention"]
     return {"sliding_window": window, "sliding_window_layers": windowed} if windowed else {}
+
+
+def _layers_that_turn(theirs: PreTrainedConfig) -> dict[str, Any]:
+    # By its name it would list those that do not; 1 stands for a layer with rotary positions.
+    turns = getattr(theirs, "no_rope_layers", None) or [1]
+    return {} if all(turns) else {"rotary_layers": [layer for layer, turned in enumerate(turns) if turned]}

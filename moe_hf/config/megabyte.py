@@ -21,6 +21,7 @@ _OWN = {
     "attention_head_dim": None,
     "sliding_window": None,
     "sliding_window_layers": None,
+    "rotary_layers": None,
     "rope_parameters": None,
     "layer_types": None,
     "mlp_layer_types": None,

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from moe_hf import CheckpointError, ConfigError, LlamaWithMoEConfig
@@ -63,6 +64,8 @@ def test_what_sets_the_dense_models_apart_is_read(tmp_path: Path) -> None:
     assert (qwen3.attention_bias, qwen3.attention_output_bias, qwen3.attention_qk_norm) == (False, False, "head")
     olmo2 = read(Olmo2Config(), tmp_path)
     assert (olmo2.attention_qk_norm, olmo2.norm_placement, olmo2.head_dim) == ("width", "behind", 128)
+    smollm3 = read(SmolLM3Config(num_hidden_layers=8), tmp_path)
+    assert (smollm3.rotary_layers, smollm3.tie_word_embeddings) == ([0, 1, 2, 4, 5, 6], True)
     granite = read(GraniteConfig(attention_multiplier=0.1, logits_scaling=8.0), tmp_path)
     assert (granite.attention_multiplier, granite.logits_scaling, granite.residual_multiplier) == (0.1, 8.0, 1.0)
     biased = read(LlamaConfig(attention_bias=True, mlp_bias=True), tmp_path)

@@ -31,7 +31,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama_moe",
         {
             **{"norm_placement": "behind", "attention_qk_norm": "width", "num_key_value_heads": 2},
-            **{"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
+            **{
+                "rotary_layers": [1],
+                "embedding_multiplier": 2.0,
+                "residual_multiplier": 0.5,
+                "attention_multiplier": 0.3,
+            },
             **{"logits_scaling": 3.0},
         },
     ),

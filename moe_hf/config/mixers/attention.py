@@ -45,6 +45,8 @@ class AttentionFields(PreTrainedConfig):
         attention_multiplier: factor of the scores; None means `attention_head_dim` ** -0.5.
         sliding_window: keys that a query sees, itself included; None means all before it.
         sliding_window_layers: indices of the layers with that window; None means all that attend.
+        rotary_layers: indices of the layers whose queries and keys rotary positions turn (SmolLM3 leaves some out);
+            None means all that attend.
         rope_parameters: which of transformers' `rope_type`s scales the angles, and its numbers; a `rope_theta` in it
             goes to the field of that name. None leaves the angles as they are.
     """
@@ -56,6 +58,7 @@ class AttentionFields(PreTrainedConfig):
     attention_multiplier: float | int | None = None
     sliding_window: int | None = None
     sliding_window_layers: list[int] | None = None
+    rotary_layers: list[int] | None = None
     rope_parameters: dict[str, Any] | None = None
 
     @property
@@ -148,13 +151,14 @@ class AttentionFields(PreTrainedConfig):
         """
         self.require_all(_RULES)
         config = self._whole
+        for name in ("sliding_window_layers", "rotary_layers"):
+            layers = config.num_hidden_layers
+            fits = all(0 <= layer < layers for layer in getattr(self, name) or [])
+            self.require(fits, name, f"None or indices of layers in [0, {layers - 1}]")
         heads, keys = config.num_attention_heads, config.num_key_value_heads
         self.require(heads % keys == 0, "num_key_value_heads", f"a divisor of num_attention_heads={heads}")
         if self.sliding_window is None:
             return
-        layers, named = config.num_hidden_layers, self.sliding_window_layers or []
-        fits = all(isinstance(layer, int) and 0 <= layer < layers for layer in named)
-        self.require(fits, "sliding_window_layers", f"None or indices of layers in [0, {layers - 1}]")
         # No cache keeps a window of keys and a state beside it.
         stateful = config.mixer_short_conv or config.mlp_token_shift != "none"
         allowed = "None with mixer_short_conv or mlp_token_shift, which keep a state beside the keys"

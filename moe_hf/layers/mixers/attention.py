@@ -55,6 +55,7 @@ class CausalAttention(Mixer):
         self.head_dim = config.head_dim
         # Read by transformers' attention functions.
         self.num_key_value_groups = queries // keys
+        self.turns = config.rotary_layers is None or layer_idx in config.rotary_layers
         self.sliding_window = config.window_of_layer(layer_idx)
         given = config.attention_multiplier
         self.scaling = self.head_dim**-0.5 if given is None else float(given)
@@ -82,7 +83,7 @@ class CausalAttention(Mixer):
             widths = [part.shape[-1] for part in projected]
             projected = self.short_conv(torch.cat(projected, dim=-1), inputs).split(widths, dim=-1)
         query_BHSC, key_BGNC, value_BGNC = self._heads(*projected)
-        if inputs.rotation is not None:
+        if inputs.rotation is not None and self.turns:
             query_BHSC, key_BGNC = rotate(query_BHSC, inputs.rotation), rotate(key_BGNC, inputs.rotation)
         if inputs.cache is not None:
             key_BGNC, value_BGNC = inputs.cache.update(key_BGNC, value_BGNC, self.layer_idx)

@@ -43,10 +43,17 @@ def fitting_state(
         CheckpointError: tensors are missing, left over, or misfitting, or a field contradicts the dense model.
     """
     _require_fixed_fields(dense_format, weights_file, config)
-    was_tied = is_head_tied(weights_file, dense_format.head_is_tied)
+    was_tied = is_head_tied(
+        weights_file, dense_format.head_is_tied or _type_of(weights_file) in dense_format.tied_types
+    )
     state = dense_format.state_dict(slices, config, with_head, was_tied, dtype)
     _require_same_tensors(dense_format, state, config, body)
     return state
+
+
+def _type_of(weights_file: str) -> str | None:
+    path = Path(weights_file).parent / "config.json"
+    return json_object(path).get("model_type") if path.is_file() else None
 
 
 def _require_fixed_fields(dense_format: DenseFormat, weights_file: str, config: MoEDecoderConfig) -> None:

@@ -17,6 +17,7 @@ class DenseFormat(ABC):
         name: what a reader calls it, as it stands behind "a".
         model_types: how its `config.json` may name it.
         head_is_tied: whether its head is its embedding's matrix where its `config.json` does not say.
+        tied_types: those of `model_types` whose head is so, whatever `head_is_tied` says of the others.
         fixed_fields: fields of the configuration that change what the dense weights compute, but not their shapes.
         has_ffn: whether it has FFNs; where not, those of the model to build are fresh, and their output is zero.
     """
@@ -24,6 +25,7 @@ class DenseFormat(ABC):
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     head_is_tied: ClassVar[bool] = True
+    tied_types: ClassVar[tuple[str, ...]] = ()
     fixed_fields: ClassVar[tuple[str, ...]] = ("layer_norm_epsilon",)
     has_ffn: ClassVar[bool] = True
 

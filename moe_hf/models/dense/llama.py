@@ -1,4 +1,4 @@
-"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen2, Qwen3, Granite, OLMo-2."""
+"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen, Granite, OLMo-2, SmolLM3."""
 
 from typing import Any, ClassVar
 
@@ -18,8 +18,9 @@ class DenseLlama(DecoderFormat):
     """
 
     name = "dense Llama"
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "granite")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
     head_is_tied = False
+    tied_types = ("smollm3",)
     fixed_fields: ClassVar[tuple[str, ...]] = (
         "layer_norm_epsilon",
         "hidden_act",
@@ -29,6 +30,7 @@ class DenseLlama(DecoderFormat):
         "rope_parameters",
         "sliding_window",
         "sliding_window_layers",
+        "rotary_layers",
         "scale_attn_by_inverse_layer_idx",
         "attention_multiplier",
         "embedding_multiplier",

@@ -71,7 +71,6 @@ NATIVE_FORMATS: Registry[NativeFormat] = Registry(
 
 WITHOUT_NATIVE: dict[str, str] = {
     "phi3": "Phi-MoE norms by LayerNorm where Phi-3 has RMSNorm",
-    "smollm3": "no class with experts leaves layers without rotary positions, as SmolLM3 does",
     "olmo": "OLMoE norms queries and keys, which OLMo does not",
     "olmo3": "FlexOlmo has no layers with a window, as OLMo-3 does",
 }

@@ -58,6 +58,7 @@ def test_the_words_of_older_files_are_taken() -> None:
             "sliding_window=4 is not allowed; it must be None with mixer_sh",
         ),
         ({"sliding_window": 4, "sliding_window_layers": [4]}, r"sliding_window_layers=\[4\] .*indices of layers in"),
+        ({"rotary_layers": [0, 7]}, r"rotary_layers=\[0, 7\] is not allowed; it must be None or indices of layers in"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters=.*rope_type among default, linear"),
         ({"rope_parameters": {"rope_type": "yarn"}}, 'complete: rope_type="yarn" needs factor, original_max'),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "number > 0 and <= 1e.06 as factor"),

@@ -64,6 +64,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             **{"attention_multiplier": 0.3, "logits_scaling": 2.5, "tie_word_embeddings": True},
         },
     ),
+    "smollm3": ("smollm3", {"head_dim": 6, "no_rope_layers": [1, 0, 1]}),
     "olmo2": ("olmo2", {"head_dim": 6}),
     "olmo2-biases": ("olmo2", {"head_dim": 6, "attention_bias": True}),
     "qwen3-window": (
@@ -217,6 +218,21 @@ def test_shards_types_and_tied_heads(tmp_path: Path, tied: bool, dtype: torch.dt
         assert error(ours.eval()(ids).logits, expected) < max(1e-5, 1.5 * error(dense(ids).logits, expected))
 
 
+@torch.no_grad()
+def test_a_file_that_does_not_say_whether_its_head_is_tied_means_what_its_type_means(tmp_path: Path) -> None:
+    for name, tied in (("smollm3", True), ("llama", False)):
+        folder = tmp_path / name
+        dense = dense_model(name, tie_word_embeddings=tied)
+        dense.save_pretrained(folder)
+        stored = json.loads((folder / "config.json").read_text())
+        stored.pop("tie_word_embeddings", None)
+        (folder / "config.json").write_text(json.dumps(stored))
+        for fields in ({}, {"tie_word_embeddings": False}):
+            ours = LlamaWithMoE.from_pretrained(folder, **SPARSE, **fields).eval()
+            assert ours.config.tie_word_embeddings == (tied and not fields)
+            assert error(ours(ids_of(2, 9)).logits, dense(ids_of(2, 9)).logits) < 1e-5
+
+
 def test_a_head_of_another_task_starts_from_the_same_body(tmp_path: Path) -> None:
     dense_model("llama").save_pretrained(tmp_path)
     model = LlamaWithMoEForSequenceClassification.from_pretrained(tmp_path, num_labels=3, **SPARSE)
@@ -231,6 +247,7 @@ def test_a_head_of_another_task_starts_from_the_same_body(tmp_path: Path) -> Non
         ({"sliding_window": 8}, "sliding_window"),
         ({"attention_multiplier": 0.5}, "attention_multiplier"),
         ({"logits_scaling": 2.0}, "logits_scaling"),
+        ({"rotary_layers": [1]}, "rotary_layers"),
         ({"norm_placement": "behind"}, "norm_placement"),
         ({"position_embedding_type": "learned"}, "no learned positions"),
         ({"mixer": "retention"}, "attention in every layer"),

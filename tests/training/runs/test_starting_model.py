@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, SmolLM3Config
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.upcycling.directory import upcycle_directory
@@ -53,6 +53,19 @@ def test_a_dense_model_that_a_family_could_start_from_stays_what_it_is_unless_as
         model_config(ModelArguments(model=folder, model_overrides=["router_type=hash"]))
     native = model_config(ModelArguments(upcycle=folder, num_experts=4))
     assert native.model_type in ("mixtral", "qwen2_moe", "qwen3_moe", "granitemoe", "flex_olmo")
+
+
+def test_a_dense_model_without_a_class_of_others_becomes_this_package_s_where_experts_are_asked_for(tmp_path) -> None:
+    config = SmolLM3Config(
+        **{**IDS, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1},
+        intermediate_size=24,
+    )
+    folder = str(save_dense(config, tmp_path / "start"))
+    assert model_config(ModelArguments(model=folder)).model_type == "smollm3"
+    assert model_config(ModelArguments(upcycle=folder, architecture="dense")).model_type == "smollm3"
+    moe = model_config(ModelArguments(upcycle=folder, num_experts=4, router_type="hash"))
+    assert (moe.model_type, moe.num_experts, moe.router_type) == ("llama_moe", 4, "hash")
+    assert upcycle_directory(folder, tmp_path / "moe", num_experts=4).config.model_type == "llama_moe"
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "deepseek_v3"])
