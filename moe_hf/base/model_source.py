@@ -57,7 +57,7 @@ def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = Fa
     path = Path(source).expanduser()
     if gguf_file is None and path.suffix == ".gguf" and path.is_file():
         found = ModelSource(str(path.parent), path.name)
-    elif source in PACKAGED_MODELS and not path.is_dir():
+    elif source in PACKAGED_MODELS and not ((path / "config.json").is_file() or _gguf_files(path)):
         found = _packaged(source)
     else:
         folder = folder_or_hub_id(source, needs_owner)

@@ -11,8 +11,9 @@ from moe_hf.base.model_source import PACKAGED_MODELS, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen
 from moe_hf.config.presets import PRESETS, create_moe_config
-from moe_hf.models.auto import FAMILIES, family_of, model_type_of, other_config
+from moe_hf.models.auto import FAMILIES, family_of, model_type_of
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.models.upcycling.opened import other_config
 
 FLAGS = (
     "num_experts num_experts_per_tok hidden_size num_hidden_layers num_attention_heads intermediate_size "

@@ -109,6 +109,9 @@ class CausalTextModel:
                 f"{source} lacks {len(missing)} of the model's tensors ({', '.join(missing[:3])}, ...); "
                 "it is not a whole checkpoint of this model"
             )
+        if find_routers(loaded) and not isinstance(loaded.config, MoEDecoderConfig):
+            # Models of this package take it by themselves; transformers' default does not take every width.
+            loaded.set_experts_implementation("auto")
         return cls(loaded.to(target).eval(), tokenizer, source, raw)
 
     @property

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from moe_hf.base.errors import CheckpointError, first_line
+from moe_hf.base.errors import CheckpointError
 from moe_hf.base.model_source import ModelSource
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.reading import model_type_in
@@ -94,23 +94,6 @@ def model_type_of(source: ModelSource) -> str:
     if not found:
         raise CheckpointError(f"{source.folder} has no config.json; name a folder that has one")
     return model_type_in(found, source.folder)
-
-
-def other_config(source: ModelSource) -> PreTrainedConfig:
-    """The configuration of a model whose class is transformers' own.
-
-    Raises:
-        CheckpointError: this transformers has no such class, or the file is not one of its.
-    """
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{source.folder} holds a model of type {model_type_of(source)!r}, whose configuration can't be read "
-            f"({first_line(error)}); known beside those of transformers are "
-            f"{', '.join([*FAMILIES, *dense_model_types()])}"
-        ) from error
-    return config
 
 
 def family_of(model_type: str) -> Family | None:

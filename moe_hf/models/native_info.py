@@ -9,6 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from moe_hf.models.native_routers import find_routers
 
+# Of models whose configuration names no limit.
+_CONTEXT = 2048
+
 
 def native_counts(config: PreTrainedConfig) -> dict[str, Any]:
     """The counts of `get_moe_model_info` that the others follow from, for a class of transformers.
@@ -35,10 +38,12 @@ def native_counts(config: PreTrainedConfig) -> dict[str, Any]:
     if head is not None and head.weight is model.get_input_embeddings().weight:
         matrices += head.weight.numel()
     attention_width = getattr(text, "head_dim", None) or width // text.num_attention_heads
-    mixing = layers * 2 * text.max_position_embeddings * text.num_attention_heads * attention_width
+    # Some know no limit.
+    context = getattr(text, "max_position_embeddings", None) or _CONTEXT
+    mixing = layers * 2 * context * text.num_attention_heads * attention_width
     blocks = [model.get_submodule(name.rpartition(".")[0]) for name in routers]
     # Gate, up and down.
-    dense_ffn = 3 * width * (text.intermediate_size or 0)
+    dense_ffn = 3 * width * (getattr(text, "intermediate_size", None) or 0)
     return {
         "total_params": total,
         "active_params": active,
@@ -50,7 +55,7 @@ def native_counts(config: PreTrainedConfig) -> dict[str, Any]:
         "moe_layers": len(blocks),
         "dense_layers": layers - len(blocks),
         "sparse_layers": tuple(_layer_of(name) for name in routers),
-        "context_length": text.max_position_embeddings,
+        "context_length": context,
         "flops_per_token": 2 * (matrices + mixing),
     }
 

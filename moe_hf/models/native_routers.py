@@ -89,6 +89,11 @@ class NativeRouters:
         return bool(self._routers)
 
     @property
+    def trains(self) -> bool:
+        """Whether any router has a weight that is trained."""
+        return any(parameter.requires_grad for router in self._routers.values() for parameter in router.parameters())
+
+    @property
     def have_biases(self) -> bool:
         """Whether any router has a correction bias."""
         return any(bias is not None for bias in self.biases)

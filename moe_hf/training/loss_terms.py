@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.models.heads import MoEHeadModel
 from moe_hf.models.native_routers import LayerChoice, NativeRouters
 from moe_hf.models.router_losses import share_of_batch
@@ -31,6 +32,7 @@ class LossTerms:
         self._choices: list[LayerChoice] = []
         config: Any = getattr(model, "config", None)
         # A configuration may ask for the loss in every forward: it would stand in evaluation, and beside the logits.
+        self._is_causal = getattr(model, "loss_type", None) == "ForCausalLM"
         self._asks = bool(self._routers) and getattr(config, "output_router_logits", False)
 
     @contextmanager
@@ -70,12 +72,26 @@ class LossTerms:
         labels = inputs.get("labels")
         if self._routers is None or not choices or labels is None:
             return loss, outputs
+        taught = any(choice.logits_TE.requires_grad for choice in choices)
+        if loss.requires_grad and self._routers.trains and not taught:
+            raise ConfigError(
+                "gradient checkpointing with use_reentrant=True is not allowed: the routers' logits carry no gradient "
+                "there, and the balance loss would do nothing; pass gradient_checkpointing_kwargs="
+                "{'use_reentrant': False}"
+            )
         balance = self._routers.balance_loss(choices, inputs.get("attention_mask"))
         share: Any = 1.0
         if num_items_in_batch is not None:
-            share = share_of_batch(labels[..., 1:].ne(-100).sum(), num_items_in_batch).to(loss.device)
+            share = share_of_batch(self._targets(inputs).ne(-100).sum(), num_items_in_batch).to(loss.device)
         # As large as transformers' own, which reads K at balance where this one reads 1.
         weight = factor * self._routers.coefficient * self._routers.top_k
         logits, experts = zip(*choices, strict=True)
         routing = {"router_logits": logits, "router_experts": experts, "aux_loss": balance.detach()}
         return loss + weight * share * balance.to(loss.device), {**outputs, **routing}
+
+    def _targets(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The labels that the model predicts: of a causal one all but each row's first, of others all."""
+        if "shift_labels" in inputs:
+            return torch.as_tensor(inputs["shift_labels"])
+        labels = torch.as_tensor(inputs["labels"])
+        return labels[..., 1:] if self._is_causal else labels

@@ -156,6 +156,11 @@ def test_a_folder_of_the_name_of_a_packaged_model_is_that_folder(tmp_path, monke
     (tmp_path / "smollm2").mkdir()
     (tmp_path / "smollm2" / "config.json").write_text("{}")
     assert find_model("smollm2") == ModelSource("smollm2")
+    # An empty one is not.
+    (tmp_path / "smollm2" / "config.json").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="comes in the package"):
+        find_model("smollm2")
 
 
 def test_the_bar_of_gguf_comes_back(capsys) -> None:

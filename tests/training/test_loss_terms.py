@@ -1,9 +1,14 @@
 """Balance loss and label smoothing count by a micro-batch's share of the step, and never in evaluation."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import MixtralForSequenceClassification
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.training.loss_terms import LossTerms
 from moe_hf.training.metrics import read_metrics
 from tests.models.native_moes import NATIVE_MOES, native_moe
@@ -97,6 +102,27 @@ def test_processes_are_undone_only_where_targets_are_counted_over_all(batch) -> 
         loss, _ = terms.added(outputs.loss, outputs, given, num_items, processes=3)
         added.append((loss - outputs.loss).item())
     assert added[1] == pytest.approx(3 * added[0], rel=1e-4)
+
+
+def test_checkpointing_that_takes_the_gradient_from_the_routers_is_refused(batch) -> None:
+    model = native_moe("mixtral", router_aux_loss_coef=COEFFICIENT).train()
+    model._set_gradient_checkpointing(True, partial(checkpoint, use_reentrant=True))
+    with pytest.raises(ConfigError, match="use_reentrant=True is not allowed: the routers' logits carry no gradient"):
+        step(model, batch)
+
+
+def test_a_head_that_labels_sequences_counts_each_of_them(batch) -> None:
+    losses = []
+    for coefficient in (0.0, 1.0):
+        config = NATIVE_MOES["mixtral"](router_aux_loss_coef=coefficient, num_labels=3)
+        torch.manual_seed(0)
+        model = MixtralForSequenceClassification(config).train()
+        terms, given = LossTerms(model), {"input_ids": batch, "labels": torch.arange(8) % 3}
+        with terms.forward(given, True):
+            outputs = model(**given)
+        loss, measured = terms.added(outputs.loss, outputs, given, torch.tensor(8), processes=1)
+        losses.append(loss.item())
+    assert losses[1] - losses[0] == pytest.approx(2 * measured["aux_loss"].item(), rel=1e-4)
 
 
 class TestTrainer:

@@ -10,7 +10,11 @@ from moe_hf.models.dense.lazy_tensors import LazyTensor
 from moe_hf.models.upcycling.planned import PlannedModel
 
 # What two fine-tunes of one model may say differently without computing anything else.
-_INDIFFERENT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
+_INDIFFERENT = (
+    "transformers_version _name_or_path dtype torch_dtype use_cache architectures bos_token_id eos_token_id "
+    "pad_token_id attention_dropout attn_pdrop embd_dropout resid_dropout initializer_range problem_type id2label "
+    "label2id max_position_embeddings"
+).split()
 
 
 def mixed_plan(plans: Sequence[PlannedModel], names: Sequence[str], granularity: int = 1) -> PlannedModel:

@@ -2,16 +2,19 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.serialization._base import parse_size_to_int
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import atomic_folder
 from moe_hf.models.auto import dense_model_types, family_of_dense
-from moe_hf.models.dense.lazy_tensors import dtype_named
+from moe_hf.models.dense.lazy_tensors import Drawn, Held, dtype_named
 from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.grown import GROWING, plan_grown
@@ -23,6 +26,11 @@ from moe_hf.models.upcycling.opened import open_model
 from moe_hf.models.upcycling.own import plan_own
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 from moe_hf.models.upcycling.weights import write_weights, written_size
+
+logger = logging.get_logger(__name__)
+
+# Bytes of a row of an expert, a multiple of which torch's grouped product asks for.
+_STRIDE = 16
 
 TARGETS = {"native": plan_native, "moe_hf": plan_own, "dense": plan_merged}
 """What is made: a Mixture of Experts of transformers' own classes or of this package's, or a dense model of one."""
@@ -80,9 +88,10 @@ def upcycle_directory(
             disk is too small. Nothing is written then.
         ConfigError: an override is not allowed.
     """
-    destination = Path(destination)
+    destination = Path(destination).absolute()
     if target not in (None, *TARGETS):
         raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
+    _require_size(max_shard_size)
     names = [source, *branches]
     models = [open_model(name, gguf_file if name == source else None) for name in names]
     for name, model in zip(names, models, strict=True):
@@ -97,6 +106,9 @@ def upcycle_directory(
     plan = mixed_plan(plans, names, granularity) if branches else plans[0]
     config = plan.config
     config.dtype = dtype or _dtype_of(plan)
+    note = _odd_widths(plan, config.dtype)
+    if note:
+        logger.warning(note)
     total = sum(written_size(value, config.dtype) for value in plan.state.values())
 
     with atomic_folder(destination) as aside:
@@ -105,7 +117,7 @@ def upcycle_directory(
         num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
         carried = carry_over(opened, aside)
-        (aside / "README.md").write_text(model_card(source, destination.name, plan), encoding="utf-8")
+        (aside / "README.md").write_text(model_card(source, destination.name, plan, note), encoding="utf-8")
     return UpcycleReport(destination, config, plan.counts, total, num_shards, carried)
 
 
@@ -131,11 +143,36 @@ def _maker(source: str, model_type: str, target: str | None) -> Callable[..., Pl
     raise cannot_upcycle(source, model_type, dense_model_types())
 
 
+def _require_size(max_shard_size: str) -> None:
+    try:
+        parse_size_to_int(max_shard_size)
+    except ValueError as error:
+        raise ConfigError(f"max_shard_size={max_shard_size!r} is not allowed; it must be a size such as 2GB") from error
+
+
+def _odd_widths(plan: PlannedModel, dtype: torch.dtype) -> str:
+    """What users must know of experts whose width transformers' grouped product does not take; empty otherwise."""
+    config: Any = plan.config
+    widths = {config.hidden_size, getattr(config, "moe_intermediate_size", None) or config.intermediate_size}
+    odd = sorted(width for width in widths if width * dtype.itemsize % _STRIDE)
+    if plan.code or not plan.wanted.sparse_layers or not odd:
+        return ""
+    kind = str(dtype).removeprefix("torch.")
+    return (
+        f"Widths of {', '.join(map(str, odd))} in {kind} are no multiples of {_STRIDE} bytes, which transformers' "
+        'usual product of experts needs: load it with `experts_implementation="eager"`, or with `moe_hf`\'s `sorted`.'
+    )
+
+
 def _dtype_of(plan: PlannedModel) -> torch.dtype:
-    return dtype_named(plan.state["model.embed_tokens.weight"].get_dtype())
+    """The type that holds the values of all tensors of the source; what is drawn has none of its own."""
+    stored = [dtype_named(value.get_dtype()) for value in plan.state.values() if not isinstance(value, Drawn | Held)]
+    return reduce(torch.promote_types, stored)
 
 
 def _require_free(destination: Path, overwrite: bool) -> None:
+    if destination.is_file():
+        raise CheckpointError(f"{destination} is a file; name a folder to create")
     if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
         return
     if not overwrite:

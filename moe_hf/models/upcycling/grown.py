@@ -12,12 +12,12 @@ from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.auto import FAMILIES, other_config
+from moe_hf.models.auto import FAMILIES
 from moe_hf.models.dense.expert_init import ExpertPart, ExpertRecipe, OneExpert, expert_recipe, make_expert
 from moe_hf.models.dense.lazy_tensors import Computed, LazyTensor, Sliced
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS
-from moe_hf.models.upcycling.opened import OpenedModel
+from moe_hf.models.upcycling.opened import OpenedModel, other_config
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 
 GROWING = frozenset({native.moe_type for native in NATIVE_FORMATS.values()} | FAMILIES.keys()) - {"megabyte_moe"}

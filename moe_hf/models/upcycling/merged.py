@@ -14,11 +14,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.auto import FAMILIES, other_config
+from moe_hf.models.auto import FAMILIES
 from moe_hf.models.dense.lazy_tensors import Averaged, Computed, LazyTensor, Sliced
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, ExpertNames
-from moe_hf.models.upcycling.opened import OpenedModel
+from moe_hf.models.upcycling.opened import OpenedModel, other_config
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 
 _HALVES = ("gate_proj", "up_proj", "down_proj")

@@ -8,8 +8,8 @@ from moe_hf.models.upcycling.planned import PlannedModel
 _SAME_LOGITS = "It gives the source's logits; train it before you expect more."
 
 
-def model_card(source: str, name: str, plan: PlannedModel) -> str:
-    """The README.md of an upcycled model."""
+def model_card(source: str, name: str, plan: PlannedModel, note: str = "") -> str:
+    """The README.md of an upcycled model; `note` is what its users have to know besides."""
     base_model = "" if Path(source).exists() or source in PACKAGED_MODELS else f"base_model: {source}\n"
     wanted, counts = plan.wanted, plan.counts
     logits = f"It does not give the source's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
@@ -24,7 +24,7 @@ tags:
 # {name}
 
 {plan.origin} `{Path(source).name if Path(source).exists() else source}`. It has
-not been trained since. {logits}
+not been trained since. {logits}{f" {note}" if note else ""}
 
 | | |
 | --- | --- |

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
@@ -25,7 +25,7 @@ from moe_hf.models.dense.expert_init import (
 from moe_hf.models.dense.lazy_tensors import Copied, Drawn, Joined, LazyTensor, Sliced
 from moe_hf.models.upcycling.native_config import choose_native
 from moe_hf.models.upcycling.native_formats import NativeFormat
-from moe_hf.models.upcycling.opened import OpenedModel
+from moe_hf.models.upcycling.opened import OpenedModel, other_config
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias)$")
@@ -47,7 +47,7 @@ def plan_native(
         CheckpointError: tensors are missing, left over or misfitting, or a feature can't be kept.
         ConfigError: a choice is not allowed.
     """
-    dense = AutoConfig.from_pretrained(opened.folder, **opened.source.options)
+    dense: Any = other_config(opened.source)
     native, config, wanted = choose_native(dense, granularity, **choices)
     tensors = _dense_tensors(opened, dense)
     dense_params = sum(map(_numel, tensors.values()))
@@ -82,10 +82,13 @@ def _dense_tensors(opened: OpenedModel, dense: PreTrainedConfig) -> dict[str, La
         if not _BUFFERS.search(name)
     }
     tensors: dict[str, LazyTensor] = {name: _lazy(value) for name, value in stored.items() if name not in tied}
+    embedding = "model.embed_tokens.weight"
+    if embedding not in tensors and (head := tied & stored.keys()):
+        # Of two names for one matrix a file may hold either.
+        tensors[embedding] = _lazy(stored[min(head)])
     _require_same(opened, {name: shape for name, shape in needed.items() if name not in tied}, tensors)
     for name in tied & stored.keys():
-        embedding = tensors["model.embed_tokens.weight"]
-        if not torch.equal(_lazy(stored[name]).read(), embedding.read()):
+        if not torch.equal(_lazy(stored[name]).read(), tensors[embedding].read()):
             raise CheckpointError(
                 f"{opened.name} holds {name}, which is not its embedding, but tie_word_embeddings=True; correct its "
                 "config.json"

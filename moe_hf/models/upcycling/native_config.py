@@ -63,8 +63,9 @@ def _config(
             raise _cannot_keep(native, dense, name)
     taken = {}
     for name, value in dense.to_dict().items():
-        # Not every class declares the width of its heads, but all read it.
-        if name in fields or name == "head_dim":
+        # What the dense class does not know does nothing there, and must not begin to here; but for the width of heads,
+        # which not every class declares and all read.
+        if (name in fields and name in own) or name == "head_dim":
             taken[name] = value
         elif name in own and name not in _OF_THE_FILE and not _does_nothing(name, value, own[name].default):
             raise _cannot_keep(native, dense, name)
@@ -86,6 +87,9 @@ def _config(
     config = target(**{name: value for name, value in taken.items() if name not in _OF_THE_FILE})
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[native.moe_type]]
     return config
+
+
+_INITIALIZER_RANGE, _MOST_EXPERTS = 0.02, 2**16
 
 
 def _does_nothing(name: str, value: Any, default: Any) -> bool:
@@ -119,12 +123,15 @@ def _wanted(
         hidden_size=dense.hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=1,
-        initializer_range=dense.initializer_range,
+        # Zero in some files, which would leave the router without a direction.
+        initializer_range=dense.initializer_range or _INITIALIZER_RANGE,
         **choices,
     )
     if wanted.sparse_layers != list(range(layers)) and not native.mixes_dense:
         raise ConfigError(
             f"mlp_layer_types={wanted.mlp_layer_types!r} is not allowed; every layer of a {native.moe_type} is sparse"
         )
+    if wanted.num_experts > _MOST_EXPERTS:
+        raise ConfigError(f"num_experts={wanted.num_experts} is not allowed; it must be at most {_MOST_EXPERTS}")
     require_granularity(granularity, dense.intermediate_size, wanted.num_experts, wanted.num_experts_per_tok)
     return wanted

@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.model_source import ModelSource, find_model, without_progress_bar
 from moe_hf.config.reading import model_type_in
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices, refuse_adapter
@@ -65,10 +65,30 @@ def open_model(name: str, gguf_file: str | None = None) -> OpenedModel:
     refuse_adapter(folder, name)
     config = json_object(folder / "config.json")
     if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "some way")
+        said = config["quantization_config"]
+        method = said.get("quant_method", "some way") if isinstance(said, dict) else said
         raise CheckpointError(f"{name} is quantised ({method}); name the model in float32, bfloat16 or float16")
     files = weight_files(folder)
     return OpenedModel(name, source, config, open_slices(files), files[0])
+
+
+def other_config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration of a model whose class is transformers' own.
+
+    Raises:
+        CheckpointError: this transformers has no such class, or the file is not one of its.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
+    except OSError:
+        raise
+    # Classes check their fields with errors of any kind.
+    except Exception as error:
+        raise CheckpointError(
+            f"the configuration of {source.folder} can't be read ({first_line(error)}); it is damaged, or of a type "
+            "that this version of transformers does not know"
+        ) from error
+    return config
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -77,10 +97,10 @@ def weight_files(folder: Path) -> list[str]:
     Raises:
         CheckpointError: it has none, or an index that leads elsewhere.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    # As transformers has it: an index that an earlier model left beside a whole file says nothing.
+    if index.is_file() and not single.is_file():
         return indexed_files(index)
-    single = folder / "model.safetensors"
     pickled = sorted(folder.glob("*.bin"))
     if not single.is_file() and not pickled:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"

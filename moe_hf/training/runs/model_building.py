@@ -1,5 +1,6 @@
 """Builds the model of a run: fresh, upcycled from a dense model, or continued."""
 
+import copy
 from typing import Any
 
 import datasets
@@ -18,14 +19,14 @@ from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
-from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, family_of_dense, model_type_of, other_config
+from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, family_of_dense, model_type_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.native_routers import find_routers
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_config import choose_native
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
-from moe_hf.models.upcycling.opened import open_model
+from moe_hf.models.upcycling.opened import open_model, other_config
 from moe_hf.training.data.prepare import TrainingData
 from moe_hf.training.data.tokenizer_choice import vocabulary_rows
 from moe_hf.training.runs.arguments import ModelArguments
@@ -133,14 +134,18 @@ def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: Tra
 
 
 def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
-    """Give the model the generation settings that are saved with it: special ids and a length of answers."""
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
-        # Half of the context stays for the question.
-        max_new_tokens=min(LONGEST_ANSWER, context_length // 2),
-    )
+    """Give the model the generation settings that are saved with it: special ids and a length of answers.
+
+    What a starting model says of sampling and of ends of a turn stays.
+    """
+    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, model.config.pad_token_id
+    if tokenizer.eos_token_id not in ends:
+        config.eos_token_id = tokenizer.eos_token_id
+    # Half of the context stays for the question.
+    config.max_new_tokens = min(LONGEST_ANSWER, context_length // 2)
+    model.generation_config = config
 
 
 def _chosen_fields(arguments: ModelArguments) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def activation_bytes(config: PreTrainedConfig, tokens: int, training: TrainingAr
 def _kept_by_layers(config: PreTrainedConfig, training: TrainingArguments) -> int:
     """Bytes that the layers of a decoder keep of one place."""
     size = _BFLOAT16 if training.bf16 or training.fp16 else _FLOAT32
-    info, inner = get_moe_model_info(config), config.intermediate_size or 0
+    info, inner = get_moe_model_info(config), getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     sparse, dense = info["moe_layers"], config.num_hidden_layers - info["moe_layers"]
     # Not every class of transformers has all of these fields.
     shared = getattr(config, "shared_expert_intermediate_size", None) or 0

@@ -1,5 +1,6 @@
 """Several fine-tunes of one model become one Mixture of Experts: an expert each, and the mean of all else."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,9 @@ def test_what_is_no_fine_tune_of_the_same_model_is_refused(branches: list[Path],
 def test_branches_give_equally_many_experts(branches: list[Path]) -> None:
     with pytest.raises(ConfigError, match="num_experts=4 is not allowed with 3 branches; it must be a multiple of 3"):
         mixed(branches, num_experts=4)
+
+
+def test_ends_of_text_may_differ_as_those_of_a_chat_model_do(branches: list[Path]) -> None:
+    path = branches[1] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 5, "attention_dropout": 0.1}))
+    assert mixed(branches[:2])["model.norm.weight"].shape == (36,)

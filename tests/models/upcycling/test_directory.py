@@ -124,8 +124,8 @@ def test_taken_destination_is_refused_and_untouched(dense_folder, tmp_path):
 
 def test_overwrite_replaces_a_model_and_nothing_else(dense_folder, tmp_path):
     (tmp_path / "mine").touch()
-    for destination in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(CheckpointError, match=r"no config\.json"):
+    for destination, text in ((tmp_path, r"no config\.json"), (tmp_path / "mine", "mine is a file")):
+        with pytest.raises(CheckpointError, match=text):
             upcycle_directory(str(dense_folder), destination, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")

@@ -221,3 +221,55 @@ def test_the_folder_needs_nothing_of_this_package(dense: MakeDense) -> None:
 
 def test_every_format_is_tried() -> None:
     assert CONFIGS.keys() == NATIVE_FORMATS.keys()
+
+
+class TestFilesOfOthers:
+    """What people's folders hold beside what transformers writes today."""
+
+    @pytest.mark.parametrize(
+        ("kind", "foreign"),
+        [("qwen2", {"qkv_bias": False}), ("llama", {"sliding_window": 5}), ("llama", {"router_jitter_noise": 0.3})],
+    )
+    def test_a_key_that_the_dense_class_ignores_does_not_begin_to_act(self, dense: MakeDense, kind, foreign) -> None:
+        source = dense(kind)
+        path = source / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **foreign}))
+        assert difference(logits(upcycled(source)), logits(source)) <= 1e-5
+        assert not getattr(AutoConfig.from_pretrained(source.parent / "moe"), "router_jitter_noise", 0)
+
+    def test_an_index_left_beside_a_whole_file_says_nothing(self, dense: MakeDense) -> None:
+        source = dense("llama")
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00009.safetensors"}}
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert difference(logits(upcycled(source)), logits(source)) <= 1e-5
+
+    def test_no_tensor_is_cut_to_the_type_of_another(self, dense: MakeDense) -> None:
+        source = dense("llama")
+        state = load_file(source / "model.safetensors")
+        state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].bfloat16()
+        save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+        single = {"dtype": torch.float32}
+        assert difference(logits(upcycled(source), **single), logits(source, **single)) <= 1e-5
+
+    def test_a_tied_matrix_may_be_stored_under_its_other_name(self, dense: MakeDense) -> None:
+        source = dense("llama", tie_word_embeddings=True)
+        expected = logits(source)
+        state = load_file(source / "model.safetensors")
+        state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+        save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+        assert difference(logits(upcycled(source)), expected) <= 1e-5
+
+    def test_a_width_that_transformers_product_does_not_take_is_said(self, dense: MakeDense, caplog) -> None:
+        source = dense("llama", intermediate_size=62)
+        moe = upcycled(source)
+        assert "Widths of 62 in float32 are no multiples of 16 bytes" in caplog.text
+        assert "Widths of 62 in float32" in (moe / "README.md").read_text()
+        assert difference(logits(moe, experts_implementation="eager"), logits(source)) <= 1e-5
+
+    @pytest.mark.parametrize(
+        ("choices", "text"),
+        [({"max_shard_size": "10XB"}, "max_shard_size='10XB'"), ({"num_experts": 10**7}, "at most")],
+    )
+    def test_sizes_out_of_reach(self, dense: MakeDense, choices, text: str) -> None:
+        with pytest.raises(ConfigError, match=text):
+            upcycled(dense("llama"), **choices)

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, SmolLM3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    SmolLM3Config,
+)
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.upcycling.directory import upcycle_directory
@@ -178,3 +186,18 @@ def test_long_rows_and_large_steps_are_asked_for_only(text) -> None:
     assert AutoTokenizer.from_pretrained("run").eos_token_id == 0
     assert json.loads(Path("run/config.json").read_text())["max_position_embeddings"] == 4096
     assert torch.isfinite(torch.tensor(report.eval_loss))
+
+
+def test_what_a_chat_model_says_of_generation_stays(text) -> None:
+    start(NATIVE_MOES["mixtral"](**IDS))
+    GenerationConfig(eos_token_id=[0, 5], temperature=0.7, do_sample=True, top_p=0.9).save_pretrained("start")
+    run(f"--model start {STILL} --output_dir run")
+    kept = GenerationConfig.from_pretrained("run")
+    assert (kept.eos_token_id, kept.temperature, kept.do_sample, kept.top_p) == ([0, 5], 0.7, True, 0.9)
+    assert (kept.pad_token_id, kept.max_new_tokens) == (1, 16)
+
+
+def test_a_model_without_usual_fields_is_counted_as_well(text) -> None:
+    shape = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    start(OPTConfig(**IDS, **shape, word_embed_proj_dim=32))
+    assert run(f"--model start {STILL} --output_dir run").plan.info["moe_layers"] == 0
