@@ -20,8 +20,8 @@ class MoEDecoderConfig(
     """Shape and behaviour of a decoder-only language model whose FFNs may be mixtures of experts.
 
     A field whose None has a meaning below is saved as None where it is left out, and reads as that value
-    (`DerivedFields`). Two take their value when the configuration is made: `layer_types`, which caches read at every
-    step and which is not saved, and `hyena_filter_time_base`, which must not move with the field that it comes from.
+    (`DerivedFields`). One takes its value when the configuration is made: `hyena_filter_time_base`, which must not move
+    with the field that it comes from.
 
     Args:
         vocab_size: rows of the embedding.
@@ -119,6 +119,7 @@ class MoEDecoderConfig(
         "moe_intermediate_size": "default_expert_width",
         "router_aux_loss_coef": "default_aux_loss_coef",
         "mlp_layer_types": "default_mlp_layer_types",
+        "layer_types": "caches_of_layers",
         "num_key_value_heads": "default_key_value_heads",
         "attention_head_dim": "default_head_dim",
         "attention_output_bias": "default_output_bias",
@@ -199,7 +200,7 @@ class MoEDecoderConfig(
     router_init: str = "random"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take aliases, refuse what cannot be read, and fill in the two fields that keep their first value."""
+        """Take aliases, refuse what cannot be read, and fill in the field that keeps its first value."""
         # A dataclass knows its fields alone: aliases arrive here, in kwargs.
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
@@ -208,8 +209,6 @@ class MoEDecoderConfig(
                     setattr(self, name, value)
         self._refuse_misspelt_fields(kwargs)
         self._refuse_what_transformers_cannot_read(kwargs)
-        if self.layer_types is None:
-            self.layer_types = self.caches_of_layers()
         # Filters are functions of the lag as a share of this: it must not move when the limit does.
         self.hyena_filter_time_base = self.hyena_lags if "hyena" in self.mixer_of_layer else None
         super().__post_init__(**kwargs)
@@ -265,13 +264,15 @@ class MoEDecoderConfig(
 
     def caches_of_layers(self) -> list[str]:
         """What each layer keeps between calls, in the words of `layer_types`."""
-        stateful = self.mlp_token_shift != "none"
+        # Read once, not layer by layer: a model asks for this at every step.
+        shifts, conv = self.mlp_token_shift != "none", self.mixer_short_conv
+        slides = self.sliding_window is not None
         caches = []
         for layer, (mixer, mlp) in enumerate(zip(self.mixer_of_layer, self.ffn_of_layer, strict=False)):
             cache = CACHE_OF_MIXER[mixer]
-            if mixer == "attention" and ((stateful and mlp != "none") or self.mixer_short_conv):
+            if mixer == "attention" and ((shifts and mlp != "none") or conv):
                 cache = "attention_with_state"
-            elif mixer == "attention" and self.window_of_layer(layer) is not None:
+            elif mixer == "attention" and slides and self.window_of_layer(layer) is not None:
                 cache = "sliding_attention"
             caches.append(cache)
         return caches

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.skips import FAMILY_SKIPS, SELF_SKIPS, SKIPS
+from tests.conformance.skips import CASE_SKIPS, SELF_SKIPS, SKIPS
 
 KNOWN_REASONS = "|".join(
-    [*SELF_SKIPS, *(re.escape(reason) for skips in (SKIPS, *FAMILY_SKIPS.values()) for reason in skips.values())]
+    [*SELF_SKIPS, *(re.escape(reason) for skips in (SKIPS, *CASE_SKIPS.values()) for reason in skips.values())]
 )
 
 

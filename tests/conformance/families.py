@@ -56,6 +56,7 @@ SMALL_FILTER = {"hyena_filter_embedding": 5, "hyena_filter_width": 8}
 CASES: dict[str, Case] = {
     "GPT2": Case("gpt2_moe", {}),
     "GPT2Rotary": Case("gpt2_moe", {"position_embedding_type": "rotary", "mixer_short_conv": 3, **BIASED_ROUTER}),
+    "Llama": Case("llama_moe", {"num_key_value_heads": 2}),
     "RetNet": Case("retnet_moe", {}, has_attentions=False),
     "Mamba1": Case("mamba_moe", {"mamba_version": 1, "mamba_state_size": 5}, has_attentions=False),
     "Mamba2": Case("mamba_moe", {"mamba_state_size": 6, "mamba_head_dim": 16}, has_attentions=False),

@@ -1,7 +1,7 @@
 """The shared tests that do not run on our families, each with its reason; a skip that is not written here fails."""
 
 NO_EMBEDDINGS = "MegaByte embeds bytes twice and refuses embeddings with a ConfigError"
-# Shared test -> why no family runs it.
+# Shared test, or how the names of several begin -> why no family runs it.
 SKIPS = {
     "test_training_gradient_checkpointing_use_reentrant_true": (
         "refused with a ConfigError: the reentrant form records router logits without a gradient"
@@ -11,6 +11,10 @@ SKIPS = {
     ),
     "test_keep_in_fp32_modules_exist": (
         "the list names parts of every router that there is, and a configuration has one router"
+    ),
+    "test_model_rope_": (
+        "it takes `rope_parameters` that are None, as they are here where nothing is scaled, for a table by kind of "
+        "layer; tests/layers/attention/test_rope_types.py compares the angles with transformers' own"
     ),
     "test_resize_position_vector_embeddings": "learned positions are not resized; rotary ones need no table",
     "test_sdpa_can_dispatch_composite_models": "text only",
@@ -25,14 +29,19 @@ SKIPS = {
 }
 # A version of transformers that has the test, where not all supported ones do.
 SINCE = {"test_moe_models_record_router_logits": "5.23", "test_bc_cache_name_forward": "5.24"}
-# Family -> shared test -> why this family does not run it.
-FAMILY_SKIPS: dict[str, dict[str, str]] = {
-    "megabyte_moe": {
+# Case -> shared test, or how the names of several begin -> why this case does not run it.
+CASE_SKIPS: dict[str, dict[str, str]] = {
+    "GPT2Rotary": {
+        "test_eager_matches_sdpa_inference": "it sets a sliding window, which is refused beside a short convolution",
+    },
+    "MegaByte": {
         "test_tp_plan_matches_params": "its plan is made of those of two decoders, of which one has no embedding",
+        "test_eager_matches_sdpa_inference": (
+            "it sets a sliding window, which is refused; tests/models/megabyte/test_model.py compares the two"
+        ),
         "test_attention_outputs": "two decoders give their attentions one after the other, over patches and places",
         "test_retain_grad_hidden_states_attentions": "hidden states are picked byte by byte; no loss passes them",
         "test_inputs_embeds": NO_EMBEDDINGS,
-        "test_inputs_embeds_matches_input_ids": NO_EMBEDDINGS,
         "test_internal_model_config_and_subconfig_are_same": (
             "it knows the local decoder's configuration by its class, which is that of the global one's, too"
         ),

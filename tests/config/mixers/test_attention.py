@@ -30,6 +30,8 @@ def test_windows_are_those_of_the_named_layers() -> None:
     assert config.layer_types == ["full_attention", "sliding_attention"] * 2
     hybrid = LlamaWithMoEConfig(**SHAPE, sliding_window=5, mixer="hyena,attention")
     assert hybrid.layer_types == ["history", "sliding_attention"] * 2
+    hybrid.sliding_window = None
+    assert hybrid.layer_types == ["history", "full_attention"] * 2
 
 
 def test_nothing_is_written_where_nothing_is_scaled() -> None:
