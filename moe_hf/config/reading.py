@@ -12,8 +12,8 @@ from moe_hf.config.derived import DerivedFields
 
 # Beyond it no machine could hold the model.
 MOST_LAYERS = 10_000
-# Derived fields that files of earlier versions do not have at all.
-_LATER = ("num_key_value_heads", "attention_head_dim", "attention_output_bias")
+# Derived fields that files of earlier versions do not have; the first is in none.
+_LATER = ("layer_types", "num_key_value_heads", "attention_head_dim", "attention_output_bias")
 
 
 class ReadConfig(DerivedFields):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from moe_hf.inference.streaming import Piece
+from moe_hf.models.found_routers import choice_of
 
 
 class RoutingTrace(NamedTuple):
@@ -53,10 +54,15 @@ def sparse_layers(routers: dict[str, nn.Module]) -> tuple[int, ...]:
 
 
 class RoutingRecorder:
-    """Takes down what the routers return, which by transformers' convention is (logits, weights, experts)."""
+    """Takes down what the routers return.
 
-    def __init__(self, routers: dict[str, nn.Module]) -> None:
-        self._routers = routers
+    Args:
+        routers: by module name.
+        top_k: experts per token, for routers that return their logits alone.
+    """
+
+    def __init__(self, routers: dict[str, nn.Module], top_k: int = 1) -> None:
+        self._routers, self._top_k = routers, top_k
         self._seen: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in routers]
         self._num_experts = 0
 
@@ -74,7 +80,7 @@ class RoutingRecorder:
 
     def _hook(self, index: int) -> Any:
         def take_down(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            logits_TE, weights_TK, experts_TK = output
+            logits_TE, weights_TK, experts_TK = choice_of(output, self._top_k)
             self._num_experts = logits_TE.shape[-1]
             self._seen[index].append((weights_TK.detach().float().cpu(), experts_TK.detach().cpu()))
 

@@ -24,8 +24,8 @@ from moe_hf.inference.answering import Completion
 from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
+from moe_hf.models.found_routers import find_routers
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.native_routers import find_routers
 from moe_hf.text.chat_template import Message
 from moe_hf.text.encoding import TextEncoder
 
@@ -167,7 +167,8 @@ class CausalTextModel:
         """
         stop = stop or threading.Event()
         streamer = TextPieces(self.tokenizer, self.stop_ids, on_text, strip_start=self.is_chat)
-        recorder = RoutingRecorder(self.routers if record_routing else {})
+        top_k = getattr(self.model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        recorder = RoutingRecorder(self.routers if record_routing else {}, top_k)
         device = self.model.device
         ids = torch.tensor([list(prompt_ids)], device=device)
         started = time.perf_counter()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from moe_hf.models.native_routers import find_routers
+from moe_hf.models.found_routers import find_routers
 
 # Of models whose configuration names no limit.
 _CONTEXT = 2048

@@ -5,7 +5,7 @@ Shapes: B batch, S positions, T = B * S tokens, E experts, K experts per token.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -13,60 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from moe_hf.models.adapter_states import RouterState, save_states_with_adapters
+from moe_hf.models.found_routers import LayerChoice, choice_of, find_routers
 from moe_hf.models.router_losses import mask_of_call
 from moe_hf.ops.routing.balance import expert_counts, flat_mask, layer_balance_loss, mean_over_layers
 
 # What DeepSeek-V3 and those after it call the bias that is added to the scores for the choice alone.
 _BIAS_NAMES = ("e_score_correction_bias", "expert_bias")
-# What a layer calls its router.
-_ROUTER_NAMES = ("gate", "router")
-
-
-class LayerChoice(NamedTuple):
-    """What one router did with the tokens of a forward: raw logits (T, E) and chosen experts (T, K)."""
-
-    logits_TE: torch.Tensor
-    expert_TK: torch.Tensor
-
-
-def find_routers(model: nn.Module) -> dict[str, nn.Module]:
-    """The routers of a model by module name, in layer order; empty for a dense model.
-
-    They are the modules that the model declares to transformers' recorder as the source of `router_logits`, or, where
-    it declares none, those beside experts.
-    """
-    bodies = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    declared: Any = next((found for body in bodies if (found := body.can_record_outputs.get("router_logits"))), [])
-    recorders = declared if isinstance(declared, list) else [declared]
-    named = dict(model.named_modules())
-    beside = {f"{name.removesuffix('experts')}{word}" for name in named for word in _ROUTER_NAMES if _is_stack(name)}
-    found = {
-        name: module
-        for name, module in named.items()
-        if any(_records(recorder, name, module) for recorder in recorders) or (not recorders and name in beside)
-    }
-    return {name: module for name, module in found.items() if not _is_idle(model, name)}
-
-
-def _records(recorder: Any, name: str, module: nn.Module) -> bool:
-    if isinstance(recorder, type):
-        return isinstance(module, recorder)
-    # A class as wide as Linear is told by its name in the layer.
-    place = recorder.layer_name
-    return isinstance(module, recorder.target_class) and (place is None or name.endswith(f".{place}"))
-
-
-def _is_stack(name: str) -> bool:
-    return name.endswith(".experts")
-
-
-def _is_idle(model: nn.Module, name: str) -> bool:
-    """Whether a router only lies beside the one in use: peft keeps those that it trains whole apart from the first."""
-    wrapper, _, kept = name.rpartition(".modules_to_save.")
-    if wrapper:
-        active: Any = model.get_submodule(wrapper)
-        return kept not in active.active_adapters
-    return name.endswith(".original_module")
 
 
 class NativeRouters:
@@ -105,7 +57,7 @@ class NativeRouters:
         What activation checkpointing computes again runs outside, in the backward pass, and so counts once.
         """
         choices: list[LayerChoice] = []
-        handles = self._watch(choices)
+        handles = self.watch(choices)
         try:
             yield choices
         finally:
@@ -134,22 +86,13 @@ class NativeRouters:
             losses.append(layer_balance_loss(prob_TE, count_E, mask_T))
         return mean_over_layers(losses)
 
-    def _watch(self, choices: list[LayerChoice]) -> list[RemovableHandle]:
+    def watch(self, choices: list[LayerChoice]) -> list[RemovableHandle]:
+        """Append to `choices` what each router chooses, until the handles are removed."""
+
         def take_down(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            choices.append(_choice(output, self.top_k))
+            choices.append(choice_of(output, self.top_k))
 
         return [router.register_forward_hook(take_down) for router in self._routers.values()]
-
-
-def _choice(output: Any, top_k: int) -> LayerChoice:
-    """What a router returned: (logits, weights, experts), in some versions the other way round, or logits alone."""
-    parts = output if isinstance(output, tuple) else (output,)
-    # Weights stand in the middle.
-    logits_TE = parts[0] if parts[0].is_floating_point() else parts[-1]
-    logits_TE = logits_TE.reshape(-1, logits_TE.shape[-1])
-    told = next((part for part in parts if not part.is_floating_point()), None)
-    expert_TK = logits_TE.topk(top_k, dim=-1).indices if told is None else told.reshape(len(logits_TE), -1)
-    return LayerChoice(logits_TE, expert_TK)
 
 
 class BiasUpkeep:
@@ -177,15 +120,18 @@ class BiasUpkeep:
         ]
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        # A forward that an error cut off never came to its end.
+        for handle in self._watching:
+            handle.remove()
         self._choices, self._watching = [], []
         if module.training:
-            self._watching = self._routers._watch(self._choices)
+            self._watching = self._routers.watch(self._choices)
 
     @torch.no_grad()
     def _end(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         for handle in self._watching:
             handle.remove()
-        for layer, (logits_TE, expert_TK) in enumerate(self._choices):
+        for layer, (logits_TE, _, expert_TK) in enumerate(self._choices):
             mask_T = flat_mask(mask_of_call(kwargs.get("attention_mask"), len(logits_TE)), logits_TE)
             count_E = expert_counts(expert_TK, logits_TE.shape[-1], mask_T)
             before = self._counts[layer]

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.models.found_routers import LayerChoice
 from moe_hf.models.heads import MoEHeadModel
-from moe_hf.models.native_routers import LayerChoice, NativeRouters
+from moe_hf.models.native_routers import NativeRouters
 from moe_hf.models.router_losses import share_of_batch
 from moe_hf.training.label_smoothing import label_smoothing_term
 
@@ -85,7 +86,7 @@ class LossTerms:
             share = share_of_batch(self._targets(inputs).ne(-100).sum(), num_items_in_batch).to(loss.device)
         # As large as transformers' own, which reads K at balance where this one reads 1.
         weight = factor * self._routers.coefficient * self._routers.top_k
-        logits, experts = zip(*choices, strict=True)
+        logits, _, experts = zip(*choices, strict=True)
         routing = {"router_logits": logits, "router_experts": experts, "aux_loss": balance.detach()}
         return loss + weight * share * balance.to(loss.device), {**outputs, **routing}
 

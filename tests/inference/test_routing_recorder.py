@@ -1,5 +1,6 @@
 """Routing is taken down in the passes that made the answer, from any family, and leaves the model as it was."""
 
+import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -7,7 +8,8 @@ from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, spa
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.streaming import Piece
 from moe_hf.inference.text_model import CausalTextModel
-from moe_hf.models.native_routers import find_routers
+from moe_hf.models.found_routers import find_routers
+from tests.models.native_moes import NATIVE_MOES, native_moe
 
 SAMPLED = GenerationSettings(temperature=5.0, top_p=1.0, top_k=0, max_new_tokens=12)
 
@@ -91,3 +93,18 @@ def test_without_a_pass_there_is_no_trace(talker):
     with recorder.recording():
         pass
     assert recorder.trace(1, []) is None
+
+
+@pytest.mark.parametrize("kind", list(NATIVE_MOES))
+def test_the_routing_of_transformers_own_classes_is_recorded(kind: str) -> None:
+    model = native_moe(kind).eval()
+    routers = find_routers(model)
+    recorder = RoutingRecorder(routers, top_k=2)
+    with recorder.recording(), torch.no_grad():
+        model(torch.arange(3, 9)[None])
+    trace = recorder.trace(2, [Piece("abcd", 4)])
+    assert trace is not None
+    assert trace.experts_LTK.shape == trace.weights_LTK.shape == (len(routers), 4, 2)
+    assert trace.num_experts == 4
+    assert not trace.experts_LTK.is_floating_point()
+    assert all(sum(trace.load(layer)) == pytest.approx(1) for layer in range(len(routers)))

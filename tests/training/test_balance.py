@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from moe_hf.base.optional import is_available
-from moe_hf.models.native_routers import find_routers
+from moe_hf.models.found_routers import find_routers
 from moe_hf.models.router_states import routers_of
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.metrics import read_metrics

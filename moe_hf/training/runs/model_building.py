@@ -20,8 +20,8 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
 from moe_hf.config.presets import create_moe_config
 from moe_hf.models.auto import FAMILIES, dense_model_types, family_of, family_of_dense, model_type_of
+from moe_hf.models.found_routers import find_routers
 from moe_hf.models.info import get_moe_model_info
-from moe_hf.models.native_routers import find_routers
 from moe_hf.models.routes import balance_hash_routers, freeze_routers
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_config import choose_native
