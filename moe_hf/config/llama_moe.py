@@ -31,7 +31,10 @@ _OF_TYPE: dict[str, dict[str, Any]] = {
     "granite": {},
     "smollm3": {},
     "olmo2": {"attention_qk_norm": "width", "norm_placement": "behind"},
+    "phi3": {},
 }
+# Those that turn a part of each head only, where their file says so.
+_TURNS_PARTS = ("phi3",)
 
 
 @strict_config
@@ -39,7 +42,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
     """Llama's shape with experts: gated FFNs, RMSNorm, rotary positions, keys that serve several query heads.
 
     Takes Llama's own field names (`rms_norm_eps`, `head_dim`) as well. `from_pretrained` of a dense Llama, Mistral,
-    Qwen2, Qwen3, Granite, OLMo-2 or SmolLM3 gives the matching configuration with the default experts.
+    Qwen2, Qwen3, Granite, OLMo-2, SmolLM3 or Phi-3 gives the matching configuration with the default experts.
 
     >>> LlamaWithMoEConfig(hidden_size=64, num_attention_heads=4, num_key_value_heads=2).key_value_width
     32
@@ -73,11 +76,15 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """As in `MoEDecoderConfig`; a norm over the whole width leaves attention whole under tensor parallelism."""
-        if self.attention_qk_norm == "width":
+        """As in `MoEDecoderConfig`; the plan for tensor parallelism names what the layers have.
+
+        A norm over the whole width leaves attention whole.
+        """
+        if self.attention_qk_norm != "head":
+            left_out = ".mixer." if self.attention_qk_norm == "width" else "_norm"
             plan = type(self).base_model_tp_plan or {}
-            whole = {name: how for name, how in plan.items() if ".mixer." not in name}
-            self.base_model_tp_plan = whole  # type: ignore[misc]
+            kept = {name: how for name, how in plan.items() if left_out not in name}
+            self.base_model_tp_plan = kept  # type: ignore[misc]
         super().__post_init__(**kwargs)
 
     def default_ffn_width(self) -> int:
@@ -106,7 +113,7 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
         same |= {name: getattr(theirs, name) for name in _OF_SOME if hasattr(theirs, name)}
         return {
             "model_type": cls.model_type,
-            **renamed(dense, {}),
+            **renamed(dense, {"resid_pdrop": "resid_dropout", "embd_pdrop": "embd_dropout"}),
             **same,
             "layer_norm_epsilon": theirs.rms_norm_eps,
             # Where the class has no such field, transformers divides the width.
@@ -126,7 +133,7 @@ def _angles(kind: str, theirs: PreTrainedConfig) -> dict[str, Any]:
             f"the dense {kind} sets rope_type={rope_type!r}; only {', '.join(ROPE_TYPES)} can be carried over exactly"
         )
     partial = given.get("partial_rotary_factor")
-    if partial not in (None, 1.0) and rope_type != "proportional":
+    if partial not in (None, 1.0) and rope_type != "proportional" and kind not in _TURNS_PARTS:
         raise CheckpointError(
             f"the dense {kind} sets partial_rotary_factor={partial!r}; its heads are turned whole, and only 1.0 can be "
             "carried over exactly"

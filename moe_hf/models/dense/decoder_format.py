@@ -11,7 +11,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.validation import POSITION_EMBEDDING_TYPES
 from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.kept_logits import warn_if_logits_change
-from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import LazyTensor
 from moe_hf.models.dense.source import DenseSource
 from moe_hf.models.dense.upcycled_ffn import ffn_from_dense, fresh_ffn
 
@@ -100,7 +100,7 @@ class DecoderFormat(DenseFormat):
     def layer(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
         """The tensors of a layer of the model to build, without its FFN's, by their names within the layer."""
 
-    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:
+    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> Mapping[str, LazyTensor]:
         """The tensors of a layer's dense FFN, by the names that `ffn_from_dense` takes."""
         return {}
 

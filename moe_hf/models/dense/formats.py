@@ -5,7 +5,7 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.gpt2 import DenseGPT2
 from moe_hf.models.dense.hyena import HyenaDNA
-from moe_hf.models.dense.llama import DenseLlama, DenseOLMo2
+from moe_hf.models.dense.llama import DenseLlama, DenseOLMo2, DensePhi3
 from moe_hf.models.dense.mamba import DenseMamba1, DenseMamba2
 from moe_hf.models.dense.retnet import DenseRetNet
 from moe_hf.models.dense.rwkv import DenseRWKV4
@@ -17,6 +17,7 @@ DENSE_FORMATS: Registry[DenseFormat] = Registry(
         "gpt2": DenseGPT2(),
         "llama": DenseLlama(),
         "olmo2": DenseOLMo2(),
+        "phi3": DensePhi3(),
         "retnet": DenseRetNet(),
         "mamba": DenseMamba1(),
         "mamba2": DenseMamba2(),

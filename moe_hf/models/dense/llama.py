@@ -1,10 +1,10 @@
-"""Reads dense models built like Llama, as transformers stores them: Llama, Mistral, Qwen, Granite, OLMo-2, SmolLM3."""
+"""Reads dense models built like Llama, as transformers stores them: Mistral, Qwen, Granite, OLMo-2, Phi-3 and so on."""
 
 from typing import Any, ClassVar
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.decoder_format import DecoderFormat
-from moe_hf.models.dense.lazy_tensors import Drawn, LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import Computed, Drawn, LazyTensor
 from moe_hf.models.dense.source import DenseSource
 
 
@@ -20,7 +20,7 @@ class DenseLlama(DecoderFormat):
     name = "dense Llama"
     model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")
     head_is_tied = False
-    tied_types = ("smollm3",)
+    tied_types: ClassVar[tuple[str, ...]] = ("smollm3",)
     fixed_fields: ClassVar[tuple[str, ...]] = (
         "layer_norm_epsilon",
         "hidden_act",
@@ -64,7 +64,7 @@ class DenseLlama(DecoderFormat):
         shapes["o_proj"] = (width, queries)
         state: dict[str, LazyTensor] = {}
         for name, shape in shapes.items():
-            state[f"mixer.{name}.weight"] = source.sliced(f"{theirs}.{name}.weight", shape)
+            state[f"mixer.{name}.weight"] = self.projection(source, config, f"{theirs}.{name}", shape)
             if config.attention_output_bias if name == "o_proj" else config.attention_bias:
                 state[f"mixer.{name}.bias"] = source.sliced(f"{theirs}.{name}.bias", shape[:1])
         if config.attention_qk_norm != "none":
@@ -77,11 +77,17 @@ class DenseLlama(DecoderFormat):
             state["mixer.short_conv.weight"] = Drawn((queries + 2 * keys, config.mixer_short_conv), 0.0, 0)
         return state
 
-    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:
+    def projection(
+        self, source: DenseSource, config: MoEDecoderConfig, theirs: str, shape: tuple[int, ...]
+    ) -> LazyTensor:
+        """The weight of one of the projections of a layer."""
+        return source.sliced(f"{theirs}.weight", shape)
+
+    def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, LazyTensor]:
         """As in DecoderFormat."""
         theirs, width, inner = f"layers.{layer}.mlp", config.hidden_size, config.ffn_width
         shapes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
-        state = {f"{x}.weight": source.sliced(f"{theirs}.{x}.weight", shape) for x, shape in shapes.items()}
+        state = {f"{x}.weight": self.projection(source, config, f"{theirs}.{x}", shape) for x, shape in shapes.items()}
         if config.mlp_bias:
             state |= {f"{x}.bias": source.sliced(f"{theirs}.{x}.bias", shape[:1]) for x, shape in shapes.items()}
         return state
@@ -99,3 +105,31 @@ class DenseOLMo2(DenseLlama):
     marks = ("self_attn.q_norm.weight", "post_feedforward_layernorm.weight")
     layer_norms = ("post_attention_layernorm", "post_feedforward_layernorm")
     needs: ClassVar[dict[str, Any]] = {**DenseLlama.needs, "norm_placement": "behind"}
+
+
+class DensePhi3(DenseLlama):
+    """transformers' `Phi3ForCausalLM`, which holds queries, keys and values as one matrix, and gates over ups.
+
+    >>> DensePhi3().recognises(["layers.0.self_attn.qkv_proj.weight", "layers.0.mlp.gate_up_proj.weight"])
+    True
+    """
+
+    name = "dense Phi-3"
+    model_types = ("phi3",)
+    tied_types: ClassVar[tuple[str, ...]] = ()
+    marks = ("self_attn.qkv_proj.weight", "mlp.gate_up_proj.weight")
+
+    def projection(
+        self, source: DenseSource, config: MoEDecoderConfig, theirs: str, shape: tuple[int, ...]
+    ) -> LazyTensor:
+        """As in DenseLlama; some are rows of a matrix that holds several."""
+        queries, keys, inner = config.attention_width, config.key_value_width, config.ffn_width
+        layer, _, name = theirs.rpartition(".")
+        joined = {"q_proj": (0, "qkv_proj"), "k_proj": (queries, "qkv_proj"), "v_proj": (queries + keys, "qkv_proj")}
+        joined |= {"gate_proj": (0, "gate_up_proj"), "up_proj": (inner, "gate_up_proj")}
+        if name not in joined:
+            return super().projection(source, config, theirs, shape)
+        start, whole = joined[name]
+        rows = queries + 2 * keys if whole == "qkv_proj" else 2 * inner
+        matrix = source.sliced(f"{layer}.{whole}.weight", (rows, shape[1]))
+        return Computed(matrix, shape, lambda value: value[start : start + shape[0]])

@@ -3,12 +3,14 @@
 Shapes: E experts, D width, F width of the FFN.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router
 from moe_hf.models.dense.expert_init import ExpertPart, StackedExperts, expert_recipe, router_rows, seed_of
-from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor
 
 # The dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
 _UNIT_DIMS = {
@@ -22,7 +24,7 @@ _UNIT_DIMS = {
 
 
 def ffn_from_dense(
-    ffn: dict[str, Sliced], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
+    ffn: Mapping[str, LazyTensor], config: MoEDecoderConfig, layer: int, dtype: torch.dtype | None, prefix: str = "mlp."
 ) -> dict[str, LazyTensor]:
     """The layer's FFN by the names of this package: the dense one itself, or experts made of it and a router.
 

@@ -71,6 +71,7 @@ NATIVE_FORMATS: Registry[NativeFormat] = Registry(
 
 WITHOUT_NATIVE: dict[str, str] = {
     "phi3": "Phi-MoE norms by LayerNorm where Phi-3 has RMSNorm",
+    "smollm3": "no class with experts leaves layers without rotary positions, as SmolLM3 does",
     "olmo": "OLMoE norms queries and keys, which OLMo does not",
     "olmo3": "FlexOlmo has no layers with a window, as OLMo-3 does",
 }
@@ -78,7 +79,7 @@ WITHOUT_NATIVE: dict[str, str] = {
 
 
 def cannot_upcycle(source: str, model_type: str, others: Iterable[str]) -> CheckpointError:
-    """The error for a model of a type that neither transformers' classes nor the `others` start from."""
+    """The error for a model of a type that none of transformers' classes starts from, nor do those of the `others`."""
     why = WITHOUT_NATIVE.get(model_type, "it is dense of another kind, or a Mixture of Experts already")
     return CheckpointError(
         f"{source} holds a model of type {model_type!r}, which can't be upcycled exactly: {why}; only dense "

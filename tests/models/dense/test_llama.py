@@ -66,6 +66,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("smollm3", {"head_dim": 6, "no_rope_layers": [1, 0, 1]}),
     "olmo2": ("olmo2", {"head_dim": 6}),
+    "phi3": ("phi3", {"head_dim": 6, "num_key_value_heads": 3}),
+    "phi3-parts": (
+        "phi3",
+        {
+            **{"head_dim": 6, "sliding_window": 5, "original_max_position_embeddings": 32, "tie_word_embeddings": True},
+            "rope_parameters": {
+                **{"rope_type": "longrope", "partial_rotary_factor": 0.7, **THETA},
+                **{"long_factor": [2.0, 3.5], "short_factor": [1.0, 1.2]},
+            },
+        },
+    ),
     "olmo2-biases": ("olmo2", {"head_dim": 6, "attention_bias": True}),
     "qwen3-window": (
         "qwen3",
