@@ -24,40 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     """Write the directory; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
-        f"where the model has none, with output 0. Of dense {', '.join(NATIVE_FORMATS)} it becomes a class that "
-        f"transformers has itself; of {', '.join(dense_model_types())} a family of this package, where both can be "
-        "if --target moe_hf asks for it.",
-    )
-    parser.add_argument(
-        "source", metavar="SRC", help=f"folder, Hub id or .gguf file of a dense model, or {', '.join(PACKAGED_MODELS)}"
-    )
-    parser.add_argument("destination", metavar="DST", help="folder to create")
-    parser.add_argument("--target", choices=sorted(TARGETS), help="whose class to build (default: native if it can be)")
-    parser.add_argument("--gguf_file", metavar="NAME", help="the file of SRC that holds the weights")
-    parser.add_argument(
-        "--branches",
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="more fine-tunes of the model in SRC: each gives experts as SRC does, all else is their mean",
-    )
-    parser.add_argument(
-        "--granularity",
-        type=int,
-        default=1,
-        metavar="G",
-        help="cut each FFN into G slices, an expert each; num_experts and num_experts_per_tok count slices then",
-    )
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
-    parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the model in DST when the new one is complete"
-    )
-    add_config_flags(parser, FLAGS)
-    args = parser.parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     fields = given_config_fields(args, FLAGS)
     # A pattern needs the number of layers, which the source's configuration tells.
     if "mlp_layer_types" in fields:
@@ -91,6 +58,43 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
         f"talk to it:   moe-hf chat --model {folder}"
     )
     return 0
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Build a Mixture of Experts from a dense model: every expert starts from its layer's FFN, or, "
+        f"where the model has none, with output 0. Of dense {', '.join(NATIVE_FORMATS)} it becomes a class that "
+        f"transformers has itself; of {', '.join(dense_model_types())} a family of this package, where both can be "
+        "if --target moe_hf asks for it.",
+    )
+    parser.add_argument(
+        "source", metavar="SRC", help=f"folder, Hub id or .gguf file of a dense model, or {', '.join(PACKAGED_MODELS)}"
+    )
+    parser.add_argument("destination", metavar="DST", help="folder to create")
+    parser.add_argument("--target", choices=sorted(TARGETS), help="whose class to build (default: native if it can be)")
+    parser.add_argument("--gguf_file", metavar="NAME", help="the file of SRC that holds the weights")
+    parser.add_argument(
+        "--branches",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="more fine-tunes of the model in SRC: each gives experts as SRC does, all else is their mean",
+    )
+    parser.add_argument(
+        "--granularity",
+        type=int,
+        default=1,
+        metavar="G",
+        help="cut each FFN into G slices, an expert each; num_experts and num_experts_per_tok count slices then",
+    )
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the model in DST when the new one is complete"
+    )
+    add_config_flags(parser, FLAGS)
+    return parser
 
 
 def _num_layers(source: ModelSource) -> int:

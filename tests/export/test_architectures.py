@@ -50,5 +50,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(config: Any, text: st
 
 
 def test_sums_of_all_experts_are_one_already() -> None:
-    config = Qwen2MoeConfig(norm_topk_prob=True, num_experts=4, num_experts_per_tok=4)
-    require_computable(config, ARCHITECTURES["qwen2_moe"])
+    config = Qwen2MoeConfig(norm_topk_prob=True, num_experts=4, num_experts_per_tok=3)
+    with pytest.raises(CheckpointError, match="norm_topk_prob=True"):
+        require_computable(config, ARCHITECTURES["qwen2_moe"])
+    config.num_experts_per_tok = 4
+    assert require_computable(config, ARCHITECTURES["qwen2_moe"]) is None

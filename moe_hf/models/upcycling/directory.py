@@ -22,7 +22,7 @@ from moe_hf.models.upcycling.merged import plan_merged
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
-from moe_hf.models.upcycling.opened import open_model
+from moe_hf.models.upcycling.opened import OpenedModel, open_model
 from moe_hf.models.upcycling.own import plan_own
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 from moe_hf.models.upcycling.weights import write_weights, written_size
@@ -88,22 +88,19 @@ def upcycle_directory(
             disk is too small. Nothing is written then.
         ConfigError: an override is not allowed.
     """
-    destination = Path(destination).absolute()
+    # Named as it was given; "." has no name of its own.
+    given, destination = Path(destination), Path(destination).absolute()
     if target not in (None, *TARGETS):
         raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
     _require_size(max_shard_size)
-    names = [source, *branches]
-    models = [open_model(name, gguf_file if name == source else None) for name in names]
-    for name, model in zip(names, models, strict=True):
+    models = [open_model(source, gguf_file), *map(open_model, branches)]
+    for model in models:
         if model.folder.resolve().is_relative_to(destination.resolve()):
-            raise CheckpointError(f"{destination} holds the source {name}, which would be lost; choose another folder")
+            raise CheckpointError(
+                f"{destination} holds the source {model.name}, which would be lost; choose another folder"
+            )
     _require_free(destination, overwrite)
-    opened = models[0]
-    make_plan = _maker(source, opened.model_type, target)
-    if branches:
-        overrides.setdefault("num_experts", len(models) * granularity)
-    plans = [make_plan(model, dtype, granularity, **overrides) for model in models]
-    plan = mixed_plan(plans, names, granularity) if branches else plans[0]
+    plan = _plan_of(models, target, dtype, granularity, overrides)
     config = plan.config
     config.dtype = dtype or _dtype_of(plan)
     note = _odd_widths(plan, config.dtype)
@@ -116,9 +113,26 @@ def upcycle_directory(
         _require_space(destination, total)
         num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
-        carried = carry_over(opened, aside)
+        carried = carry_over(models[0], aside)
         (aside / "README.md").write_text(model_card(source, destination.name, plan, note), encoding="utf-8")
-    return UpcycleReport(destination, config, plan.counts, total, num_shards, carried)
+    return UpcycleReport(given, config, plan.counts, total, num_shards, carried)
+
+
+def _plan_of(
+    models: Sequence[OpenedModel],
+    target: str | None,
+    dtype: torch.dtype | None,
+    granularity: int,
+    overrides: dict[str, Any],
+) -> PlannedModel:
+    """The model to write, of the first of some models and its branches."""
+    first, *branches = models
+    make_plan = _maker(first.name, first.model_type, target)
+    if not branches:
+        return make_plan(first, dtype, granularity, **overrides)
+    overrides = {"num_experts": len(models) * granularity, **overrides}
+    plans = [make_plan(model, dtype, granularity, **overrides) for model in models]
+    return mixed_plan(plans, [model.name for model in models], granularity)
 
 
 def _maker(source: str, model_type: str, target: str | None) -> Callable[..., PlannedModel]:
@@ -134,6 +148,8 @@ def _maker(source: str, model_type: str, target: str | None) -> Callable[..., Pl
         if target is not None:
             raise ConfigError(f"target={target!r} is not allowed: {source} is a {model_type} already, and stays one")
         return plan_grown
+    if target == "native" and model_type not in NATIVE_FORMATS:
+        raise cannot_upcycle(source, model_type, ())
     if target is not None:
         return TARGETS[target]
     if model_type in NATIVE_FORMATS:

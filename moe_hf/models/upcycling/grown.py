@@ -117,6 +117,8 @@ def _wanted(opened: OpenedModel, config: PreTrainedConfig, choices: dict[str, An
     given: Any = getattr(config, "mlp_layer_types", None)
     dense = {*(getattr(config, "mlp_only_layers", None) or ())}
     kinds = given or ["dense" if i in dense else "sparse" for i in range(layers)]
+    if "sparse" not in kinds:
+        raise CheckpointError(f"{opened.name} has no layer with experts, and so nothing that grows")
     return MoEDecoderConfig(num_hidden_layers=layers, mlp_layer_types=kinds, **choices)
 
 

@@ -77,6 +77,10 @@ def _of_transformers(
     kind = _DENSE_TYPES[opened.model_type]
     if kind == "llama" and getattr(config, "sliding_window", None) is not None:
         kind = "mistral"
+    for name, only in NATIVE_FORMATS[kind].needs:
+        given = getattr(config, name, only)
+        if given != only:
+            raise CheckpointError(f"{opened.name} sets {name}={given!r}, which a dense {kind} means in another way")
     target = CONFIG_MAPPING[kind]
     said = config.to_dict()
     fields = {name: value for name, value in said.items() if name in target.__dataclass_fields__ or name == "head_dim"}
