@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from moe_hf.cli.screen import Screen
+from moe_hf.cli.screen import Screen, in_bytes
 from moe_hf.export.architectures import ARCHITECTURES
 from moe_hf.export.gguf_file import TYPES, ExportReport, export_gguf
 from moe_hf.models.dense.checkpoint_files import listed
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf export") -> int:
 def _summary(report: ExportReport) -> str:
     types = ", ".join(f"{count} {kind.lower()}" for kind, count in sorted(report.types.items()))
     lines = [
-        f"{report.path}: {report.parameters / 1e6:.1f}M parameters, {report.size / 1e9:.2f} GB, for llama.cpp's "
+        f"{report.path}: {report.parameters / 1e6:.1f}M parameters, {in_bytes(report.size)}, for llama.cpp's "
         f"{report.architecture}",
         f"tensors:   {types}",
     ]

@@ -9,7 +9,7 @@ from rich.table import Table
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.model_source import PACKAGED_MODELS, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
-from moe_hf.cli.screen import Screen
+from moe_hf.cli.screen import Screen, in_bytes
 from moe_hf.config.presets import PRESETS, create_moe_config
 from moe_hf.models.auto import FAMILIES, family_of, model_type_of
 from moe_hf.models.info import get_moe_model_info
@@ -116,10 +116,10 @@ def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:
         ),
         ("context_length", str(info["context_length"]), "tokens"),
         ("flops_per_token", f"{info['flops_per_token'] / 1e9:.2f}G", "forward, at full context"),
-        ("weight_bytes", f"{info['weight_bytes'] / 1e9:.2f} GB", "float32"),
+        ("weight_bytes", in_bytes(info["weight_bytes"]), "float32"),
         (
             "train_state_bytes",
-            f"{info['train_state_bytes'] / 1e9:.2f} GB",
+            in_bytes(info["train_state_bytes"]),
             "weights, gradients, AdamW moments; float32",
         ),
     ]

@@ -12,6 +12,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moe_hf.cli.screen import in_bytes
 from moe_hf.text.scoreboard import Scoreboard, SkillScore, wording_lines
 from moe_hf.training.runs.listeners import Progress, RunListener, RunPlan, TrainingReport
 
@@ -189,9 +190,9 @@ def plan_rows(plan: RunPlan) -> list[tuple[str, str]]:
         ),
         (
             "memory",
-            f"about {_bytes(plan.train_state_bytes + plan.activation_bytes)} "
-            f"({_bytes(plan.train_state_bytes)} weights, gradients and optimizer; "
-            f"{_bytes(plan.activation_bytes)} activations); {_bytes(plan.memory_bytes)} free",
+            f"about {in_bytes(plan.train_state_bytes + plan.activation_bytes)} "
+            f"({in_bytes(plan.train_state_bytes)} weights, gradients and optimizer; "
+            f"{in_bytes(plan.activation_bytes)} activations); {in_bytes(plan.memory_bytes)} free",
         ),
         ("device", plan.device),
         ("folder", str(plan.output_dir)),
@@ -223,7 +224,7 @@ def report_lines(report: TrainingReport) -> list[str]:
         guess = "guessed from the speed of this machine's matrix products"
         return [f"{whole}{_clock(report.whole_seconds)}, {guess}"] if report.whole_seconds is not None else []
     ended = "tried" if report.tried else "trained" if report.finished else "stopped after"
-    peak = _bytes(report.peak_memory_bytes)
+    peak = in_bytes(report.peak_memory_bytes)
     span = "" if report.timed_steps == report.steps else f", the last {report.timed_steps:,} of them"
     lines = [f"{ended} {report.steps:,} steps{span} in {_clock(report.seconds)}, peak memory {peak}"]
     if report.eval_loss is not None and report.train_loss is not None:
@@ -290,10 +291,6 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.{2 if number < 10 * size else 1}f}{unit}"
     return f"{number:.0f}"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
 def _clock(seconds: float) -> str:

@@ -23,3 +23,15 @@ class Screen(Console):
         """The segments of anything that is printed, without control characters but rich's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def in_bytes(size: int) -> str:
+    """A number of bytes as people read it.
+
+    >>> in_bytes(3_700_000), in_bytes(1_490_000_000)
+    ('3.7 MB', '1.49 GB')
+    """
+    for unit, bytes_each, places in (("GB", 1e9, 2), ("MB", 1e6, 1)):
+        if size >= bytes_each:
+            return f"{size / bytes_each:.{places}f} {unit}"
+    return f"{size / 1e3:.1f} kB"

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from moe_hf.base.model_source import PACKAGED_MODELS, ModelSource, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
-from moe_hf.cli.screen import Screen
+from moe_hf.cli.screen import Screen, in_bytes
 from moe_hf.models.auto import dense_model_types
 from moe_hf.models.upcycling.directory import TARGETS, upcycle_directory
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS
@@ -24,7 +24,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     """Write the directory; returns the exit code."""
-    args = _parser(prog).parse_args(argv)
+    parser = _parser(prog)
+    args = parser.parse_args(argv)
+    if (args.busiest is not None) != (args.target == "dense" and bool(args.data)):
+        parser.error("--busiest K, --data FILES and --target dense go together")
     fields = given_config_fields(args, FLAGS)
     # A pattern needs the number of layers, which the source's configuration tells.
     if "mlp_layer_types" in fields:
@@ -45,6 +48,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
             gguf_file=args.gguf_file,
             granularity=args.granularity,
             branches=args.branches,
+            kept_experts=_busiest(args.source, args.busiest, args.data) if args.data else None,
             **fields,
         )
     counts = report.counts
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     Screen(soft_wrap=True).print(
         f"{report.folder}: {counts.total / 1e6:.1f}M parameters, {counts.active / 1e6:.1f}M active per token "
         f"(from {counts.source / 1e6:.1f}M)\n"
-        f"on disk:      {report.weight_bytes / 1e9:.2f} GB in {report.num_shards} file(s)\n"
+        f"on disk:      {in_bytes(report.weight_bytes)} in {report.num_shards} file(s)\n"
         f"carried over: {', '.join(report.carried) or 'nothing'}\n"
         f"train it:     moe-hf train --model {folder} --data <your text>\n"
         f"talk to it:   moe-hf chat --model {folder}"
@@ -88,6 +92,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="G",
         help="cut each FFN into G slices, an expert each; num_experts and num_experts_per_tok count slices then",
     )
+    parser.add_argument(
+        "--busiest",
+        type=int,
+        metavar="K",
+        help="with --target dense: keep the K experts of each layer that take most tokens of --data, side by side, "
+        "instead of the mean of all",
+    )
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME", help="what --busiest counts, as in moe-hf train"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights (default: as in SRC)")
     parser.add_argument("--max_shard_size", default="5GB", help="largest weights file (default: %(default)s)")
     parser.add_argument(
@@ -95,6 +109,21 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add_config_flags(parser, FLAGS)
     return parser
+
+
+def _busiest(source: str, number: int, data: list[str]) -> dict[int, tuple[int, ...]]:
+    # They bring torch's data loaders and `datasets`, which no other way through this command needs.
+    import datasets
+
+    from moe_hf.inference.busiest_experts import busiest_experts
+    from moe_hf.inference.text_model import CausalTextModel
+    from moe_hf.training.data.arguments import DataArguments
+    from moe_hf.training.data.prepare import encoded_documents, split_rows
+
+    datasets.disable_progress_bars()
+    rows = split_rows(DataArguments(data=data, eval_fraction=0.0, num_conversations=1000), seed=0).train
+    talker = CausalTextModel.load(source)
+    return busiest_experts(talker, encoded_documents(rows, talker.tokenizer), number)
 
 
 def _num_layers(source: ModelSource) -> int:

@@ -125,6 +125,11 @@ class CausalTextModel:
         """The decoder layers that have experts; empty for a dense model."""
         return sparse_layers(self.routers)
 
+    @property
+    def experts_per_token(self) -> int:
+        """How many experts of a layer a token visits; 1 where the config does not say."""
+        return int(getattr(self.model.config.get_text_config(), "num_experts_per_tok", None) or 1)
+
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, up to where the answer begins.
 
@@ -167,8 +172,7 @@ class CausalTextModel:
         """
         stop = stop or threading.Event()
         streamer = TextPieces(self.tokenizer, self.stop_ids, on_text, strip_start=self.is_chat)
-        top_k = getattr(self.model.config.get_text_config(), "num_experts_per_tok", None) or 1
-        recorder = RoutingRecorder(self.routers if record_routing else {}, top_k)
+        recorder = RoutingRecorder(self.routers if record_routing else {}, self.experts_per_token)
         device = self.model.device
         ids = torch.tensor([list(prompt_ids)], device=device)
         started = time.perf_counter()

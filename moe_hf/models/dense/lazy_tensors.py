@@ -114,6 +114,19 @@ class Sliced(LazyTensor):
         return (value.T if self._transpose else value).contiguous()
 
 
+class StackEntry(LazyTensor):
+    """An entry of a stored stack, or some of its rows; nothing else of the stack is read."""
+
+    def __init__(self, source: Any, entry: int, rows: slice = slice(None)) -> None:
+        _, length, *rest = source.get_shape()
+        super().__init__((len(range(length)[rows]), *rest), source.get_dtype())
+        self._source, self._entry, self._rows = source, entry, rows
+
+    def read(self) -> torch.Tensor:
+        """The values, contiguous."""
+        return self._source[self._entry, self._rows].contiguous()
+
+
 class Copied(LazyTensor):
     """Another lazy tensor's values in memory of their own, for a second parameter that starts from the same tensor."""
 

@@ -1,7 +1,7 @@
 """Writes a Mixture-of-Experts directory from a dense model's: one tensor at a time, and atomically."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ def upcycle_directory(
     gguf_file: str | None = None,
     granularity: int = 1,
     branches: Sequence[str] = (),
+    kept_experts: Mapping[int, Sequence[int]] | None = None,
     **overrides: Any,
 ) -> UpcycleReport:
     """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
@@ -81,6 +82,7 @@ def upcycle_directory(
             `num_experts_per_tok` count slices then, and it divides both.
         branches: more fine-tunes of the same dense model, each of which gives as many experts as `source` does; the
             other weights are the mean of all. `num_experts` is their number then unless it is given.
+        kept_experts: with target "dense", the ids of the experts that stay, for each decoder layer with experts.
         **overrides: fields of the configuration, such as `num_experts`.
 
     Raises:
@@ -92,6 +94,12 @@ def upcycle_directory(
     given, destination = Path(destination), Path(destination).absolute()
     if target not in (None, *TARGETS):
         raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
+    if kept_experts is not None:
+        if target != "dense":
+            raise ConfigError(
+                f"kept_experts={dict(kept_experts)!r} has no meaning with target={target!r}; only 'dense'"
+            )
+        overrides["kept_experts"] = kept_experts
     _require_size(max_shard_size)
     models = [open_model(source, gguf_file), *map(open_model, branches)]
     for model in models:

@@ -1,6 +1,8 @@
 """Prepares what the Trainer reads: from the data's name to blocks of tokens, with a part held out."""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import datasets
@@ -128,6 +130,17 @@ def prepare_data(
     num_tokens = round(int(numpy.sum(documents.with_format("numpy")["kept"][:])) * len(train) / num_rows)
     row_tokens = num_tokens / len(train) if arguments.packing == "none" else None
     return TrainingData(train, held_out, BlockCollator(pad), len(documents), num_tokens, tuple(notices), row_tokens)
+
+
+def encoded_documents(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The token ids of each document, one after the other, encoded when it is asked for.
+
+    Raises:
+        ConfigError: the tokenizer can't encode this kind of rows, or a conversation is broken.
+    """
+    encoder = DocumentEncoder(tokenizer, rows.kind, sys.maxsize)
+    for index, row in enumerate(rows.dataset):
+        yield encoder({name: [value] for name, value in row.items()}, [index])["input_ids"][0]
 
 
 def _split_stream(rows: Rows, stream: datasets.IterableDataset, num_held_out: int) -> RowSplit:

@@ -9,6 +9,7 @@ NAMES = {
     "gpt2": ["transformer.h.0.attn.c_attn.weight"],
     "llama": ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.input_layernorm.weight"],
     "olmo2": ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.post_feedforward_layernorm.weight"],
+    "phi3": ["model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.mlp.gate_up_proj.weight"],
     "retnet": ["model.layers.0.attn.q_proj.weight"],
     "mamba": ["backbone.layers.0.norm.weight", "backbone.layers.0.mixer.x_proj.weight"],
     "mamba2": ["backbone.layers.0.norm.weight", "backbone.layers.0.mixer.dt_bias"],
@@ -26,7 +27,7 @@ def test_each_family_has_the_formats_of_its_dense_models() -> None:
     names = {kind: [dense.name for dense in formats_of(family.config)] for kind, family in FAMILIES.items()}
     assert names == {
         "gpt2_moe": ["dense GPT-2"],
-        "llama_moe": ["dense Llama", "dense OLMo-2"],
+        "llama_moe": ["dense Llama", "dense OLMo-2", "dense Phi-3"],
         "retnet_moe": ["dense RetNet"],
         "mamba_moe": ["dense Mamba", "dense Mamba-2"],
         "hyena_moe": ["dense HyenaDNA"],

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from moe_hf import CheckpointError
-from moe_hf.models.dense.lazy_tensors import Drawn, Held, LazyTensor, Sliced, dtype_named
+from moe_hf.models.dense.lazy_tensors import Drawn, Held, LazyTensor, Sliced, StackEntry, dtype_named
 
 MATRIX = torch.arange(24.0).view(4, 6)
 VECTOR = torch.arange(6.0)
@@ -57,6 +57,16 @@ def test_a_part_equals_the_part_of_the_whole(stored, how: dict, index) -> None:
     lazy = Sliced(stored("matrix"), **how)
     assert lazy[index].equal(lazy[...][index])
     assert lazy[index].is_contiguous()
+
+
+def test_an_entry_of_a_stack_is_read_alone(tmp_path: Path) -> None:
+    stack = torch.arange(24.0).view(3, 4, 2)
+    save_file({"stack": stack}, tmp_path / "stack.safetensors")
+    with safe_open(tmp_path / "stack.safetensors", "pt") as file:
+        entry = StackEntry(file.get_slice("stack"), 1, slice(2, 4))
+        assert (entry.get_shape(), entry.get_dtype()) == ([2, 2], "F32")
+        assert entry[...].equal(stack[1, 2:4])
+        assert StackEntry(file.get_slice("stack"), 2).read().equal(stack[2])
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:

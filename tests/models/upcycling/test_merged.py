@@ -1,4 +1,4 @@
-"""A Mixture of Experts becomes dense by the mean of its experts: the dense model again where they are equal."""
+"""A Mixture of Experts becomes dense by the mean of its experts, or by some: the same function if they are equal."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.upcycling.directory import upcycle_directory
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS
 from tests.models.families import tiny_family
-from tests.models.native_moes import NATIVE_MOES
+from tests.models.native_moes import NATIVE_MOES, native_moe
 from tests.models.upcycling.conftest import MakeDense, difference, logits, save_dense
 
 
@@ -66,13 +66,81 @@ def test_the_mean_is_one(tmp_path: Path) -> None:
     assert "replaced by their mean" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "granitemoe", "qwen3_moe"])
+def test_kept_experts_stand_side_by_side_and_give_their_mean(tmp_path: Path, kind: str) -> None:
+    model = native_moe(kind)
+    model.save_pretrained(tmp_path / "moe")
+    stored = load_file(tmp_path / "moe" / "model.safetensors")
+    folder = merged(tmp_path / "moe", kept_experts={0: [3, 0], 1: [1, 2]})
+    dense = AutoModelForCausalLM.from_pretrained(folder)
+    x = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def ffn_of(layer: int, expert: int) -> torch.Tensor:
+        here = {name: value for name, value in stored.items() if f"layers.{layer}." in name}
+        if kind == "granitemoe":
+            both, down = (
+                next(value[expert] for name, value in here.items() if f"{part}_linear" in name)
+                for part in ("input", "output")
+            )
+            gate, up = both.chunk(2)
+        else:
+            own = [(name, value) for name, value in here.items() if f"experts.{expert}." in name]
+            gate, up, down = (
+                next(value for name, value in own if name.split(".")[-2] in words)
+                for words in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+            )
+        return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    for layer, kept in enumerate([[3, 0], [1, 2]]):
+        expected = torch.stack([ffn_of(layer, expert) for expert in kept]).mean(dim=0)
+        torch.testing.assert_close(dense.model.layers[layer].mlp(x), expected)
+    assert "made of 2 of its layer's experts, side by side" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("shared", [0, 8])
+@pytest.mark.parametrize("family", ["gpt2", "retnet"])
+def test_two_of_equal_experts_compute_what_all_did(tmp_path: Path, family: str, shared: int) -> None:
+    widths = {"intermediate_size": 24 + shared, "moe_intermediate_size": 12, "shared_expert_intermediate_size": shared}
+    model = tiny_family(family, mlp_bias=True, norm_topk_prob=True, **widths)
+    with torch.no_grad():
+        for name, stack in model.named_parameters():
+            if ".experts." in name:
+                stack.copy_(stack[:1].expand_as(stack) + torch.randn(stack.shape[1:]) / 10)
+    model.save_pretrained(tmp_path / "moe")
+    sparse = model.config.sparse_layers
+    folder = merged(tmp_path / "moe", kept_experts={layer: [2, 1] for layer in sparse})
+    assert difference(logits(folder), logits(tmp_path / "moe")) <= 1e-5
+    with pytest.raises(CheckpointError, match=f"dense layers of width {24 + shared}, .* FFNs of {12 + shared}"):
+        upcycle_directory(
+            str(tmp_path / "moe"), tmp_path / "one", target="dense", kept_experts={i: [0] for i in sparse}
+        )
+
+
+@pytest.mark.parametrize(
+    "kept", [{}, {0: [1]}, {0: [1], 1: [0, 2]}, {0: [4], 1: [0]}, {0: [], 1: []}, {0: [1, 1], 1: [0, 2]}]
+)
+def test_experts_that_are_not_there_cannot_be_kept(tmp_path: Path, kept: dict[int, list[int]]) -> None:
+    source = save_dense(NATIVE_MOES["mixtral"](), tmp_path / "moe")
+    with pytest.raises(ConfigError, match="as many different experts in each of the layers 0, 1, of 0 to 3"):
+        merged(source, kept_experts=kept)
+    with pytest.raises(ConfigError, match=r"kept_experts=.* has no meaning with target=None"):
+        upcycle_directory(str(source), tmp_path / "merged", kept_experts=kept)
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "choices", "error", "text"),
     [
         ("mixtral", {}, {"num_experts": 4}, ConfigError, "num_experts=4 has no meaning for a dense model"),
         ("mixtral", {}, {"granularity": 2}, ConfigError, "granularity=2 has no meaning"),
         ("qwen2_moe", {}, {}, CheckpointError, "holds a qwen2_moe; only safetensors of .* can be merged"),
-        ("qwen3_moe", {"mlp_only_layers": [0]}, {}, CheckpointError, "dense layers of another width than its experts"),
+        (
+            "qwen3_moe",
+            {"mlp_only_layers": [0]},
+            {},
+            CheckpointError,
+            r"dense layers of width .*, and its experts would become FFNs of",
+        ),
     ],
 )
 def test_what_cannot_be_merged_is_refused(tmp_path: Path, kind, fields, choices, error, text) -> None:
@@ -82,7 +150,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, kind, fields, choices,
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_shared_expert_is_refused(tmp_path: Path) -> None:
-    tiny_family("gpt2", shared_expert_intermediate_size=8).save_pretrained(tmp_path / "moe")
-    with pytest.raises(CheckpointError, match="has shared experts beside the others"):
+def test_a_gated_shared_expert_is_refused(tmp_path: Path) -> None:
+    tiny_family("gpt2", shared_expert_intermediate_size=8, shared_expert_gate=True).save_pretrained(tmp_path / "moe")
+    with pytest.raises(CheckpointError, match="gates its shared expert"):
         merged(tmp_path / "moe")

@@ -6,7 +6,7 @@ import pytest
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.data.arguments import DataArguments
-from moe_hf.training.data.prepare import prepare_data, split_rows
+from moe_hf.training.data.prepare import encoded_documents, prepare_data, split_rows
 from tests.training.data.samples import CONTEXT, TEXTS, jsonl
 
 
@@ -25,6 +25,12 @@ def test_eos_packing_is_plain_concatenation_with_separators(tmp_path, tokenizer)
     assert sorted(piece for piece in pieces if piece) == sorted(text for text in TEXTS * 3 if text)
     assert "position_ids" not in data.train.column_names
     assert data.num_tokens == sum(len(text) + 1 for text in TEXTS * 3 if text)
+
+
+def test_documents_come_whole_and_one_by_one(tmp_path, tokenizer):
+    rows = text_split(tmp_path)[0].train
+    documents = list(encoded_documents(rows, tokenizer))
+    assert [tokenizer.decode(ids).removesuffix("<|endoftext|>") for ids in documents] == rows.dataset["text"][:]
 
 
 def test_unpacked_rows_are_pieces_of_one_document_each(tmp_path, tokenizer):
