@@ -12,18 +12,19 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.training import processes
 from moe_hf.training.metrics import read_metrics
 from moe_hf.training.processes import main_process_says
+from tests.models.native_moes import native_moe
 from tests.training.tiny import EndlessStream, InterruptAt, make_trainer, rows, tiny_moe, without_speed
 
 WORLD = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from test_trainer import world_run
+from tests.training.test_processes import world_run
 world_run(sys.argv[2])
 """
 
 
 def world_run(folder):
-    """Two runs of the same 4 rows per step, map-style and streamed; the second one is stopped and resumed."""
+    """Runs of the same 4 rows per step: map-style, of transformers' own class, and streamed, stopped and resumed."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     options = {"per_device_train_batch_size": 4 // world, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     coefficients = {"router_aux_loss_coef": 5.0, "router_z_loss_coef": 5.0}
@@ -31,6 +32,12 @@ def world_run(folder):
     trainer = make_trainer(f"{folder}/map", tiny_moe(**coefficients), **(same | options))
     trainer.train()
     torch.save(trainer.model.state_dict(), f"{folder}/map-{trainer.args.process_index}.pt")
+    # The processes' micro-batches are those that one process accumulates.
+    micro = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2 // world}
+    native = native_moe("mixtral", router_aux_loss_coef=5.0).train()
+    trainer = make_trainer(f"{folder}/native", native, **(same | options | micro))
+    trainer.train()
+    torch.save(trainer.model.state_dict(), f"{folder}/native-{trainer.args.process_index}.pt")
     # Only the last process is interrupted: all have to agree.
     alone = [InterruptAt(2)] if trainer.args.process_index == world - 1 else []
     # Balance is each process's own affair, so it stays out where their rows differ.
@@ -41,10 +48,9 @@ def world_run(folder):
     make_trainer(f"{folder}/stream", resumed, EndlessStream(), **options).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tail = ["-c", WORLD, str(Path(__file__).parent)]
+    tail = ["-c", WORLD, str(Path(__file__).parents[2])]
     script = tmp_path / "world.py"
     script.write_text(WORLD)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
@@ -52,6 +58,7 @@ def test_two_processes_train_as_one(tmp_path):
     subprocess.run([*torchrun, *tail[2:], str(tmp_path / "two")], check=True, env=environment, timeout=200)
     names = {
         "map": ("loss", "aux_loss", "z_loss", "grad_norm", "epoch"),
+        "native": ("loss", "aux_loss", "grad_norm", "epoch"),
         "stream": ("loss", "z_loss", "grad_norm", "epoch"),
     }
     for kind in names:
@@ -60,10 +67,11 @@ def test_two_processes_train_as_one(tmp_path):
         for record, twin in zip(one, two, strict=True):
             for name in names[kind]:
                 assert twin[name] == pytest.approx(record[name], rel=1e-3), (kind, name)
-    states = [torch.load(tmp_path / name) for name in ("one/map-0.pt", "two/map-0.pt", "two/map-1.pt")]
-    for name, tensor in states[0].items():
-        assert torch.equal(states[1][name], states[2][name])
-        torch.testing.assert_close(states[1][name], tensor, atol=1e-5, rtol=1e-4)
+    for kind in ("map", "native"):
+        states = [torch.load(tmp_path / f"{name}.pt") for name in (f"one/{kind}-0", f"two/{kind}-0", f"two/{kind}-1")]
+        for name, tensor in states[0].items():
+            assert torch.equal(states[1][name], states[2][name])
+            torch.testing.assert_close(states[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
 class Process:
