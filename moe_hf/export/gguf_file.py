@@ -8,12 +8,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.files import atomic_file
 from moe_hf.base.model_source import find_model
 from moe_hf.base.optional import require
+from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.export.architectures import architecture_of, require_computable
 from moe_hf.export.metadata import add_metadata
 from moe_hf.export.rotation import rotation_of
@@ -175,7 +176,7 @@ def _add_tokenizer(writer: Any, opened: OpenedModel, config: PreTrainedConfig) -
         writer.add_tokenizer_model("none")
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(opened.folder)
+        tokenizer = load_tokenizer(opened.source)
     except Exception as error:
         # Tokenizers raise whatever their files make them raise.
         raise CheckpointError(f"the tokenizer of {opened.name} can't be loaded: {first_line(error)}") from error

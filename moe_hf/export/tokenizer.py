@@ -7,28 +7,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.optional import require
+from moe_hf.base.tokenizer_source import TAKES_WORDS, UNKNOWN_SPLIT, split_of
 from moe_hf.export.sentencepiece import is_byte, is_sentencepiece, notices_of, puts_space_first, scores_of
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
-
-UNKNOWN_SPLIT = "default"
-"""What llama.cpp calls a way of splitting text into words that it does not know."""
 
 SENTENCEPIECE = "SentencePiece"
 """What a report calls a tokenizer that splits no text into words."""
-
-SPLITS: dict[tuple[str, ...], str] = {
-    ("words",): "gpt-2",
-    ("digits", "words"): "smollm",
-    (_CONTRACTIONS + r"\p{N}" + _REST, "bytes"): "qwen2",
-    (_CONTRACTIONS + r"\p{N}{1,3}" + _REST, "bytes"): "llama-bpe",
-}
-"""What llama.cpp calls a way of splitting text into words, by its steps: patterns, GPT-2's words, single digits."""
-
-# llama.cpp takes a word that is a token whole where it splits so, and merges bytes everywhere else.
-_TAKES_WORDS = "llama-bpe"
 
 
 class TokenizerReport(NamedTuple):
@@ -106,33 +91,11 @@ def _content(name: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def _require_merging(name: str, content: dict[str, Any], split: str) -> None:
     if not content["model"]["merges"]:
         raise CheckpointError(f"the tokenizer of {name} has no merges, without which llama.cpp reads no BPE")
-    if content["model"].get("ignore_merges") and split != _TAKES_WORDS:
+    if content["model"].get("ignore_merges") and split != TAKES_WORDS:
         raise CheckpointError(
             f"the tokenizer of {name} takes words whole before it merges (ignore_merges), which llama.cpp does with "
-            f"the split {_TAKES_WORDS!r} alone, not with {split!r}"
+            f"the split {TAKES_WORDS!r} alone, not with {split!r}"
         )
-
-
-def split_of(content: dict[str, Any]) -> str:
-    """llama.cpp's name of how a tokenizer splits text into words.
-
-    Told by the steps in its tokenizer.json. llama.cpp's own converter looks at the ids of one text, by which it knows
-    the vocabularies in its list alone.
-    """
-    top = content.get("pre_tokenizer") or {}
-    steps = top.get("pretokenizers", [top]) if top.get("type") == "Sequence" else [top]
-    return SPLITS.get(tuple(map(_step, steps)), UNKNOWN_SPLIT)
-
-
-def _step(step: dict[str, Any]) -> str:
-    kind = step.get("type")
-    if kind == "ByteLevel" and not step.get("add_prefix_space"):
-        return "words" if step.get("use_regex", True) else "bytes"
-    if kind == "Digits" and step.get("individual_digits"):
-        return "digits"
-    if kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-        return str(step["pattern"].get("Regex"))
-    return f"unknown {kind}"
 
 
 def _tokens(name: str, content: dict[str, Any], vocab_size: int, unknown: str | None) -> tuple[list[str], list[int]]:

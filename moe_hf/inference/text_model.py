@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +18,7 @@ from transformers import (
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import find_model, without_progress_bar
+from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion
 from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
@@ -90,7 +90,7 @@ class CausalTextModel:
             # Stored are a few bits for each number; it becomes what other CPU models are.
             dtype = "float32" if dtype == "auto" else dtype
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where.folder, **where.options)
+            tokenizer = load_tokenizer(where)
             # With output_loading_info, two values: the model and what was missing or left over.
             loaded: Any
             report: Any

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoTokenizer
 
 from moe_hf.base.optional import is_available
+from moe_hf.base.tokenizer_source import SPLITS
 from moe_hf.export.gguf_file import export_gguf
-from moe_hf.export.tokenizer import SPLITS
 from moe_hf.models.upcycling.directory import upcycle_directory
 from tests.export.conftest import FIELDS, SaveModel, load, logits, save_model
 from tests.export.test_sentencepiece import llama_tokenizer

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.tokenizer_source import SPLITS
 from moe_hf.export.gguf_file import export_gguf
-from moe_hf.export.tokenizer import SPLITS, split_of
 from moe_hf.text.tokenizers import byte_tokenizer, train_tokenizer
 from tests.export.conftest import ReadBack, SaveModel
 
@@ -81,11 +81,6 @@ def test_an_end_that_the_tokenizer_does_not_name_is_the_models(saved: SaveModel)
     assert report.notices == []
     tokenizer.save_pretrained(folder := saved("mixtral", "endless", vocab_size=320, eos_token_id=None))
     assert "name a token that ends a text" in export_gguf(str(folder), folder / "out.gguf").notices[0]
-
-
-@pytest.mark.parametrize("split", SPLITS.values())
-def test_a_split_is_known_by_its_steps(split: str) -> None:
-    assert split_of(json.loads(bpe(split).backend_tokenizer.to_str())) == split
 
 
 def test_what_llama_cpp_does_not_do_is_said(saved: SaveModel) -> None:

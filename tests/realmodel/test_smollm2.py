@@ -119,6 +119,8 @@ def test_the_tokenizer_is_whole(tokenizer: Any) -> None:
     own = AutoTokenizer.from_pretrained(source.folder, **source.options)
     chat = [{"role": "user", "content": "Déjà vu, 12 €?"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == own.apply_chat_template(chat, tokenize=False)
+    # It was trained with each digit alone, so that a blank line before one is a blank line.
+    assert tokenizer.tokenize("List:\n\n12. one") == ["List", ":", "ĊĊ", "1", "2", ".", "Ġone"]
     assert (tokenizer.eos_token, tokenizer.pad_token) == (own.eos_token, own.pad_token) == ("<|im_end|>", "<|im_end|>")
 
 

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from moe_hf.base.errors import first_line
+from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.models.upcycling.opened import OpenedModel
 
 logger = logging.get_logger(__name__)
@@ -28,7 +28,7 @@ def carry_over(opened: OpenedModel, folder: Path) -> list[str]:
     before = {path.name for path in folder.iterdir()}
     if opened.source.gguf_file is not None or any((opened.folder / name).is_file() for name in _TOKENIZERS):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(opened.folder, **opened.source.options)
+            tokenizer = load_tokenizer(opened.source)
         except Exception as error:
             # Tokenizers raise whatever their files make them raise, and none of it makes the weights wrong.
             why = first_line(error)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.base.model_source import find_model
+from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.text.chat_template import CHAT_TEMPLATE
 from moe_hf.text.tokenizers import KINDS, train_tokenizer
 from moe_hf.training.data.arguments import DataArguments
@@ -74,7 +75,7 @@ def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if folder.is_dir() and not with_files:
         raise ConfigError(f"{name} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); {_WAY_OUT}")
     try:
-        return AutoTokenizer.from_pretrained(source.folder if folder.is_dir() else name, **source.options)
+        return load_tokenizer(source)
     # The library of tokenizers raises bare Exceptions, and damaged JSON leads transformers into errors of any kind.
     except Exception as error:
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({first_line(error)}); {_WAY_OUT}") from error
