@@ -75,4 +75,4 @@ def choice_of(output: Any, top_k: int) -> LayerChoice:
     told = [part for part in parts if not part.is_floating_point()]
     if len(parts) < 3 or not told:
         return LayerChoice(logits_TE, *logits_TE.float().softmax(dim=-1).topk(top_k, dim=-1))
-    return LayerChoice(logits_TE, parts[1].reshape(len(logits_TE), -1), told[0].reshape(len(logits_TE), -1))
+    return LayerChoice(logits_TE, parts[1].reshape(logits_TE.shape[0], -1), told[0].reshape(logits_TE.shape[0], -1))

@@ -281,7 +281,7 @@ class MoEForSequenceClassification(MoEHeadModel):
         outputs = self._outputs(record, *given, **kwargs)
         logits_BSN = self.score(outputs.last_hidden_state)
         last_B = self._last_token(input_ids, attention_mask, logits_BSN)
-        logits_BN = logits_BSN[torch.arange(len(last_B), device=last_B.device), last_B]
+        logits_BN = logits_BSN[torch.arange(last_B.shape[0], device=last_B.device), last_B]
         loss = None
         if labels is not None:
             count = torch.ones_like(labels) if labels.is_floating_point() else labels.ne(-100)

@@ -81,7 +81,7 @@ class NativeRouters:
             else:
                 score_TE = logits_TE.sigmoid()
                 prob_TE = score_TE / score_TE.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-            mask_T = flat_mask(mask_of_call(attention_mask, len(logits_TE)), logits_TE)
+            mask_T = flat_mask(mask_of_call(attention_mask, logits_TE.shape[0]), logits_TE)
             count_E = expert_counts(choice.expert_TK, logits_TE.shape[-1], mask_T)
             losses.append(layer_balance_loss(prob_TE, count_E, mask_T))
         return mean_over_layers(losses)
@@ -132,7 +132,7 @@ class BiasUpkeep:
         for handle in self._watching:
             handle.remove()
         for layer, (logits_TE, _, expert_TK) in enumerate(self._choices):
-            mask_T = flat_mask(mask_of_call(kwargs.get("attention_mask"), len(logits_TE)), logits_TE)
+            mask_T = flat_mask(mask_of_call(kwargs.get("attention_mask"), logits_TE.shape[0]), logits_TE)
             count_E = expert_counts(expert_TK, logits_TE.shape[-1], mask_T)
             before = self._counts[layer]
             self._counts[layer] = count_E if before is None else before + count_E

@@ -166,5 +166,5 @@ def pick_up(x: torch.Tensor, length: int, layout: PatchLayout, offset: int = 0) 
         return x_BU[:, offset : offset + length]
     # Padding has the place behind the last one, which is out of bounds; what it reads means nothing.
     slot_BS = (layout.slot_BS + offset).clamp(max=x_BU.shape[1] - 1)
-    row_B1 = torch.arange(len(slot_BS), device=slot_BS.device)[:, None]
+    row_B1 = torch.arange(slot_BS.shape[0], device=slot_BS.device)[:, None]
     return x_BU[row_B1, slot_BS]

@@ -5,10 +5,11 @@ import torch
 from torch.export import Dim
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.models.auto import FAMILIES
 from tests.models.families import KINDS, tiny_family
 
 # Those whose ops keep something per segment or per lag; the others take long or are of the same kind.
-QUICK = ("mamba1", "hyena-order3", "rwkv7", "rwkv4")
+QUICK = ("mamba1", "hyena-order3", "rwkv7", "rwkv4", "megabyte")
 ALL = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
@@ -59,6 +60,20 @@ def test_a_program_with_padding_routes_as_the_model_does(router: str) -> None:
         out = program(input_ids=ids, attention_mask=mask, use_cache=False).logits
         wanted = model(ids, attention_mask=mask, use_cache=False).logits
     torch.testing.assert_close(out[mask.bool()], wanted[mask.bool()], **CLOSE)
+
+
+def test_a_program_that_labels_sequences_takes_any_number_of_rows() -> None:
+    # With a limit of its own on how many tokens an expert takes of each row.
+    config = tiny_family("gpt2", num_hidden_layers=2, router_capacity_factor=1.0).config
+    config.pad_token_id = 0
+    model = FAMILIES["gpt2_moe"].sequence_classification(config).eval()
+    program = exported(model, attention_mask=torch.ones(2, 11, dtype=torch.long))
+    ids, mask = ids_of(3, 17), torch.ones(3, 17, dtype=torch.long)
+    mask[1, :6] = 0
+    with torch.no_grad():
+        out = program(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        wanted = model(ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(out, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "megabyte", "hyena", "mamba1", "rwkv7"])

@@ -82,7 +82,7 @@ def reach_of(before_B: torch.Tensor | int, num_tokens: int, inputs: LayerInputs)
     elif mask_BS is not None:
         document_BS = torch.zeros_like(mask_BS, dtype=torch.long)
     real_BS = torch.ones_like(document_BS) if mask_BS is None else mask_BS.bool().long()
-    count_BG = real_BS.new_zeros(len(real_BS), num_tokens + 1).scatter_add_(1, document_BS, real_BS)
+    count_BG = real_BS.new_zeros(real_BS.shape[0], num_tokens + 1).scatter_add_(1, document_BS, real_BS)
     # Document 0 of a row goes on from the calls before.
     first_B = before_B if isinstance(before_B, int) else before_B.to(count_BG.device)
     count_BG = torch.cat([(count_BG[:, 0] + first_B)[:, None], count_BG[:, 1:]], dim=1)

@@ -70,7 +70,7 @@ class HistoryLayer(StateLayer, History):
         self._count_B = last_B if isinstance(last_B, int) else last_B.cpu()
         if mask_BS is not None or self._real.read() is not None:
             if self._real.read() is None and seen:
-                self._real.append(torch.ones(len(x_BSC), seen, 1, dtype=torch.bool, device=x_BSC.device))
+                self._real.append(torch.ones(x_BSC.shape[0], seen, 1, dtype=torch.bool, device=x_BSC.device))
             real_BS = torch.ones_like(x_BSC[..., 0], dtype=torch.bool) if mask_BS is None else mask_BS.bool()
             self._real.append(real_BS[..., None])
         if starts_BS is not None and bool(starts_BS.any()):
@@ -229,7 +229,7 @@ def _drop_empty_front(rows: GrowingRows) -> bool:
     if all_BPD is None:
         return False
     is_input_P = all_BPD.detach().ne(0).any(-1).any(0)
-    first = int(is_input_P.int().argmax()) if bool(is_input_P.any()) else len(is_input_P)
+    first = int(is_input_P.int().argmax()) if bool(is_input_P.any()) else is_input_P.shape[0]
     if first:
         rows.replace(all_BPD[:, first:])
     return first > 0

@@ -64,7 +64,7 @@ class GlobalModel(nn.Module):
         if vectors_BKD.shape[1]:
             hidden_BK = None if plain or packed else real_BK
             outputs = self._read_patches(vectors_BKD, position_BK, hidden_BK, cache, wanted, plain and known is None)
-            contexts, routing = [self._context(outputs)], routing_of(outputs, len(grid_BKP))
+            contexts, routing = [self._context(outputs)], routing_of(outputs, grid_BKP.shape[0])
         if known is not None:
             contexts, routing = [known.context_BPL[:, None], *contexts], known.behind_known(routing)
         return PatchContext(torch.cat(contexts, dim=1), routing, outputs)

@@ -76,7 +76,7 @@ class LocalModel(nn.Module):
         absent_BW = (place_BW <= 0) | ((place_BW <= back) & (cache.patch_B == 0)[:, None])
         bytes_BWL = self.local_decoder.embed_tokens(bytes_BW)
         bytes_BWL = torch.where(absent_BW[..., None], self.local_start.to(bytes_BWL), bytes_BWL)
-        row_B1 = torch.arange(len(place_BW), device=place_BW.device)[:, None]
+        row_B1 = torch.arange(place_BW.shape[0], device=place_BW.device)[:, None]
         return self.local_decoder(
             inputs_embeds=bytes_BWL + nn.functional.pad(cache.context_BPL, (0, 0, back, 0))[row_B1, known_BW],
             attention_mask=mask,

@@ -77,7 +77,7 @@ def _keys_in_sight(mask: torch.Tensor | None, options: TopkOptions, rows: slice,
     # Elsewhere, waiting for the device would cost more than it saves.
     if mask is not None and mask.dtype == torch.bool and mask.device.type == "cpu":
         seen_N = _of_part(mask, rows, queries, slice(first, end)).flatten(0, 2).any(dim=0).nonzero()
-        if len(seen_N):
+        if seen_N.shape[0]:
             first, end = first + int(seen_N[0]), first + int(seen_N[-1]) + 1
     return slice(first, end)
 
@@ -104,7 +104,7 @@ def _scores(inputs: Inputs, options: TopkOptions, part: Part) -> torch.Tensor:
     batch, heads = part.rows.stop - part.rows.start, inputs.query_BHSC.shape[1]
     queries, keys = part.queries.stop - part.queries.start, part.keys.stop - part.keys.start
     key_ZnC = part_keys(inputs.key_BGNC, part, None)
-    query_ZRC = (part_rows(inputs.query_BHSC, part) * options.scale).view(len(key_ZnC), -1, key_ZnC.shape[-1])
+    query_ZRC = (part_rows(inputs.query_BHSC, part) * options.scale).view(key_ZnC.shape[0], -1, key_ZnC.shape[-1])
     score_BHSn = products(query_ZRC, key_ZnC).view(batch, heads, queries, keys)
     if _capped_first(inputs, options):
         score_BHSn.div_(options.softcap).tanh_().mul_(options.softcap)

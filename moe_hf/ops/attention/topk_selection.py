@@ -108,7 +108,7 @@ def kept_products(rows_RC: torch.Tensor, index: torch.Tensor | None, x_ZNC: torc
     x_MC, flat_RK = x_ZNC.flatten(0, 1), _flat(index, x_ZNC)
     step = max(1, _PAIRS_AT_ONCE // flat_RK.shape[-1])
     products_RK = rows_RC.new_empty(flat_RK.shape)
-    for start in range(0, len(flat_RK), step):
+    for start in range(0, flat_RK.shape[0], step):
         part = slice(start, start + step)
         # The row times a matrix: torch multiplies a matrix by the row many times more slowly.
         products_RK[part] = (rows_RC[part, None] @ x_MC[flat_RK[part]].transpose(1, 2))[:, 0]
@@ -141,4 +141,4 @@ def _flat(index_RK: torch.Tensor, x_ZNC: torch.Tensor) -> torch.Tensor:
     # Indices into the keys of all heads laid end to end.
     heads, width, _ = x_ZNC.shape
     base_Z = torch.arange(0, heads * width, width, device=index_RK.device)
-    return index_RK + base_Z.repeat_interleave(len(index_RK) // heads)[:, None]
+    return index_RK + base_Z.repeat_interleave(index_RK.shape[0] // heads)[:, None]

@@ -68,7 +68,7 @@ def sequence_balance_loss(
         mask_T: nonzero where a token counts; None counts all. A sequence of nothing but padding does not count.
     """
     num_experts = prob_TE.shape[-1]
-    mask_T = prob_TE.new_ones(len(prob_TE)) if mask_T is None else mask_T.to(prob_TE.dtype)
+    mask_T = prob_TE.new_ones(prob_TE.shape[0]) if mask_T is None else mask_T.to(prob_TE.dtype)
     mask_BS = mask_T.view(batch_size, -1)
     prob_BE = (prob_TE * mask_T[:, None]).view(batch_size, -1, num_experts).sum(dim=1)
     # P_i, eq. 20.

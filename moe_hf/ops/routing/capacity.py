@@ -52,7 +52,7 @@ def admit_by_position(
         capacity: slots that an expert offers to a sequence; one number, or (B, 1).
         offered_BE: slots of earlier pieces; None for the first.
     """
-    batch, num_bins = len(expert_BSK), num_experts + 1
+    batch, num_bins = expert_BSK.shape[0], num_experts + 1
     flat_BN = expert_BSK.flatten(1)
     # One bin per sequence and expert: after a stable sort a slot's rank is its distance from the first of its bin.
     row_B1 = torch.arange(batch, device=flat_BN.device)[:, None]
@@ -60,7 +60,7 @@ def admit_by_position(
     order_M = bin_M.argsort(stable=True)
     count_C = bin_M.new_zeros(batch * num_bins).scatter_add(0, bin_M, torch.ones_like(bin_M))
     first_C = count_C.cumsum(0) - count_C
-    position_M = torch.arange(len(bin_M), device=bin_M.device)
+    position_M = torch.arange(bin_M.shape[0], device=bin_M.device)
     rank_M = torch.empty_like(bin_M).scatter(0, order_M, position_M - first_C[bin_M[order_M]])
     if offered_BE is None:
         offered_BE = count_C.new_zeros(batch, num_experts)

@@ -26,7 +26,7 @@ def reference_long_conv(
 ) -> torch.Tensor:
     """`long_conv` token by token: the direct sum of Poli et al. 2023 (Hyena), section 2, in float32."""
     mask_BS, starts_BS = edges_of(**layout)
-    batch = len(x_BSD)
+    batch = x_BSD.shape[0]
     dtype = float32_or_more(x_BSD)
     rows = []
     for row in range(batch):
@@ -90,7 +90,7 @@ def extended_history(
     if mask_BS is None and starts_BS is None:
         return all_BND
     kept_BS = torch.ones_like(x_BSD[..., 0], dtype=torch.bool) if mask_BS is None else mask_BS.bool()
-    kept_BP = kept_BS.new_ones(len(x_BSD), all_BND.shape[1] - x_BSD.shape[1])
+    kept_BP = kept_BS.new_ones(x_BSD.shape[0], all_BND.shape[1] - x_BSD.shape[1])
     if starts_BS is not None:
         document_BS = starts_BS.long().cumsum(1)
         kept_BS = kept_BS & (document_BS == document_BS[:, -1:])

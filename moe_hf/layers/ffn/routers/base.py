@@ -212,8 +212,8 @@ class LoadLearner(LearnedRouter):
 def _routes_for(num_tokens: int, expert_TK: torch.Tensor) -> torch.Tensor:
     if expert_TK.shape[0] != num_tokens:
         raise ConfigError(
-            f"got routes of {len(expert_TK)} tokens for a forward of {num_tokens}; replay exactly the tokens that were "
-            "recorded, in one forward"
+            f"got routes of {expert_TK.shape[0]} tokens for a forward of {num_tokens}; replay exactly the tokens that "
+            "were recorded, in one forward"
         )
     return expert_TK
 
