@@ -17,6 +17,8 @@ from moe_hf.inference.settings import GenerationSettings
 from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.opened import OpenedModel, open_model
+from moe_hf.training.trainer import MoETrainer
+from moe_hf.training.training_arguments import MoETrainingArguments
 
 pytestmark = [
     pytest.mark.realmodel,
@@ -112,6 +114,38 @@ def test_cut_into_slices_it_still_computes_the_same(opened: OpenedModel, dense: 
     ids = tokenizer("The sea is deep, and its colors change with the sky.", return_tensors="pt")["input_ids"]
     expected = dense(ids).logits
     assert (sliced.eval()(ids).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.skipif(not is_available("peft"), reason="needs peft")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_on_attention_experts_and_router_train_and_come_back(
+    folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    import peft
+
+    parts = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
+    wanted = peft.LoraConfig(r=2, target_modules=["q_proj"], target_parameters=parts)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), wanted)
+    ids = tokenizer("A bee makes honey, and honey makes a bear happy. " * 4, return_tensors="pt").input_ids[0, :32]
+    given = {"max_steps": 3, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "logging_steps": 1}
+    quiet = {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    trainer = MoETrainer(
+        model=model,
+        args=MoETrainingArguments(output_dir=str(tmp_path / "run"), **given, **quiet),
+        train_dataset=[{"input_ids": ids, "labels": ids}] * 3,
+    )
+    trainer.train()
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    assert losses[-1] < losses[0] - 0.1
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        trained = model.eval()(ids[None]).logits
+        with model.disable_adapter():
+            assert not model(ids[None]).logits.isclose(trained).all()
+        del trainer
+        base = AutoModelForCausalLM.from_pretrained(folder)
+        again = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        assert again(ids[None]).logits.equal(trained)
 
 
 def test_the_tokenizer_is_whole(tokenizer: Any) -> None:
