@@ -1,12 +1,17 @@
 """Loads the tokenizer of a model, and lets it split text into words as its GGUF file says."""
 
+from pathlib import Path
 from typing import Any
 
+from moe_hf.base.errors import CheckpointError
 from moe_hf.base.model_source import ModelSource
 from moe_hf.base.optional import require
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+"""Each is the vocabulary, or names it, in one of the formats that transformers reads."""
 
 UNKNOWN_SPLIT = "default"
 """What llama.cpp calls a way of splitting text into words that it does not know."""
@@ -30,8 +35,13 @@ def load_tokenizer(source: ModelSource) -> Any:
     lines before a number became other tokens. Splits that `SPLITS` does not name stay as transformers has them.
 
     Raises:
+        CheckpointError: the folder holds none; transformers would make one without a token.
         OSError, ValueError and others: as transformers does.
     """
+    folder = Path(source.folder)
+    with_files = source.gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
+    if folder.is_dir() and not with_files:
+        raise CheckpointError(f"{source.folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     # Both are slow to import.
     from transformers import AutoTokenizer
     from transformers.utils import cached_file

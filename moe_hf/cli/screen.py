@@ -32,6 +32,7 @@ def in_bytes(size: int) -> str:
     ('3.7 MB', '1.49 GB')
     """
     for unit, bytes_each, places in (("GB", 1e9, 2), ("MB", 1e6, 1)):
-        if size >= bytes_each:
+        # What would be rounded to it as well.
+        if size >= 0.99995 * bytes_each:
             return f"{size / bytes_each:.{places}f} {unit}"
     return f"{size / 1e3:.1f} kB"

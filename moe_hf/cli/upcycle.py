@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from functools import partial
 
 import torch
 from transformers import AutoConfig
@@ -26,8 +27,11 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
     """Write the directory; returns the exit code."""
     parser = _parser(prog)
     args = parser.parse_args(argv)
-    if (args.busiest is not None) != (args.target == "dense" and bool(args.data)):
+    given = [args.busiest is not None, bool(args.data)]
+    if any(given) and not (all(given) and args.target == "dense"):
         parser.error("--busiest K, --data FILES and --target dense go together")
+    if args.busiest is not None and args.busiest < 1:
+        parser.error(f"--busiest must be 1 or more, got {args.busiest}")
     fields = given_config_fields(args, FLAGS)
     # A pattern needs the number of layers, which the source's configuration tells.
     if "mlp_layer_types" in fields:
@@ -48,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf upcycle") -> int:
             gguf_file=args.gguf_file,
             granularity=args.granularity,
             branches=args.branches,
-            kept_experts=_busiest(args.source, args.busiest, args.data) if args.data else None,
+            kept_experts=partial(_busiest, args.source, args.busiest, args.data) if args.data else None,
             **fields,
         )
     counts = report.counts

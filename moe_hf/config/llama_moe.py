@@ -110,7 +110,8 @@ class LlamaWithMoEConfig(MoEDecoderConfig):
         if dense.get("per_layer_config"):
             raise CheckpointError(f"the dense {kind} sets per_layer_config; only equal layers can be carried over")
         same = {name: getattr(theirs, name) for name in _SAME}
-        same |= {name: getattr(theirs, name) for name in _OF_SOME if hasattr(theirs, name)}
+        # A file may hold more, which the class keeps and does not obey.
+        same |= {name: getattr(theirs, name) for name in _OF_SOME if name in theirs.__dataclass_fields__}
         return {
             "model_type": cls.model_type,
             **renamed(dense, {"resid_pdrop": "resid_dropout", "embd_pdrop": "embd_dropout"}),
@@ -151,8 +152,8 @@ def _windows(kind: str, theirs: PreTrainedConfig) -> dict[str, Any]:
     window = getattr(theirs, "sliding_window", None)
     if kind == "llama" or window is None:
         return {}
-    # Mistral's layers are all alike, whatever its file says of them.
-    layers = None if kind == "mistral" else getattr(theirs, "layer_types", None)
+    # The layers of these are all alike, whatever their file says of them.
+    layers = None if kind in ("mistral", "phi3") else getattr(theirs, "layer_types", None)
     unknown = {*(layers or ())} - {"full_attention", "sliding_attention"}
     if unknown:
         raise CheckpointError(f"the dense {kind} has layers of {', '.join(sorted(unknown))}; this family has none")
@@ -164,5 +165,5 @@ def _windows(kind: str, theirs: PreTrainedConfig) -> dict[str, Any]:
 
 def _layers_that_turn(theirs: PreTrainedConfig) -> dict[str, Any]:
     # By its name it would list those that do not; 1 stands for a layer with rotary positions.
-    turns = getattr(theirs, "no_rope_layers", None) or [1]
+    turns = (theirs.no_rope_layers if "no_rope_layers" in theirs.__dataclass_fields__ else None) or [1]
     return {} if all(turns) else {"rotary_layers": [layer for layer, turned in enumerate(turns) if turned]}

@@ -68,11 +68,14 @@ def choice_of(output: Any, top_k: int) -> LayerChoice:
         output: of the router.
         top_k: experts per token, where the logits are all that it tells; they are taken for those of a softmax.
     """
-    parts = output if isinstance(output, tuple) else (output,)
+    # What JetMoE says of its order of the slots has one dimension, or is a list.
+    found = [x for x in (output if isinstance(output, tuple) else (output,)) if isinstance(x, torch.Tensor)]
+    parts = [part for part in found if part.dim() > 1]
     if not parts[0].is_floating_point():
         parts = parts[::-1]
     logits_TE = parts[0].reshape(-1, parts[0].shape[-1])
     told = [part for part in parts if not part.is_floating_point()]
     if len(parts) < 3 or not told:
         return LayerChoice(logits_TE, *logits_TE.float().softmax(dim=-1).topk(top_k, dim=-1))
+    # In both orders the weights stand in the middle.
     return LayerChoice(logits_TE, parts[1].reshape(logits_TE.shape[0], -1), told[0].reshape(logits_TE.shape[0], -1))

@@ -39,10 +39,14 @@ def test_the_busiest_experts_of_a_text_become_a_dense_model(tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "moe")
     (tmp_path / "text.txt").write_text("some words of a text that is read " * 40)
     words = ["upcycle", str(tmp_path / "moe"), str(tmp_path / "dense"), "--target", "dense", "--busiest"]
-    with pytest.raises(SystemExit):
-        main([*words, "1"])
-    assert "--busiest K, --data FILES and --target dense go together" in capsys.readouterr().err
     data = ["--data", str(tmp_path / "text.txt")]
+    for wrong in ([*words, "1"], [*words[:3], *data], [*words[:5], *data], [*words[:3], "--busiest", "1", *data]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "--busiest K, --data FILES and --target dense go together" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "0", *data])
+    assert "--busiest must be 1 or more, got 0" in capsys.readouterr().err
     assert main([*words, "2", *data]) == 2
     assert "has dense layers of width 20, and its experts would become FFNs of 32" in capsys.readouterr().err
     assert not (tmp_path / "dense").exists()

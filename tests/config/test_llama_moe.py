@@ -10,6 +10,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -41,6 +42,9 @@ def test_a_llama_is_read(tmp_path: Path) -> None:
 
 def test_windows_of_mistral_and_qwen_are_read(tmp_path: Path) -> None:
     assert read(MistralConfig(), tmp_path).layer_types == ["sliding_attention"] * 32
+    kinds = ["full_attention", "sliding_attention"]
+    one_kind = Phi3Config(num_hidden_layers=2, sliding_window=5, layer_types=kinds, pad_token_id=0)
+    assert read(one_kind, tmp_path).layer_types == ["sliding_attention"] * 2
     assert read(MistralConfig(sliding_window=None), tmp_path).layer_types == ["full_attention"] * 32
     shape = {"num_hidden_layers": 3, "max_window_layers": 2}
     # Its window is written down even where it is not used.

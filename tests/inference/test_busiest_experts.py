@@ -5,6 +5,9 @@ import torch
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.inference.busiest_experts import busiest_experts
+from moe_hf.inference.text_model import CausalTextModel
+from moe_hf.models.found_routers import find_routers
+from tests.inference.conftest import small_model
 
 DOCUMENTS = [list(range(3, 60)), [], list(range(40, 90)) * 4]
 
@@ -22,6 +25,31 @@ def test_they_take_most_of_the_tokens(talker) -> None:
     assert list(kept) == [0, 2]
     for row, experts in enumerate(kept.values()):
         assert counts[row, list(experts)].tolist() == counts[row].sort(descending=True).values[:2].tolist()
+
+
+def test_tokens_are_counted_where_experts_take_few_of_some_documents(tokenizer) -> None:
+    model = small_model(tokenizer, router_type="expert_threshold", mlp_layer_types=["sparse", "dense", "dense"])
+    (router,) = find_routers(model).values()
+    scores: list[torch.Tensor] = []
+    handle = router.register_forward_hook(lambda module, args, output: scores.append(output[0].sigmoid()))
+    documents = [list(range(3, 60)), list(range(60, 117))]
+    with torch.no_grad():
+        for document in documents:
+            model(torch.tensor([document]))
+        handle.remove()
+        # The first document gives two tokens to one expert alone, the second one three to another: 2 of 2, 3 of 4.
+        first, second = scores
+        threshold_E = torch.cat(scores).amax(dim=0) + 1e-3
+        one = int((first.amax(dim=0) - second.amax(dim=0)).argmax())
+        other = int((second.amax(dim=0) - first.amax(dim=0)).argmax())
+        threshold_E[one], threshold_E[other] = (
+            scores_TE[:, expert].topk(number).values[-1] - 1e-6
+            for scores_TE, expert, number in ((first, one, 2), (second, other, 3))
+        )
+        router.score_threshold.copy_(threshold_E)
+    counts = sum((torch.cat([x[:, [one, other]] for x in scores]) > threshold_E[[one, other]]).long()).tolist()
+    talker = CausalTextModel(model, tokenizer, "few")
+    assert busiest_experts(talker, documents, 1)[0] == ((one, other)[counts[1] > counts[0]],)
 
 
 def test_what_has_none_is_refused(talker, babbler) -> None:

@@ -33,6 +33,19 @@ def test_padding_between_real_tokens_is_refused_where_it_would_take_places_in_a_
     assert whole(ids, attention_mask=mask).logits.isfinite().all()
 
 
+def test_a_window_that_is_set_later_is_kept_by_masks_layers_and_caches() -> None:
+    built = tiny_family("llama-window")
+    late = tiny_family("llama-window", sliding_window=None, sliding_window_layers=None)
+    built.load_state_dict(late.state_dict())
+    late.config.sliding_window, late.config.sliding_window_layers = 5, built.config.sliding_window_layers
+    ids = torch.arange(3, 23)[None]
+    first = late(ids[:, :10], use_cache=True)
+    second = late(ids[:, 10:], past_key_values=first.past_key_values)
+    expected = built(ids).logits
+    torch.testing.assert_close(late(ids).logits, expected)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), expected)
+
+
 def test_assisted_generation_is_refused_by_windows_alone() -> None:
     assert tiny_family("llama-window")._is_stateful
     assert not tiny_family("llama")._is_stateful

@@ -56,7 +56,6 @@ class CausalAttention(Mixer):
         # Read by transformers' attention functions.
         self.num_key_value_groups = queries // keys
         self.turns = config.rotary_layers is None or layer_idx in config.rotary_layers
-        self.sliding_window = config.window_of_layer(layer_idx)
         given = config.attention_multiplier
         self.scaling = self.head_dim**-0.5 if given is None else float(given)
         if config.scale_attn_by_inverse_layer_idx:
@@ -70,6 +69,11 @@ class CausalAttention(Mixer):
         # before it is what copying from the context needs.
         taps = config.mixer_short_conv
         self.short_conv = ShortConv(queries + 2 * keys, taps, layer_idx) if taps else None
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Keys that a query sees; None for all before it. Masks and caches ask the configuration, too."""
+        return self.config.window_of_layer(self.layer_idx)
 
     def multiply_adds(self, context: int) -> int:
         """Scores and weighted values: two per key and channel."""
@@ -90,9 +94,10 @@ class CausalAttention(Mixer):
         options = dict(inputs.attention_options)
         key_BGNC, value_BGNC = with_paged(key_BGNC, value_BGNC, self.layer_idx, options)
         mask = inputs.attention_mask
-        if self.sliding_window is not None:
+        window = self.sliding_window
+        if window is not None:
             mask = inputs.window_mask
-            options["sliding_window"] = self.sliding_window
+            options["sliding_window"] = window
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         out_BSHC, weight_BHSN = attend(
             self,

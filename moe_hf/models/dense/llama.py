@@ -132,4 +132,5 @@ class DensePhi3(DenseLlama):
         start, whole = joined[name]
         rows = queries + 2 * keys if whole == "qkv_proj" else 2 * inner
         matrix = source.sliced(f"{layer}.{whole}.weight", (rows, shape[1]))
-        return Computed(matrix, shape, lambda value: value[start : start + shape[0]])
+        # Cloned: a view would keep all of it alive, and files that save it would hold it all.
+        return Computed(matrix, shape, lambda value: value[start : start + shape[0]].clone())

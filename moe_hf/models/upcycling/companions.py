@@ -6,14 +6,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 from moe_hf.base.errors import first_line
-from moe_hf.base.tokenizer_source import load_tokenizer
+from moe_hf.base.tokenizer_source import TOKENIZER_FILES, load_tokenizer
 from moe_hf.models.upcycling.opened import OpenedModel
 
 logger = logging.get_logger(__name__)
 
 _GENERATION = "generation_config.json"
-# Any of them means that there is a tokenizer.
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def carry_over(opened: OpenedModel, folder: Path) -> list[str]:
@@ -26,7 +24,7 @@ def carry_over(opened: OpenedModel, folder: Path) -> list[str]:
         The names of the files. A tokenizer that can't be loaded is left behind, with a warning.
     """
     before = {path.name for path in folder.iterdir()}
-    if opened.source.gguf_file is not None or any((opened.folder / name).is_file() for name in _TOKENIZERS):
+    if opened.source.gguf_file is not None or any((opened.folder / name).is_file() for name in TOKENIZER_FILES):
         try:
             tokenizer = load_tokenizer(opened.source)
         except Exception as error:

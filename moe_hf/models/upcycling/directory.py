@@ -1,7 +1,7 @@
 """Writes a Mixture-of-Experts directory from a dense model's: one tensor at a time, and atomically."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from moe_hf.models.dense.lazy_tensors import Drawn, Held, dtype_named
 from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.grown import GROWING, plan_grown
-from moe_hf.models.upcycling.merged import plan_merged
+from moe_hf.models.upcycling.merged import KeptExperts, plan_merged
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycle
@@ -58,7 +58,7 @@ def upcycle_directory(
     gguf_file: str | None = None,
     granularity: int = 1,
     branches: Sequence[str] = (),
-    kept_experts: Mapping[int, Sequence[int]] | None = None,
+    kept_experts: KeptExperts | Callable[[], KeptExperts] | None = None,
     **overrides: Any,
 ) -> UpcycleReport:
     """Turn the dense model of `source` into a Mixture of Experts in the new folder `destination`.
@@ -82,7 +82,8 @@ def upcycle_directory(
             `num_experts_per_tok` count slices then, and it divides both.
         branches: more fine-tunes of the same dense model, each of which gives as many experts as `source` does; the
             other weights are the mean of all. `num_experts` is their number then unless it is given.
-        kept_experts: with target "dense", the ids of the experts that stay, for each decoder layer with experts.
+        kept_experts: with target "dense", the ids of the experts that stay, for each decoder layer with experts, or a
+            function that gives them, which is called when all else is checked.
         **overrides: fields of the configuration, such as `num_experts`.
 
     Raises:
@@ -94,11 +95,11 @@ def upcycle_directory(
     given, destination = Path(destination), Path(destination).absolute()
     if target not in (None, *TARGETS):
         raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
+    if branches and target == "dense":
+        raise ConfigError(f"branches={list(branches)!r} has no meaning with target='dense', which merges one model")
     if kept_experts is not None:
         if target != "dense":
-            raise ConfigError(
-                f"kept_experts={dict(kept_experts)!r} has no meaning with target={target!r}; only 'dense'"
-            )
+            raise ConfigError(f"kept_experts={kept_experts!r} has no meaning with target={target!r}, only with 'dense'")
         overrides["kept_experts"] = kept_experts
     _require_size(max_shard_size)
     models = [open_model(source, gguf_file), *map(open_model, branches)]

@@ -4,7 +4,7 @@ Shapes: E experts, D width, F width of an expert.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import FAMILIES
+from moe_hf.models.dense.kept_logits import why_logits_change
 from moe_hf.models.dense.lazy_tensors import Averaged, Computed, Joined, LazyTensor, Sliced, StackEntry
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, ExpertNames
@@ -31,7 +32,10 @@ _MEAN = "the experts of each layer are replaced by their mean, which computes th
 _SOME = (
     "each FFN is made of {} of its layer's experts, side by side, and gives the mean of their outputs for every token"
 )
-_UNNORMALISED = "the router's weights did not sum to 1, as the mean's do (norm_topk_prob=False)"
+_UNNORMALISED = "the weights of a token's experts do not sum to 1 there, as those of a mean do"
+
+KeptExperts = Mapping[int, Sequence[int]]
+"""For each decoder layer with experts, the ids of those to keep."""
 
 # A part of an FFN by its name in the dense model -> that part of each expert.
 ExpertParts = dict[str, list[LazyTensor]]
@@ -41,21 +45,22 @@ def plan_merged(
     opened: OpenedModel,
     dtype: torch.dtype | None = None,
     granularity: int = 1,
-    kept_experts: Mapping[int, Sequence[int]] | None = None,
+    kept_experts: KeptExperts | Callable[[], KeptExperts] | None = None,
     **choices: Any,
 ) -> PlannedModel:
     """The dense model whose FFNs are the means of the experts, or some experts side by side; routers are left out.
 
     A Mixtral becomes a Llama (with a window, a Mistral), others the type that they are made of; a model of this package
     its own dense twin, whose FFNs hold a shared expert as well. Experts that are equal, as after upcycling, give the
-    same function.
+    same function where the weights of a token's experts sum to 1.
 
     Args:
         opened: a Mixture of Experts of a type in `MERGING`.
         dtype: type of the written weights; None keeps the source's.
         granularity: must be 1.
         kept_experts: for each decoder layer with experts, the ids of those to keep, as many in each: an FFN is that
-            many experts wide then. None takes the mean of all, as wide as one.
+            many experts wide then. A function that gives them is called when all else is checked. None takes the mean
+            of all, as wide as one.
         **choices: none is allowed.
 
     Raises:
@@ -71,9 +76,15 @@ def plan_merged(
         )
     own = FAMILIES.get(opened.model_type)
     config: Any = own.config.from_pretrained(opened.folder) if own else other_config(opened.source)
+    if own and config.shared_expert_intermediate_size and config.shared_expert_gate:
+        raise CheckpointError(f"{opened.name} gates its shared expert, which no dense FFN does; it can't be merged")
+    kept_experts = kept_experts() if callable(kept_experts) else kept_experts
     state, experts, shared = _parts_of_this_package(opened) if own else _parts_of_transformers(opened)
     _require_experts(kept_experts, {_layer_of(name): len(parts) for name, parts in experts.items()})
     number = len(next(iter(kept_experts.values()))) if kept_experts else 1
+    changes = [_SOME.format(number) if kept_experts else _MEAN]
+    if why_logits_change(config) if own else _leaves_weights(config):
+        changes.append(_UNNORMALISED)
     dense = _own_twin(opened, config, number) if own else _dense_config(opened, config, number)
     for name, parts in experts.items():
         kept = kept_experts and [parts[expert] for expert in kept_experts[_layer_of(name)]]
@@ -88,13 +99,15 @@ def plan_merged(
     wanted.make_dense()
     code = "import moe_hf  # registers the model class\n" if own else ""
     counts = ParameterCounts(total, total, before)
-    changes = [_SOME.format(number) if kept_experts else _MEAN]
-    if not getattr(config, "norm_topk_prob", True):
-        changes.append(_UNNORMALISED)
     return PlannedModel(dense, state, wanted, counts, changes, code, "A dense model merged from the Mixture of Experts")
 
 
-def _require_experts(kept: Mapping[int, Sequence[int]] | None, there: dict[int, int]) -> None:
+def _leaves_weights(config: Any) -> bool:
+    number = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    return not getattr(config, "norm_topk_prob", True) and config.num_experts_per_tok != number
+
+
+def _require_experts(kept: KeptExperts | None, there: dict[int, int]) -> None:
     """Refuse what does not name as many different experts in each layer; `there` counts those of each."""
     if kept is None:
         return
@@ -133,8 +146,6 @@ def _dense_config(opened: OpenedModel, config: PreTrainedConfig, number: int) ->
 
 
 def _own_twin(opened: OpenedModel, config: Any, number: int) -> PreTrainedConfig:
-    if config.shared_expert_intermediate_size and config.shared_expert_gate:
-        raise CheckpointError(f"{opened.name} gates its shared expert, which no dense FFN does; it can't be merged")
     width = number * config.expert_width + (config.shared_expert_intermediate_size or 0)
     if "dense" in config.ffn_of_layer:
         _require_width(opened, width, config.ffn_width)
@@ -192,14 +203,16 @@ def _parts_of_this_package(
     shared: dict[str, LazyTensor] = {}
     experts: ExpertParts = {}
     for name, value in opened.slices.items():
-        before, found, part = name.partition(".mlp.experts.")
+        # RWKV's FFNs stand inside another one.
+        before, found, part = name.replace(".mlp.inner.", ".mlp.").partition(".mlp.experts.")
+        inner = ".inner" if ".mlp.inner." in name else ""
         if found:
             kind = "bias" if part.endswith("_bias") else "weight"
             parts = _unstacked(part.removesuffix("_bias"), value)
-            experts |= {f"{before}.mlp.{half}.{kind}": entries for half, entries in parts.items()}
-        elif ".mlp.shared_expert." in name:
+            experts |= {f"{before}.mlp{inner}.{half}.{kind}": entries for half, entries in parts.items()}
+        elif f".mlp{inner}.shared_expert." in name:
             shared[name.replace(".shared_expert.", ".")] = Sliced(value)
-        elif ".mlp.gate." not in name:
+        elif f".mlp{inner}.gate." not in name:
             state[name] = Sliced(value)
     return state, experts, shared
 

@@ -136,8 +136,11 @@ def encoded_documents(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterato
     """The token ids of each document, one after the other, encoded when it is asked for.
 
     Raises:
-        ConfigError: the tokenizer can't encode this kind of rows, or a conversation is broken.
+        ConfigError: the tokenizer has no chat template for conversations, or no end-of-text token, or a conversation is
+            broken.
     """
+    if rows.kind == "messages" and not tokenizer.chat_template:
+        raise ConfigError(f"{rows.name} holds conversations but the tokenizer has no chat template; name plain text")
     encoder = DocumentEncoder(tokenizer, rows.kind, sys.maxsize)
     for index, row in enumerate(rows.dataset):
         yield encoder({name: [value] for name, value in row.items()}, [index])["input_ids"][0]

@@ -20,8 +20,6 @@ MOST_CHARACTERS = 50_000_000
 
 _SHORTEST = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 _WAY_OUT = f"give --tokenizer: a directory, a hub id, or {', '.join(KINDS)} to train one on the data"
-# Each is the vocabulary, or names it, in one of the formats that transformers reads.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def choose_tokenizer(
@@ -70,12 +68,10 @@ def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
         source = find_model(name)
     except CheckpointError as error:
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({error}); {_WAY_OUT}") from error
-    folder = Path(source.folder)
-    with_files = source.gguf_file is not None or any((folder / file).is_file() for file in _TOKENIZER_FILES)
-    if folder.is_dir() and not with_files:
-        raise ConfigError(f"{name} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); {_WAY_OUT}")
     try:
         return load_tokenizer(source)
+    except CheckpointError as error:
+        raise ConfigError(f"{error}; {_WAY_OUT}") from error
     # The library of tokenizers raises bare Exceptions, and damaged JSON leads transformers into errors of any kind.
     except Exception as error:
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({first_line(error)}); {_WAY_OUT}") from error

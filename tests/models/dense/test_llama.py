@@ -77,6 +77,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    # transformers' class obeys none of them.
+    "phi3-ignored": ("phi3", {"attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 0, 1]}),
     "olmo2-biases": ("olmo2", {"head_dim": 6, "attention_bias": True}),
     "qwen3-window": (
         "qwen3",

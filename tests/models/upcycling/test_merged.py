@@ -98,10 +98,10 @@ def test_kept_experts_stand_side_by_side_and_give_their_mean(tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("shared", [0, 8])
-@pytest.mark.parametrize("family", ["gpt2", "retnet"])
+@pytest.mark.parametrize("family", ["gpt2", "retnet", "rwkv7", "rwkv4"])
 def test_two_of_equal_experts_compute_what_all_did(tmp_path: Path, family: str, shared: int) -> None:
     widths = {"intermediate_size": 24 + shared, "moe_intermediate_size": 12, "shared_expert_intermediate_size": shared}
-    model = tiny_family(family, mlp_bias=True, norm_topk_prob=True, **widths)
+    model = tiny_family(family, **({} if "rwkv" in family else {"mlp_bias": True}), norm_topk_prob=True, **widths)
     with torch.no_grad():
         for name, stack in model.named_parameters():
             if ".experts." in name:
@@ -148,6 +148,43 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, kind, fields, choices,
     with pytest.raises(error, match=text):
         merged(source, **choices)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"router_type": "sigmoid_bias", "router_scale": 2.5}, True),
+        ({"norm_topk_prob": False}, True),
+        ({"norm_topk_prob": False, "router_type": "hash"}, False),
+        ({"norm_topk_prob": True}, False),
+    ],
+)
+def test_the_card_says_where_weights_do_not_sum_to_one(tmp_path: Path, fields: dict[str, Any], said: bool) -> None:
+    tiny_family("gpt2", **fields).save_pretrained(tmp_path / "moe")
+    assert ("do not sum to 1 there" in (merged(tmp_path / "moe") / "README.md").read_text()) is said
+
+
+def test_experts_are_chosen_when_all_else_is_checked(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def choose() -> dict[int, list[int]]:
+        calls.append(1)
+        return {0: [1], 1: [0]}
+
+    source = save_dense(NATIVE_MOES["mixtral"](), tmp_path / "moe")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("")
+    with pytest.raises(CheckpointError):
+        upcycle_directory(str(source), tmp_path / "taken", target="dense", kept_experts=choose)
+    for choice in ({"num_experts": 4}, {"granularity": 2}, {"branches": [str(source)]}):
+        with pytest.raises(ConfigError, match="has no meaning"):
+            merged(source, kept_experts=choose, **choice)
+    tiny_family("megabyte").save_pretrained(tmp_path / "bytes")
+    with pytest.raises(CheckpointError, match="can be merged"):
+        upcycle_directory(str(tmp_path / "bytes"), tmp_path / "x", target="dense", kept_experts=choose)
+    assert calls == []
+    merged(source, kept_experts=choose)
+    assert calls == [1]
 
 
 def test_a_gated_shared_expert_is_refused(tmp_path: Path) -> None:
