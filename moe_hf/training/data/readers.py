@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.data.rows import Columns, Row, RowKind, parsed_json, short
+from moe_hf.training.data.rows import DOMAIN, Columns, Row, RowKind, parsed_json, short
 
 _LONGEST_CELL = 2**31 - 1
 _ROWS_AT_ONCE = 1000
@@ -26,6 +26,10 @@ def _decoded_lines(file: Path) -> Iterator[tuple[int, str]]:
                     f"{file} line {number} is not UTF-8 text: byte 0x{line[error.start]:02x} at position "
                     f"{error.start + 1}; save the file as UTF-8"
                 ) from error
+
+
+def _named(cell: object) -> str | None:
+    return str(cell) if cell not in (None, "") else None
 
 
 def text_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -59,7 +63,7 @@ def jsonl_rows(file: Path, columns: Columns) -> Iterator[Row]:
                 f'{{"{columns.text}": "..."}}'
             )
         kind = columns.kind_of(list(row), where)
-        yield Row(where, kind, row[columns.messages if kind == "messages" else columns.text])
+        yield Row(where, kind, row[columns.messages if kind == "messages" else columns.text], _named(row.get(DOMAIN)))
 
 
 def csv_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -96,7 +100,7 @@ def csv_rows(file: Path, columns: Columns) -> Iterator[Row]:
                 "commas or line breaks into double quotes"
             )
         else:
-            yield Row(where, kind, cells[index])
+            yield Row(where, kind, cells[index], _named(cells[header.index(DOMAIN)] if DOMAIN in header else None))
 
 
 def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -106,11 +110,13 @@ def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
         table = pyarrow.parquet.ParquetFile(file)
         kind = columns.kind_of(table.schema_arrow.names, str(file))
         column = columns.messages if kind == "messages" else columns.text
-        # This column alone and so many rows at once: the file may be larger than memory.
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-            for cell in batch.column(0):
+        # These columns alone and so many rows at once: the file may be larger than memory.
+        wanted = [column, DOMAIN] if DOMAIN in table.schema_arrow.names else [column]
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            domains = batch.column(DOMAIN).to_pylist() if len(wanted) > 1 else [None] * len(batch)
+            for cell, domain in zip(batch.column(column), domains, strict=True):
                 number += 1
-                yield Row(f"{file} row {number}", kind, cell.as_py())
+                yield Row(f"{file} row {number}", kind, cell.as_py(), _named(domain))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{file} is not a readable Parquet file from row {number + 1} on: {short(str(error), 200)}; write it again"

@@ -12,6 +12,10 @@ RowKind: TypeAlias = Literal["text", "messages"]
 RowDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
+DOMAIN = "domain"
+"""The column that says what a row is about."""
+
+
 class Columns(NamedTuple):
     """How a row is found in a file: the names of the columns, and what one document of a .txt file is."""
 
@@ -36,11 +40,19 @@ class Columns(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One document: a text, or a conversation as a list of messages; `place` says where it stands."""
+    """One document: a text, or a conversation as a list of messages.
+
+    Attributes:
+        place: where it stands.
+        kind: "text" or "messages".
+        value: the text, or the messages.
+        domain: what its column of that name says it is about; None without one.
+    """
 
     place: str
     kind: RowKind
     value: Any
+    domain: str | None = None
 
 
 class Rows(NamedTuple):

@@ -1,0 +1,51 @@
+"""`moe-hf eval` scores models on files, and says which of two is better."""
+
+import json
+
+import pytest
+
+from moe_hf.__main__ import main
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rows = [{"text": f"line {i} of a text", "domain": "even" if i % 2 == 0 else "odd"} for i in range(8)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_a_table_by_domain(model_folder, texts, capsys) -> None:
+    assert main(["eval", str(model_folder), "--data", str(texts)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["domain", "even", "odd", "all"]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_json_and_a_paired_comparison(model_folder, texts, tmp_path, capsys) -> None:
+    other = tmp_path / "other"
+    assert main(["upcycle", str(model_folder), str(other), "--num_experts", "16", "--expert_init", "noise"]) == 0
+    capsys.readouterr()
+    words = ["eval", str(model_folder), "--compare", str(other), "--data", str(texts), "--context_length", "16"]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(row["domain"], row["documents"]) for row in report["scores"][::2]] == [("even", 4), ("odd", 4), ("all", 8)]
+    values = [row["bits_per_byte"]["value"] for row in report["scores"][-2:]]
+    assert report["difference"]["value"] == pytest.approx(values[0] - values[1])
+    assert main(words) == 0
+    assert f"A = {model_folder}, B = {other}; " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--limit", "0"], "--limit=0 is not allowed; it must be 1 or more"),
+        (["--context_length", "1"], "--context_length=1 is not allowed; it must be 2 or more"),
+        (["--context_length", "5000"], "context_length=5000 is not allowed; it must be 2 to 4096"),
+        (["--compare", "SAME"], "is the same model; name another"),
+    ],
+)
+def test_what_cannot_be_is_one_line(model_folder, texts, capsys, words: list[str], text: str) -> None:
+    words = [str(model_folder) if word == "SAME" else word for word in words]
+    assert main(["eval", str(model_folder), "--data", str(texts), *words]) == 2
+    assert text in capsys.readouterr().err
