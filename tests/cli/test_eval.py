@@ -1,8 +1,10 @@
 """`moe-hf eval` scores models on files, and says which of two is better."""
 
 import json
+import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from moe_hf.__main__ import main
 
@@ -29,11 +31,30 @@ def test_json_and_a_paired_comparison(model_folder, texts, tmp_path, capsys) -> 
     words = ["eval", str(model_folder), "--compare", str(other), "--data", str(texts), "--context_length", "16"]
     assert main([*words, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [(row["domain"], row["documents"]) for row in report["scores"][::2]] == [("even", 4), ("odd", 4), ("all", 8)]
+    assert [(row["domain"], row["documents"]) for row in report["scores"][::2]] == [("even", 4), ("odd", 4), (None, 8)]
     values = [row["bits_per_byte"]["value"] for row in report["scores"][-2:]]
     assert report["difference"]["value"] == pytest.approx(values[0] - values[1])
     assert main(words) == 0
     assert f"A = {model_folder}, B = {other}; " in capsys.readouterr().out
+
+
+def test_what_hides_text_or_cannot_be_rendered_is_said(model_folder, tmp_path, capsys) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template is None
+    letter = tokenizer.convert_tokens_to_ids("a")
+    tokenizer.unk_token = "a"
+    assert tokenizer.unk_token_id == letter
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "text.txt").write_text("banana")
+    assert main(["eval", str(folder), "--data", str(tmp_path / "text.txt")]) == 0
+    said = capsys.readouterr().err
+    assert "3 tokens stand for text that the tokenizer does not know" in " ".join(said.split())
+    assert "one document has no interval" in said
+    assert main(["eval", str(folder), "--data", "embedded", "--limit", "2"]) == 2
+    assert "--data embedded holds conversations but the tokenizer has no chat template" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

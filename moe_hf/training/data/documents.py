@@ -25,6 +25,16 @@ def prompt_label(token: Any) -> Any:
     return IGNORED - 1 - token
 
 
+def require_chat_template(kind: RowKind, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse conversations that nothing renders, in the words of a command that takes no template.
+
+    Raises:
+        ConfigError: the rows of `name` are conversations and the tokenizer has no chat template.
+    """
+    if kind == "messages" and not tokenizer.chat_template:
+        raise ConfigError(f"{name} holds conversations but the tokenizer has no chat template; name plain text")
+
+
 class Document(NamedTuple):
     """One text or conversation as token ids, with each one's label: the id itself, its `prompt_label`, or `IGNORED`."""
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from moe_hf.base.errors import ConfigError
 from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.collate import BlockCollator
-from moe_hf.training.data.documents import DocumentEncoder
+from moe_hf.training.data.documents import DocumentEncoder, require_chat_template
 from moe_hf.training.data.packing import BlockPacker
 from moe_hf.training.data.rows import RowKind, Rows
 from moe_hf.training.data.sources import find_files, generated_source, open_rows
@@ -139,8 +139,7 @@ def encoded_documents(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterato
         ConfigError: the tokenizer has no chat template for conversations, or no end-of-text token, or a conversation is
             broken.
     """
-    if rows.kind == "messages" and not tokenizer.chat_template:
-        raise ConfigError(f"{rows.name} holds conversations but the tokenizer has no chat template; name plain text")
+    require_chat_template(rows.kind, tokenizer, rows.name)
     encoder = DocumentEncoder(tokenizer, rows.kind, sys.maxsize)
     for index, row in enumerate(rows.dataset):
         yield encoder({name: [value] for name, value in row.items()}, [index])["input_ids"][0]
