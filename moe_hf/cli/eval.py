@@ -8,10 +8,12 @@ from typing import Any
 
 import datasets
 from rich.table import Table
+from rich.text import Text
 from transformers.utils import logging
 
-from moe_hf.base.errors import ConfigError
-from moe_hf.base.printable import json_line
+from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.model_source import find_model
+from moe_hf.base.printable import json_line, one_line
 from moe_hf.cli.screen import Screen
 from moe_hf.inference.scoring import (
     DocumentScore,
@@ -25,8 +27,12 @@ from moe_hf.inference.settings import DEVICES, DTYPES
 from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.documents import DocumentEncoder, require_chat_template
-from moe_hf.training.data.rows import Row
+from moe_hf.training.data.rows import Row, short
 from moe_hf.training.data.scored import ScoredDocument, rows_to_score, scored_document
+
+_MOST = 10**9
+# Of the table: as wide as a terminal is at least.
+_WIDTH, _DOMAIN_WIDTH = 80, 16
 
 
 def main(argv: list[str] | None = None, prog: str = "moe-hf eval") -> int:
@@ -34,25 +40,35 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf eval") -> int:
     args = _parser(prog).parse_args(argv)
     for name, least in (("limit", 1), ("context_length", 2)):
         given = getattr(args, name)
-        if given is not None and given < least:
-            raise ConfigError(f"--{name}={given} is not allowed; it must be {least} or more")
+        if given is not None and not least <= given <= _MOST:
+            raise ConfigError(f"--{name}={given} is not allowed; it must be {least} to {_MOST}")
     if args.compare == args.model:
         raise ConfigError(f"--compare {args.compare} is the same model; name another")
+    models = [args.model, *([args.compare] if args.compare else [])]
+    for name in models:
+        # Before minutes are spent on the first.
+        find_model(name)
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     arguments = DataArguments(
-        data=args.data, text_column=args.text_column, messages_column=args.messages_column, text_unit=args.text_unit
+        data=args.data,
+        data_split=args.data_split,
+        text_column=args.text_column,
+        messages_column=args.messages_column,
+        text_unit=args.text_unit,
     )
     rows = rows_to_score(arguments, args.limit)
     # Progress goes to stderr: stdout holds the result alone.
     console = Screen(stderr=True, soft_wrap=True)
-    models = [args.model, *([args.compare] if args.compare else [])]
     scored = {name: _scores(name, rows, args, console) for name in models}
     report = _report(scored, args)
     if args.json:
         Screen(soft_wrap=True).print(json_line(report))
         return 0
-    Screen(soft_wrap=True).print(_table(report))
+    screen = Screen(soft_wrap=True)
+    # A narrow terminal breaks lines; it loses no number.
+    screen.width = max(screen.width, _WIDTH)
+    screen.print(_table(report))
     if len(rows) == 1 and rows[0].kind == "text":
         console.print("one document has no interval; --text_unit paragraph makes several of a text file")
     if args.compare:
@@ -73,11 +89,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         required=True,
         metavar="NAME",
         help="files (.txt .jsonl .csv .parquet), globs, folders, data sets of the hub, or embedded (the questions that "
-        "the embedded corpus holds out); a column `domain` says what a row is about, else it is its file",
+        "the embedded corpus holds out); a file's column `domain` says what a row is about, else it is its file",
     )
     parser.add_argument("--compare", metavar="MODEL", help="a second model, on the same documents")
     parser.add_argument("--limit", type=int, metavar="N", help="of each name of --data no more than N documents")
     parser.add_argument("--context_length", type=int, metavar="N", help="tokens of a window (default: up to 1024)")
+    parser.add_argument("--data_split", default="test", help="of data sets of the hub (default: %(default)s)")
     parser.add_argument("--text_column", default="text", help="column with plain text (default: %(default)s)")
     parser.add_argument("--messages_column", default="messages", help="column with conversations (%(default)s)")
     parser.add_argument(
@@ -97,14 +114,25 @@ def _scores(
     for kind in kinds:
         require_chat_template(kind, talker.tokenizer, f"--data {' '.join(args.data)}")
     encoders = {kind: DocumentEncoder(talker.tokenizer, kind, sys.maxsize) for kind in kinds}
-    scores, unknown = [], 0
-    with console.status(f"{name}: 0 of {len(rows)} documents") as status:
+    end = {talker.tokenizer.bos_token_id, talker.tokenizer.eos_token_id, talker.tokenizer.pad_token_id}
+    scores, unknown, empty = [], 0, 0
+    # Texts, not strings, in which rich would look for markup.
+    with console.status(Text(f"{name}: 0 of {len(rows)} documents")) as status:
         for done, row in enumerate(rows, start=1):
             document: ScoredDocument = scored_document(row, talker.tokenizer, encoders[row.kind])
             score = score_document(talker, document.input_ids, document.labels, document.num_bytes, args.context_length)
-            scores.append((document.domain, score))
-            unknown += document.labels.count(talker.tokenizer.unk_token_id)
-            status.update(f"{name}: {done} of {len(rows)} documents")
+            if not math.isfinite(score.nats):
+                raise CheckpointError(
+                    f"{name} gives {row.place} a cross-entropy of {score.nats}; its weights are broken"
+                )
+            if document.num_bytes:
+                scores.append((document.domain, score))
+            empty += not document.num_bytes
+            if talker.tokenizer.unk_token_id not in end:
+                unknown += document.labels.count(talker.tokenizer.unk_token_id)
+            status.update(Text(f"{name}: {done} of {len(rows)} documents"))
+    if empty:
+        console.print(f"{name}: {empty:,} documents without text that counts are left out")
     if not any(score.tokens for _, score in scores):
         raise ConfigError(f"nothing in --data {' '.join(args.data)} can be scored; name texts of two tokens or more")
     if unknown:
@@ -144,7 +172,7 @@ def _table(report: dict[str, Any]) -> Table:
     for row in report["scores"]:
         bits = Interval(**row["bits_per_byte"])
         table.add_row(
-            row["domain"] or "all",
+            short(one_line(row["domain"] or "all"), _DOMAIN_WIDTH),
             *([letters[row["model"]]] if len(names) > 1 else []),
             f"{row['documents']:,}",
             f"{row['tokens']:,}",

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from moe_hf.__main__ import main
@@ -57,12 +58,32 @@ def test_what_hides_text_or_cannot_be_rendered_is_said(model_folder, tmp_path, c
     assert "--data embedded holds conversations but the tokenizer has no chat template" in capsys.readouterr().err
 
 
+def test_what_is_empty_broken_or_long_is_no_number(model_folder, tmp_path, capsys) -> None:
+    lines = [{"text": "one text"}, {"text": ""}, {"text": "another", "domain": "d" * 60}]
+    (tmp_path / f"{'n' * 50}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    folder = tmp_path / "o[/x]"
+    shutil.copytree(model_folder, folder)
+    words = ["eval", str(folder), "--data", str(tmp_path / f"{'n' * 50}.jsonl")]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "1 documents without text that counts are left out" in " ".join(said.err.split())
+    assert [line.split()[1] for line in said.out.splitlines()] == ["docs", "1", "1", "2"]
+    assert all(len(line) <= 80 and line.count("…") <= 1 for line in said.out.splitlines())
+    weights = load_file(folder / "model.safetensors")
+    broken = {name: value * float("nan") for name, value in weights.items()}
+    save_file(broken, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(words) != 0
+    assert "a cross-entropy of nan; its weights are broken" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--limit", "0"], "--limit=0 is not allowed; it must be 1 or more"),
-        (["--context_length", "1"], "--context_length=1 is not allowed; it must be 2 or more"),
+        (["--limit", "0"], "--limit=0 is not allowed; it must be 1 to 1000000000"),
+        (["--context_length", "1"], "--context_length=1 is not allowed; it must be 2 to 1000000000"),
         (["--context_length", "5000"], "context_length=5000 is not allowed; it must be 2 to 4096"),
+        (["--limit", "99999999999999999999"], "--limit=99999999999999999999 is not allowed"),
+        (["--compare", "./nosuch"], "there is no folder ./nosuch"),
         (["--compare", "SAME"], "is the same model; name another"),
     ],
 )

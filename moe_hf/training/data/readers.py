@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.training.data.rows import DOMAIN, Columns, Row, RowKind, parsed_json, short
+from moe_hf.training.data.rows import Columns, Row, RowKind, parsed_json, short
 
 _LONGEST_CELL = 2**31 - 1
 _ROWS_AT_ONCE = 1000
@@ -28,8 +28,12 @@ def _decoded_lines(file: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def _named(cell: object) -> str | None:
-    return str(cell) if cell not in (None, "") else None
+def _domain(cell: object, where: str) -> str | None:
+    if cell is None or cell == "":
+        return None
+    if not isinstance(cell, str | int):
+        raise ConfigError(f"{where}: its domain is {short(cell)}; it must be text")
+    return str(cell)
 
 
 def text_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -63,7 +67,12 @@ def jsonl_rows(file: Path, columns: Columns) -> Iterator[Row]:
                 f'{{"{columns.text}": "..."}}'
             )
         kind = columns.kind_of(list(row), where)
-        yield Row(where, kind, row[columns.messages if kind == "messages" else columns.text], _named(row.get(DOMAIN)))
+        yield Row(
+            where,
+            kind,
+            row[columns.messages if kind == "messages" else columns.text],
+            _domain(row.get(columns.domain), where),
+        )
 
 
 def csv_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -100,7 +109,8 @@ def csv_rows(file: Path, columns: Columns) -> Iterator[Row]:
                 "commas or line breaks into double quotes"
             )
         else:
-            yield Row(where, kind, cells[index], _named(cells[header.index(DOMAIN)] if DOMAIN in header else None))
+            about = cells[header.index(columns.domain)] if columns.domain in header else None
+            yield Row(where, kind, cells[index], _domain(about, where))
 
 
 def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
@@ -111,12 +121,16 @@ def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
         kind = columns.kind_of(table.schema_arrow.names, str(file))
         column = columns.messages if kind == "messages" else columns.text
         # These columns alone and so many rows at once: the file may be larger than memory.
-        wanted = [column, DOMAIN] if DOMAIN in table.schema_arrow.names else [column]
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
-            domains = batch.column(DOMAIN).to_pylist() if len(wanted) > 1 else [None] * len(batch)
+        about = [name for name in table.schema_arrow.names if name == columns.domain]
+        texts = (pyarrow.string(), pyarrow.large_string())
+        if len(about) > 1 or any(table.schema_arrow.field(name).type not in texts for name in about):
+            raise ConfigError(f"{file}: {columns.domain!r} must be one column of text; rename the others, or cast it")
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column, *about]):
+            domains = batch.column(about[0]).to_pylist() if about else [None] * len(batch)
             for cell, domain in zip(batch.column(column), domains, strict=True):
                 number += 1
-                yield Row(f"{file} row {number}", kind, cell.as_py(), _named(domain))
+                where = f"{file} row {number}"
+                yield Row(where, kind, cell.as_py(), _domain(domain, where))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{file} is not a readable Parquet file from row {number + 1} on: {short(str(error), 200)}; write it again"

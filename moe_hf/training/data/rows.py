@@ -12,16 +12,16 @@ RowKind: TypeAlias = Literal["text", "messages"]
 RowDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
-DOMAIN = "domain"
-"""The column that says what a row is about."""
-
-
 class Columns(NamedTuple):
-    """How a row is found in a file: the names of the columns, and what one document of a .txt file is."""
+    """How a row is found in a file: the names of the columns, and what one document of a .txt file is.
+
+    `domain` is the column that says what a row is about, where anybody asks.
+    """
 
     text: str
     messages: str
     text_unit: str
+    domain: str | None = None
 
     def kind_of(self, names: Sequence[str], where: str) -> RowKind:
         """What a table with these columns holds.

@@ -10,6 +10,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.training.data.arguments import DataArguments
 from moe_hf.training.data.documents import DocumentEncoder
 from moe_hf.training.data.scored import rows_to_score, scored_document
+from moe_hf.training.data.sources import open_rows
 
 TEXTS = [("the cat", "animals"), ("déjà vu", None), ("more", "words")]
 
@@ -33,6 +34,32 @@ def folder(tmp_path):
 def test_a_domain_is_a_column_or_the_file(folder, name: str) -> None:
     rows = rows_to_score(DataArguments(data=[str(folder / name)]))
     assert [(row.value, row.domain) for row in rows] == [(text, domain or name) for text, domain in TEXTS]
+
+
+def test_files_of_one_name_are_told_by_their_folders(tmp_path) -> None:
+    for name in ("p", "q"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.txt").write_text("text")
+    rows = rows_to_score(DataArguments(data=[str(tmp_path / "p"), str(tmp_path / "q")]))
+    assert [row.domain for row in rows] == [str(tmp_path / name / "test.txt") for name in ("p", "q")]
+
+
+def test_training_reads_no_domain_and_a_domain_is_text(tmp_path) -> None:
+    table = pyarrow.table([["a"], [1.5], [2.5]], names=["text", "domain", "domain"])
+    pyarrow.parquet.write_table(table, tmp_path / "twice.parquet")
+    (tmp_path / "list.jsonl").write_text('{"text": "a", "domain": ["x"]}')
+    for name in ("twice.parquet", "list.jsonl"):
+        arguments = DataArguments(data=[str(tmp_path / name)])
+        assert open_rows(arguments.data, arguments, str(tmp_path / "cache")).dataset["text"][:] == ["a"]
+        with pytest.raises(ConfigError, match=r"must be (one column of )?text"):
+            rows_to_score(arguments)
+
+
+def test_what_a_template_trims_is_not_counted(tmp_path, tokenizer) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes" + " " * 99}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}))
+    (row,) = rows_to_score(DataArguments(data=[str(tmp_path / "chat.jsonl")]))
+    assert score_of(row, tokenizer).num_bytes == 3
 
 
 def test_a_limit_counts_by_name(folder) -> None:
