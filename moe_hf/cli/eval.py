@@ -120,14 +120,15 @@ def _scores(
     with console.status(Text(f"{name}: 0 of {len(rows)} documents")) as status:
         for done, row in enumerate(rows, start=1):
             document: ScoredDocument = scored_document(row, talker.tokenizer, encoders[row.kind])
+            if not document.num_bytes:
+                empty += 1
+                continue
             score = score_document(talker, document.input_ids, document.labels, document.num_bytes, args.context_length)
             if not math.isfinite(score.nats):
                 raise CheckpointError(
                     f"{name} gives {row.place} a cross-entropy of {score.nats}; its weights are broken"
                 )
-            if document.num_bytes:
-                scores.append((document.domain, score))
-            empty += not document.num_bytes
+            scores.append((document.domain, score))
             if talker.tokenizer.unk_token_id not in end:
                 unknown += document.labels.count(talker.tokenizer.unk_token_id)
             status.update(Text(f"{name}: {done} of {len(rows)} documents"))

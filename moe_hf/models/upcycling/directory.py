@@ -93,13 +93,8 @@ def upcycle_directory(
     """
     # Named as it was given; "." has no name of its own.
     given, destination = Path(destination), Path(destination).absolute()
-    if target not in (None, *TARGETS):
-        raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
-    if branches and target == "dense":
-        raise ConfigError(f"branches={list(branches)!r} has no meaning with target='dense', which merges one model")
+    _require_target(target, branches, kept_experts)
     if kept_experts is not None:
-        if target != "dense":
-            raise ConfigError(f"kept_experts={kept_experts!r} has no meaning with target={target!r}, only with 'dense'")
         overrides["kept_experts"] = kept_experts
     _require_size(max_shard_size)
     models = [open_model(source, gguf_file), *map(open_model, branches)]
@@ -125,6 +120,16 @@ def upcycle_directory(
         carried = carry_over(models[0], aside)
         (aside / "README.md").write_text(model_card(source, destination.name, plan, note), encoding="utf-8")
     return UpcycleReport(given, config, plan.counts, total, num_shards, carried)
+
+
+def _require_target(target: str | None, branches: Sequence[str], kept_experts: object) -> None:
+    """Refuse a target that is none, and what means nothing with it."""
+    if target not in (None, *TARGETS):
+        raise ConfigError(f"target={target!r} is not allowed; it must be {' or '.join(TARGETS)}")
+    if branches and target == "dense":
+        raise ConfigError(f"branches={list(branches)!r} has no meaning with target='dense', which merges one model")
+    if kept_experts is not None and target != "dense":
+        raise ConfigError(f"kept_experts={kept_experts!r} has no meaning with target={target!r}, only with 'dense'")
 
 
 def _plan_of(

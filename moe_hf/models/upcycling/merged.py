@@ -22,6 +22,8 @@ from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, ExpertNames
 from moe_hf.models.upcycling.opened import OpenedModel, other_config
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 
+# A tensor of a sparse FFN of this package; RWKV's stands inside another one.
+_OWN_FFN = re.compile(r"(.+\.mlp(?:\.inner)?)\.(experts|shared_expert|gate)\.(.+)")
 _HALVES = ("gate_proj", "up_proj", "down_proj")
 # The first of several dense types that become one Mixture of Experts; Mistral's has a window.
 _DENSE_TYPES = {native.moe_type: name for name, native in reversed([*NATIVE_FORMATS.items()]) if not native.shares}
@@ -203,17 +205,17 @@ def _parts_of_this_package(
     shared: dict[str, LazyTensor] = {}
     experts: ExpertParts = {}
     for name, value in opened.slices.items():
-        # RWKV's FFNs stand inside another one.
-        before, found, part = name.replace(".mlp.inner.", ".mlp.").partition(".mlp.experts.")
-        inner = ".inner" if ".mlp.inner." in name else ""
-        if found:
+        found = _OWN_FFN.fullmatch(name)
+        if found is None:
+            state[name] = Sliced(value)
+            continue
+        ffn, place, part = found.groups()
+        if place == "experts":
             kind = "bias" if part.endswith("_bias") else "weight"
             parts = _unstacked(part.removesuffix("_bias"), value)
-            experts |= {f"{before}.mlp{inner}.{half}.{kind}": entries for half, entries in parts.items()}
-        elif f".mlp{inner}.shared_expert." in name:
-            shared[name.replace(".shared_expert.", ".")] = Sliced(value)
-        elif f".mlp{inner}.gate." not in name:
-            state[name] = Sliced(value)
+            experts |= {f"{ffn}.{half}.{kind}": entries for half, entries in parts.items()}
+        elif place == "shared_expert":
+            shared[f"{ffn}.{part}"] = Sliced(value)
     return state, experts, shared
 
 
