@@ -99,7 +99,7 @@ class MoEDecoderConfig(
         embedding_multiplier, residual_multiplier: factors of the embeddings, and of what each sublayer adds to the
             residual stream (Granite).
         logits_scaling: divides the logits of the next token (Granite).
-        use_cache: whether forward keeps keys and values for the next step.
+        use_cache: whether forward keeps keys, values and states for the next step.
         tie_word_embeddings: whether the head shares the embedding's matrix.
         expert_init: how upcycling makes the experts from one dense FFN: "copy"; "noise" (seeded, per expert);
             "drop" (Nakamura et al. 2025, Drop-Upcycling: some units re-initialised from the weights' statistics).

@@ -1,4 +1,4 @@
-"""A short causal depthwise convolution that lets each channel see its last few values.
+"""Attention's own short causal depthwise convolution, by which queries, keys and values see their last few inputs.
 
 Shapes: B batch, S positions, D width, W taps, P = W - 1 earlier inputs.
 """

@@ -24,7 +24,7 @@ class RouterState(NamedTuple):
         return value
 
 
-def states_of(model: nn.Module) -> list[RouterState]:
+def router_states_in(model: nn.Module) -> list[RouterState]:
     """The states of a model of this package."""
     return [RouterState(module, module.state_name) for module in model.modules() if isinstance(module, LoadLearner)]
 

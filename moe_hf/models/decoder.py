@@ -35,7 +35,7 @@ from moe_hf.layers.mixers import MIXERS
 from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
 from moe_hf.layers.pickling import PicklesWithoutRecorder
-from moe_hf.models.adapter_states import save_states_with_adapters, states_of
+from moe_hf.models.adapter_states import router_states_in, save_states_with_adapters
 from moe_hf.models.dense.loading import LoadsDense
 from moe_hf.models.inputs import Given, layer_inputs
 from moe_hf.models.keywords import refuse_unknown
@@ -164,7 +164,7 @@ class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, LoadsDense
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch; peft asks for it before it saves an adapter, with which the routers' states belong."""
-        save_states_with_adapters(self, states_of(self))
+        save_states_with_adapters(self, router_states_in(self))
         return super().state_dict(*args, **kwargs)
 
     def _set_gradient_checkpointing(
@@ -286,12 +286,12 @@ class MoEDecoderModel(MoEPreTrainedModel):
 
     def _through_layers(self, x_BSD: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         for layer in self.layers:
-            given = layer(x_BSD, inputs)
-            if isinstance(given, tuple):
-                x_BSD, first_value = given
+            after = layer(x_BSD, inputs)
+            if isinstance(after, tuple):
+                x_BSD, first_value = after
                 inputs = inputs._replace(first_value=first_value)
             else:
-                x_BSD = given
+                x_BSD = after
         return x_BSD
 
     def new_cache(self) -> DynamicCache:

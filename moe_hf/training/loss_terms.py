@@ -37,8 +37,11 @@ class LossTerms:
         self._asks = bool(self._routers) and getattr(config, "output_router_logits", False)
 
     @contextmanager
-    def forward(self, inputs: dict[str, Any], training: bool) -> Iterator[None]:
-        """Around the forward of a micro-batch, whose inputs are told to leave the model's own balance loss out."""
+    def watching(self, inputs: dict[str, Any], training: bool) -> Iterator[None]:
+        """Around the forward of a micro-batch: records the routers of transformers' own models.
+
+        Their inputs are told to leave the model's own balance loss out. A model of this package needs neither.
+        """
         if self._asks:
             inputs["output_router_logits"] = False
         if not (self._routers and training):

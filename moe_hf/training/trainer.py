@@ -225,7 +225,7 @@ class MoETrainer(Trainer):
         if num_items_in_batch is not None:
             # Any model divides its sum by this; a step without a target contributes 0, not 0 / 0.
             num_items_in_batch = divisor(num_items_in_batch)
-        with self._terms.forward(inputs, model.training):
+        with self._terms.watching(inputs, model.training):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and isinstance(outputs, Mapping):
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -23,7 +23,7 @@ def step(model, batch, num_items=None, **inputs):
     """Loss and outputs of a micro-batch as a trainer makes them."""
     terms = LossTerms(model)
     given = {"input_ids": batch, "labels": batch, **inputs}
-    with terms.forward(given, model.training):
+    with terms.watching(given, model.training):
         outputs = model(**given, num_items_in_batch=num_items)
     return terms.added(outputs.loss, outputs, given, num_items, processes=1)
 
@@ -83,7 +83,7 @@ def test_nothing_is_added_or_kept_in_evaluation(batch) -> None:
     model = native_moe("mixtral", router_aux_loss_coef=COEFFICIENT, output_router_logits=True).eval()
     terms = LossTerms(model)
     given = {"input_ids": batch, "labels": batch}
-    with terms.forward(given, training=False):
+    with terms.watching(given, training=False):
         outputs = model(**given)
     assert given["output_router_logits"] is False
     assert outputs.loss.isclose(cross_entropy(outputs.logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()))
@@ -97,7 +97,7 @@ def test_processes_are_undone_only_where_targets_are_counted_over_all(batch) -> 
     added = []
     for num_items in (None, torch.tensor(batch[:, 1:].numel())):
         given = {"input_ids": batch, "labels": batch}
-        with terms.forward(given, True):
+        with terms.watching(given, True):
             outputs = model(**given)
         loss, _ = terms.added(outputs.loss, outputs, given, num_items, processes=3)
         added.append((loss - outputs.loss).item())
@@ -118,7 +118,7 @@ def test_a_head_that_labels_sequences_counts_each_of_them(batch) -> None:
         torch.manual_seed(0)
         model = MixtralForSequenceClassification(config).train()
         terms, given = LossTerms(model), {"input_ids": batch, "labels": torch.arange(8) % 3}
-        with terms.forward(given, True):
+        with terms.watching(given, True):
             outputs = model(**given)
         loss, measured = terms.added(outputs.loss, outputs, given, torch.tensor(8), processes=1)
         losses.append(loss.item())

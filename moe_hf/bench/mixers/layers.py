@@ -172,7 +172,7 @@ def transformers_cache(layer: Layer) -> Cache:
 def _mamba_config(config: Any) -> MambaConfig:
     return MambaConfig(
         hidden_size=config.hidden_size,
-        state_size=config.mamba_states,
+        state_size=config.mamba_state_width,
         expand=config.mamba_expand,
         num_hidden_layers=1,
         time_step_rank=config.mamba_rank,
@@ -182,7 +182,7 @@ def _mamba_config(config: Any) -> MambaConfig:
 def _mamba2_config(config: Any) -> Mamba2Config:
     return Mamba2Config(
         hidden_size=config.hidden_size,
-        state_size=config.mamba_states,
+        state_size=config.mamba_state_width,
         expand=config.mamba_expand,
         num_hidden_layers=1,
         num_heads=config.mamba_num_heads,

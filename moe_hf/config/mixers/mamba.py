@@ -88,7 +88,7 @@ class MambaFields(PreTrainedConfig):
         return self.mamba_time_step_rank or math.ceil(self._mamba_width / 16)
 
     @property
-    def mamba_states(self) -> int:
+    def mamba_state_width(self) -> int:
         """Numbers of state per inner channel, never None."""
         return self.mamba_state_size or (16 if self.mamba_version == 1 else 128)
 

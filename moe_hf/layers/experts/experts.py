@@ -64,7 +64,9 @@ class Experts(nn.Module, DrawsOwnWeights):
     def forward(self, x_TD: torch.Tensor, expert_TK: torch.Tensor, weight_TK: torch.Tensor) -> torch.Tensor:
         """The reference, "eager": for each expert, its tokens through its FFN, weighted and added up; (T, D).
 
-        The class's decorator calls the chosen backend in its place: see `moe_hf.layers.experts.backends`.
+        The class's decorator calls the chosen backend in its place: one of the table in
+        `moe_hf.layers.experts.backends`, which `moe_hf.public` hands to transformers; "auto" unless the model was told
+        another (`MoEPreTrainedModel.get_correct_experts_implementation`).
 
         Ids equal to `num_experts` mark slots to skip, as expert parallelism and token dropping use them.
         """

@@ -1,4 +1,4 @@
-"""What every feed-forward network is: (B, S, D) in, (B, S, D) out, each token by itself."""
+"""What every feed-forward network is: (B, S, D) in and out, each token by itself (RWKV sees the one before too)."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar

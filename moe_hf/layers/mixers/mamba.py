@@ -46,7 +46,7 @@ class MambaMixer(RecurrentMixer, DrawsOwnWeights):
 
     def __init__(self, config: MoEDecoderConfig, layer_idx: int, num_projected: int, num_convolved: int) -> None:
         super().__init__(config, layer_idx)
-        self.inner_width, self.state_size = config.mamba_inner_width, config.mamba_states
+        self.inner_width, self.state_size = config.mamba_inner_width, config.mamba_state_width
         self.in_proj = nn.Linear(config.hidden_size, num_projected, bias=config.mamba_use_bias)
         self.conv1d = DepthwiseConv1d(num_convolved, config.mamba_conv_kernel, bias=config.mamba_use_conv_bias)
         self.out_proj = nn.Linear(self.inner_width, config.hidden_size, bias=config.mamba_use_bias)

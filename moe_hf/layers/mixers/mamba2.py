@@ -41,7 +41,7 @@ class Mamba2(MambaMixer):
     def __init__(self, config: MoEDecoderConfig, layer_idx: int) -> None:
         inner, self.num_heads = config.mamba_inner_width, config.mamba_num_heads
         self.num_groups = config.mamba_num_groups
-        convolved = inner + 2 * self.num_groups * config.mamba_states
+        convolved = inner + 2 * self.num_groups * config.mamba_state_width
         super().__init__(config, layer_idx, num_projected=inner + convolved + self.num_heads, num_convolved=convolved)
         self.step_limit = config.mamba_time_step_limit
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))

@@ -57,7 +57,7 @@ def require_granularity(granularity: int, width: int, num_experts: int, num_expe
             )
 
 
-class ExpertPart(NamedTuple):
+class FFNParameter(NamedTuple):
     """One dense parameter that every expert gets a version of.
 
     Attributes:
@@ -82,11 +82,11 @@ def seed_of(*words: Any) -> int:
     return zlib.crc32("/".join(str(word) for word in words).encode())
 
 
-def _copy(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+def _copy(dense: torch.Tensor, part: FFNParameter, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
     return dense
 
 
-def _noise(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+def _noise(dense: torch.Tensor, part: FFNParameter, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
     # On the CPU, with a seed of its own: the draw depends neither on the device nor on the order of reading.
     generator = torch.Generator().manual_seed(seed_of(recipe.seed, part.layer, part.name, expert))
     noise = torch.randn(dense.shape, generator=generator)
@@ -94,7 +94,7 @@ def _noise(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRec
     return (dense.float() + recipe.noise * spread * noise).to(dense.dtype)
 
 
-def _drop(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+def _drop(dense: torch.Tensor, part: FFNParameter, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
     """Nakamura et al. 2025, Drop-Upcycling, section 3: the chosen units are redrawn with their own mean and spread."""
     if part.unit_dim is None:
         return dense
@@ -110,11 +110,11 @@ def _drop(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertReci
     return dense.index_copy(part.unit_dim, chosen, new.to(dense.dtype))
 
 
-ExpertMaker = Callable[[torch.Tensor, ExpertPart, int, ExpertRecipe], torch.Tensor]
+ExpertMaker = Callable[[torch.Tensor, FFNParameter, int, ExpertRecipe], torch.Tensor]
 EXPERT_MAKERS: Registry[ExpertMaker] = Registry("expert_init", {"copy": _copy, "noise": _noise, "drop": _drop})
 
 
-def expert_shape(dense: LazyTensor, part: ExpertPart, recipe: ExpertRecipe) -> tuple[int, ...]:
+def expert_shape(dense: LazyTensor, part: FFNParameter, recipe: ExpertRecipe) -> tuple[int, ...]:
     """The shape of one expert's version of a dense parameter."""
     shape = list(dense.shape)
     # What stands in for a missing tensor has one dimension only.
@@ -123,7 +123,7 @@ def expert_shape(dense: LazyTensor, part: ExpertPart, recipe: ExpertRecipe) -> t
     return tuple(shape)
 
 
-def make_expert(dense: torch.Tensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
+def make_expert(dense: torch.Tensor, part: FFNParameter, expert: int, recipe: ExpertRecipe) -> torch.Tensor:
     """One expert's version of a dense parameter; it may share the memory of `dense`."""
     version, piece = divmod(expert, recipe.granularity)
     made = EXPERT_MAKERS[recipe.kind](dense, part, version, recipe)
@@ -144,7 +144,7 @@ def router_rows(num_experts: int, width: int, std: float, seed: int, granularity
 class OneExpert(LazyTensor):
     """One expert's version of a dense parameter, for files that hold every expert by itself."""
 
-    def __init__(self, dense: LazyTensor, part: ExpertPart, expert: int, recipe: ExpertRecipe) -> None:
+    def __init__(self, dense: LazyTensor, part: FFNParameter, expert: int, recipe: ExpertRecipe) -> None:
         super().__init__(expert_shape(dense, part, recipe), dense.get_dtype())
         self._dense, self._part, self._expert, self._recipe = dense, part, expert, recipe
 
@@ -158,9 +158,12 @@ class OneExpert(LazyTensor):
 
 
 class StackedExperts(LazyTensor):
-    """An (E, ...) stack of versions of one dense parameter; reading some experts makes only those."""
+    """An (E, ...) stack of versions of one dense parameter; reading some experts makes only those.
 
-    def __init__(self, dense: LazyTensor, num_experts: int, part: ExpertPart, recipe: ExpertRecipe) -> None:
+    It says the dense parameter's dtype; what is read has the recipe's, where that names one.
+    """
+
+    def __init__(self, dense: LazyTensor, num_experts: int, part: FFNParameter, recipe: ExpertRecipe) -> None:
         super().__init__((num_experts, *expert_shape(dense, part, recipe)), dense.get_dtype())
         self._dense = dense
         self._part = part

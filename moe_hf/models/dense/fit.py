@@ -1,4 +1,4 @@
-"""Makes sure that a dense checkpoint and the model to build fit: no weight is lost, none is fresh, none is misread."""
+"""Makes sure that a dense checkpoint and the model to build fit: no weight is lost, none is misread, none left out."""
 
 import copy
 from collections.abc import Mapping
@@ -28,7 +28,10 @@ def fitting_state(
     with_head: bool = True,
     dtype: torch.dtype | None = None,
 ) -> dict[str, LazyTensor]:
-    """The state dict of the model to build, which is sure to compute what the dense weights did.
+    """The state dict of the model to build, in which every dense weight has its place.
+
+    Where `expert_init` is "copy" and the weights of a token's experts sum to 1, it computes what the dense model did;
+    routers and shared experts are drawn from `expert_init_seed`.
 
     Args:
         dense_format: that of the checkpoint.

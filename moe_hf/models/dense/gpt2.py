@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.decoder_format import DecoderFormat
-from moe_hf.models.dense.lazy_tensors import Drawn, LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import LazyTensor, Sliced, zeros
 from moe_hf.models.dense.source import DenseSource
 
 
@@ -64,7 +64,7 @@ class DenseGPT2(DecoderFormat):
         state["mixer.o_proj.bias"] = source.sliced(f"{theirs}.attn.c_proj.bias")
         # The convolution is added to what it reads: all zeros change nothing.
         if config.mixer_short_conv:
-            state["mixer.short_conv.weight"] = Drawn((3 * width, config.mixer_short_conv), 0.0, 0)
+            state["mixer.short_conv.weight"] = zeros((3 * width, config.mixer_short_conv))
         return state
 
     def ffn(self, source: DenseSource, config: MoEDecoderConfig, layer: int) -> dict[str, Sliced]:

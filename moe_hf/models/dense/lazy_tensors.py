@@ -215,6 +215,11 @@ class Drawn(LazyTensor):
         return torch.randn(self.shape, generator=generator, dtype=torch.float32) * self._std
 
 
+def zeros(shape: tuple[int, ...]) -> Drawn:
+    """A tensor of zeros: draws of no spread."""
+    return Drawn(shape, std=0.0, seed=0)
+
+
 class Loaded(LazyTensor):
     """A weight that is in memory already.
 

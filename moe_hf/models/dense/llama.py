@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.decoder_format import DecoderFormat
-from moe_hf.models.dense.lazy_tensors import Computed, Drawn, LazyTensor
+from moe_hf.models.dense.lazy_tensors import Computed, LazyTensor, zeros
 from moe_hf.models.dense.source import DenseSource
 
 
@@ -74,7 +74,7 @@ class DenseLlama(DecoderFormat):
                 state[f"mixer.{name}.weight"] = source.sliced(f"{theirs}.{name}.weight", columns)
         # The convolution is added to what it reads: all zeros change nothing.
         if config.mixer_short_conv:
-            state["mixer.short_conv.weight"] = Drawn((queries + 2 * keys, config.mixer_short_conv), 0.0, 0)
+            state["mixer.short_conv.weight"] = zeros((queries + 2 * keys, config.mixer_short_conv))
         return state
 
     def projection(

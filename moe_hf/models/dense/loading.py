@@ -30,7 +30,7 @@ _WAY_OUT = (
 
 
 class LoadsDense(PreTrainedModel):
-    """Base of all models.
+    """Base of all models, whether their weights come from a dense model or not.
 
     Attributes:
         dense_formats: the dense architectures that a family can start from; its model without a head says so.
@@ -49,8 +49,9 @@ class LoadsDense(PreTrainedModel):
         Fields of the configuration may be given as keywords, `num_experts=8, num_experts_per_tok=2, expert_init=...`
         among them. Everything else is as in transformers: `dtype`, `device_map`, `offload_folder`, `revision`, ...
         No parameter is drawn at random but the head that a task adds, such as the classifier on a causal language
-        model. `ignore_mismatched_sizes=True` is the word for the others: what the checkpoint lacks, or has in another
-        size, starts afresh then, and what the model has no place for is dropped.
+        model, and, of a dense model, the routers and shared experts (from `expert_init_seed`; the shared experts add
+        nothing at first). `ignore_mismatched_sizes=True` is the word for the others: what the checkpoint lacks, or has
+        in another size, starts afresh then, and what the model has no place for is dropped.
 
         Raises:
             CheckpointError: another kind of model; missing, misfitting or left over tensors; a damaged file; only

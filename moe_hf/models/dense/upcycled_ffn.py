@@ -9,8 +9,8 @@ import torch
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.ffn.routers import ROUTERS, LearnedRouter, Router
-from moe_hf.models.dense.expert_init import ExpertPart, StackedExperts, expert_recipe, router_rows, seed_of
-from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor
+from moe_hf.models.dense.expert_init import FFNParameter, StackedExperts, expert_recipe, router_rows, seed_of
+from moe_hf.models.dense.lazy_tensors import Drawn, Held, Joined, LazyTensor, zeros
 
 # The dimension that counts the FFN's units; None for the output bias, which belongs to no unit.
 _UNIT_DIMS = {
@@ -42,7 +42,7 @@ def ffn_from_dense(
     recipe = expert_recipe(config, dtype, granularity)
     stacks: dict[str, LazyTensor] = {}
     for name, value in ffn.items():
-        part = ExpertPart(layer, name, _UNIT_DIMS[name], granularity if name == "down_proj.weight" else 1.0)
+        part = FFNParameter(layer, name, _UNIT_DIMS[name], granularity if name == "down_proj.weight" else 1.0)
         stacks[name] = StackedExperts(value, config.num_experts, part, recipe)
     return _sparse(stacks, config, layer, prefix, granularity)
 
@@ -114,12 +114,12 @@ def _shared_expert(config: MoEDecoderConfig, shared: int, layer: int, prefix: st
         words = (config.expert_init_seed, layer, "shared") + (("gate",) if half == "gate" else ())
         state[f"{prefix}shared_expert.{half}_proj.weight"] = Drawn((shared, width), std, seed_of(*words))
         if config.mlp_bias:
-            state[f"{prefix}shared_expert.{half}_proj.bias"] = Drawn((shared,), 0.0, 0)
-    state[f"{prefix}shared_expert.down_proj.weight"] = Drawn((width, shared), 0.0, 0)
+            state[f"{prefix}shared_expert.{half}_proj.bias"] = zeros((shared,))
+    state[f"{prefix}shared_expert.down_proj.weight"] = zeros((width, shared))
     if config.mlp_bias:
-        state[f"{prefix}shared_expert.down_proj.bias"] = Drawn((width,), 0.0, 0)
+        state[f"{prefix}shared_expert.down_proj.bias"] = zeros((width,))
     if config.shared_expert_gate:
-        state[f"{prefix}shared_expert_gate.weight"] = Drawn((1, width), 0.0, 0)
+        state[f"{prefix}shared_expert_gate.weight"] = zeros((1, width))
     return state
 
 

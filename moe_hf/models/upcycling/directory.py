@@ -65,7 +65,8 @@ def upcycle_directory(
 
     A source that is a Mixture of Experts itself gets more experts (see `plan_grown`).
 
-    No more than one tensor is in memory at a time. Tokenizer and generation settings are carried over.
+    No more than one tensor is in memory at a time, but of a `.gguf` file, which transformers reads whole. Tokenizer
+    and generation settings are carried over.
 
     Args:
         source: a folder, a Hub id, a `.gguf` file, or a model of an installed package, such as smollm2.

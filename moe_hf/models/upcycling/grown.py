@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import FAMILIES
-from moe_hf.models.dense.expert_init import ExpertPart, ExpertRecipe, OneExpert, expert_recipe, make_expert
+from moe_hf.models.dense.expert_init import ExpertRecipe, FFNParameter, OneExpert, expert_recipe, make_expert
 from moe_hf.models.dense.lazy_tensors import Computed, LazyTensor, Sliced
 from moe_hf.models.parameter_kinds import IN_FLOAT32
 from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS
@@ -133,13 +133,13 @@ def _grown(name: str, value: Any, experts: int, copies: int, recipe: ExpertRecip
     one = _ONE.match(name)
     if one is not None:
         first = int(one["expert"]) * copies
-        part = ExpertPart(0, one["before"] + one["after"], None)
+        part = FFNParameter(0, one["before"] + one["after"], None)
         return {
             f"{one['before']}{first + i}{one['after']}": OneExpert(tensor, part, first + i, recipe)
             for i in range(copies)
         }
     if _STACK.search(name):
-        return {name: _GrownStack(tensor, copies, ExpertPart(0, name, None), recipe)}
+        return {name: _GrownStack(tensor, copies, FFNParameter(0, name, None), recipe)}
     if _ROUTER.search(name) and tensor.shape[:1] == (experts,):
         shape = (experts * copies, *tensor.shape[1:])
         return {name: Computed(tensor, shape, lambda rows: rows.repeat_interleave(copies, dim=0))}
@@ -149,7 +149,7 @@ def _grown(name: str, value: Any, experts: int, copies: int, recipe: ExpertRecip
 class _GrownStack(LazyTensor):
     """An (E, ...) stack with m versions of each expert, one behind the other."""
 
-    def __init__(self, stack: LazyTensor, copies: int, part: ExpertPart, recipe: ExpertRecipe) -> None:
+    def __init__(self, stack: LazyTensor, copies: int, part: FFNParameter, recipe: ExpertRecipe) -> None:
         super().__init__((stack.shape[0] * copies, *stack.shape[1:]), stack.get_dtype())
         self._stack, self._copies, self._part, self._recipe = stack, copies, part, recipe
 

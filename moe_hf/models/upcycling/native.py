@@ -14,22 +14,22 @@ from moe_hf.base.errors import CheckpointError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.checkpoint_files import listed
 from moe_hf.models.dense.expert_init import (
-    ExpertPart,
     ExpertRecipe,
+    FFNParameter,
     OneExpert,
     StackedExperts,
     expert_recipe,
     router_rows,
     seed_of,
 )
-from moe_hf.models.dense.lazy_tensors import Copied, Drawn, Joined, LazyTensor, Sliced
+from moe_hf.models.dense.lazy_tensors import Copied, Joined, LazyTensor, Sliced, zeros
 from moe_hf.models.upcycling.native_config import choose_native
 from moe_hf.models.upcycling.native_formats import NativeFormat
 from moe_hf.models.upcycling.opened import OpenedModel, other_config
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
 
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias)$")
-_UNIT_DIMS = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+_HALVES = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 
 
 def plan_native(
@@ -56,7 +56,7 @@ def plan_native(
     routed = 0
     for layer in range(dense.num_hidden_layers):
         if layer in wanted.sparse_layers:
-            ffn = {half: tensors.pop(f"model.layers.{layer}.mlp.{half}.weight") for half in _UNIT_DIMS}
+            ffn = {half: tensors.pop(f"model.layers.{layer}.mlp.{half}.weight") for half in _HALVES}
             experts = _experts(native, ffn, layer, wanted, recipe)
             routed += sum(map(_numel, experts.values()))
             parts = {**experts, **_beside_experts(native, ffn, layer, wanted, granularity)}
@@ -120,11 +120,11 @@ def _experts(
     # Half of the output comes from the expert that all tokens visit.
     scale = recipe.granularity * (0.5 if native.shares else 1.0)
     parts = {
-        half: ExpertPart(layer, f"{half}.weight", dim, scale if half == "down_proj" else 1.0)
-        for half, dim in _UNIT_DIMS.items()
+        half: FFNParameter(layer, f"{half}.weight", dim, scale if half == "down_proj" else 1.0)
+        for half, dim in _HALVES.items()
     }
     if not names.gate:
-        stacks = {half: StackedExperts(ffn[half], wanted.num_experts, parts[half], recipe) for half in _UNIT_DIMS}
+        stacks = {half: StackedExperts(ffn[half], wanted.num_experts, parts[half], recipe) for half in _HALVES}
         return {
             names.up: Joined([stacks["gate_proj"], stacks["up_proj"]], dim=1),
             names.down: stacks["down_proj"],
@@ -147,7 +147,7 @@ def _beside_experts(
     if native.shares:
         state |= {f"mlp.shared_expert.{half}.weight": Copied(value) for half, value in ffn.items()}
         # A gate of zeros lets exactly half of it through, whatever the token.
-        state["mlp.shared_expert_gate.weight"] = Drawn((1, width), 0.0, 0)
+        state["mlp.shared_expert_gate.weight"] = zeros((1, width))
     return state
 
 

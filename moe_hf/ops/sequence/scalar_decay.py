@@ -1,4 +1,5 @@
-"""The recurrence with one decay per head and token, the engine of retention (RetNet) and of Mamba-2 (SSD).
+"""The recurrence with one decay per head and token, the engine of retention (RetNet), and of Mamba-2 for sequences:
+the step of Mamba-2 is its own (`ssd_step`).
 
 Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width; P segments, X values of one
 group (`moe_hf.ops.sequence.scalar_decay_passes`).

@@ -1,4 +1,5 @@
-"""The scan of Mamba-2 (Dao and Gu 2024, section 2): `scalar_decay` with step sizes, as Mamba's papers write it.
+"""The scan of Mamba-2 (Dao and Gu 2024, section 2): for sequences, `scalar_decay` with step sizes, as Mamba's
+papers write it; for one position a form of its own.
 
 Shapes: B rows, S positions, G groups, H heads, a multiple of G, K state size, V head width.
 """

@@ -10,8 +10,8 @@ from moe_hf import ConfigError, GPT2WithMoEConfig, MambaWithMoEConfig
 def test_sizes_follow_the_width_and_the_version() -> None:
     first = MambaWithMoEConfig(hidden_size=96, num_hidden_layers=2, mamba_version=1)
     second = MambaWithMoEConfig(hidden_size=96, num_hidden_layers=2, mamba_head_dim=32)
-    assert (first.mamba_inner_width, first.mamba_states, first.mamba_rank) == (192, 16, 6)
-    assert (second.mamba_inner_width, second.mamba_states, second.mamba_num_heads) == (192, 128, 6)
+    assert (first.mamba_inner_width, first.mamba_state_width, first.mamba_rank) == (192, 16, 6)
+    assert (second.mamba_inner_width, second.mamba_state_width, second.mamba_num_heads) == (192, 128, 6)
 
 
 def test_heads_of_attention_need_not_be_named() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.models.dense.expert_init import EXPERT_MAKERS, ExpertPart, ExpertRecipe, StackedExperts, seed_of
+from moe_hf.models.dense.expert_init import EXPERT_MAKERS, ExpertRecipe, FFNParameter, StackedExperts, seed_of
 from moe_hf.models.dense.lazy_tensors import LazyTensor
 
 E, F, D = 6, 40, 24
@@ -29,7 +29,7 @@ def dense(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def stack(name: str, kind: str, layer: int = 0, seed: int = 0, noise: float = 0.5, ratio: float = 0.5, **how):
     recipe = ExpertRecipe(kind, noise, ratio, seed)
-    return StackedExperts(Held(dense(name, **how)), E, ExpertPart(layer, name, PARTS[name]), recipe)
+    return StackedExperts(Held(dense(name, **how)), E, FFNParameter(layer, name, PARTS[name]), recipe)
 
 
 @pytest.mark.parametrize("name", PARTS)
