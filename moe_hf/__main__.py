@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": ("moe_hf.cli.chat", "talk to a trained model"),
     "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
     "export": ("moe_hf.cli.export", "write a model as GGUF, for llama.cpp"),
+    "serve": ("moe_hf.cli.serve", "serve models by the OpenAI protocol, to any client of it"),
     "eval": ("moe_hf.cli.eval", "score models on text: perplexity and bits per byte, with intervals"),
     "bench": ("moe_hf.cli.bench", "measure the experts against transformers, the dense layer and the machine"),
     "profile": ("moe_hf.cli.profile", "say where the time of router, layer, block and training step goes"),

@@ -16,6 +16,9 @@ class OptionalPackage(NamedTuple):
 
 
 OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
+    "fastapi": OptionalPackage("fastapi", "pip install 'moe_hf[serving]'"),
+    "fastapi.exceptions": OptionalPackage("fastapi.exceptions", "pip install 'moe_hf[serving]'"),
+    "fastapi.responses": OptionalPackage("fastapi.responses", "pip install 'moe_hf[serving]'"),
     "fla": OptionalPackage("fla", "pip install fla-core (NVIDIA GPU)"),
     "flash_attn": OptionalPackage("flash_attn", "pip install 'moe_hf[flash]' (NVIDIA GPU, Ampere or newer)"),
     "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
@@ -24,6 +27,7 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "mamba_ssm": OptionalPackage(
         "mamba_ssm", "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation (NVIDIA GPU)"
     ),
+    "openai": OptionalPackage("openai", "pip install 'moe_hf[serving]'"),
     "peft": OptionalPackage("peft", "pip install 'moe_hf[lora]'"),
     "quack": OptionalPackage("quack", "pip install quack-kernels (NVIDIA Hopper or newer)"),
     "scattermoe": OptionalPackage("scattermoe", "pip install git+https://github.com/shawntan/scattermoe (NVIDIA GPU)"),
@@ -32,6 +36,7 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "trackio": OptionalPackage("trackio", "pip install 'moe_hf[trackio]'"),
     "trl": OptionalPackage("trl", "pip install trl"),
     "triton": OptionalPackage("triton", "pip install triton (Linux; PyTorch for CUDA brings it along)"),
+    "uvicorn": OptionalPackage("uvicorn", "pip install 'moe_hf[serving]'"),
     "wandb": OptionalPackage("wandb", "pip install 'moe_hf[wandb]'"),
 }
 

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP server around finished models, built on transformers' own."""

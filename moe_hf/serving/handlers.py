@@ -1,0 +1,108 @@
+"""transformers' handlers of chats and completions, with requests checked and settings read as in a local chat."""
+
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import BaseGenerateManager, BaseHandler, GenerationState, Modality
+
+from moe_hf.serving.calls import current_call
+from moe_hf.serving.generation import served_by
+from moe_hf.serving.requests import RequestError, checked_chat, checked_completion
+from moe_hf.serving.served import ServedModels
+
+# An answer's most tokens where neither the request nor the model says.
+LONGEST_ANSWER = 1024
+# Of a request, beyond what transformers' handlers read.
+_EXTRA_SETTINGS = ("top_k", "repetition_penalty")
+
+
+class OneManager(GenerationState):
+    """The same generation manager for every model.
+
+    Args:
+        manager: generates all answers.
+    """
+
+    def __init__(self, manager: BaseGenerateManager) -> None:
+        super().__init__()
+        self._manager = manager
+
+    def use_continuous_batching(self, model: Any, modality: Modality) -> bool:
+        """No: the manager takes tensors and decides by itself what runs together."""
+        return False
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
+        """The manager."""
+        return self._manager
+
+    def shutdown(self) -> None:
+        """Stops the manager."""
+        self._manager.stop()
+
+
+class _Checked(BaseHandler):
+    """What both handlers share. The fields were checked: transformers' own list of allowed ones is not asked."""
+
+    _valid_params_class = None
+    model_manager: ServedModels
+
+    def _enter(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Takes down what this package reads itself, and leaves the rest to transformers' handler."""
+        call = current_call()
+        call.model = self.model_manager.find(fields.get("model"))
+        fields["model"] = call.model.name
+        call.seed = fields.pop("seed", None)
+        call.settings = {name: fields.pop(name) for name in _EXTRA_SETTINGS if name in fields}
+        return fields
+
+    def _resolve_model(self, body: dict[str, Any]) -> Any:
+        return body["model"], *self.model_manager.load_model_and_processor(body["model"])
+
+    def _build_generation_config(
+        self, body: dict[str, Any], model_generation_config: GenerationConfig, use_cb: bool = False
+    ) -> GenerationConfig:
+        call = current_call()
+        served = served_by(call)
+        config: GenerationConfig = super()._build_generation_config(body, model_generation_config, use_cb=use_cb)
+        if not {"max_tokens", "max_completion_tokens"} & body.keys():
+            config.max_new_tokens = model_generation_config.max_new_tokens or LONGEST_ANSWER
+        # Else generate warns that both are set, and the one that came with the model is not what was asked for.
+        config.max_length = None
+        for name, value in call.settings.items():
+            setattr(config, name, value)
+        if body.get("temperature"):
+            # Whoever names a temperature wants it to have an effect, whatever the model's own file says.
+            config.do_sample = True
+        if not config.do_sample:
+            config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+        config.num_beams = config.num_return_sequences = 1
+        config.eos_token_id = sorted(served.stop_ids) or None
+        pad = served.tokenizer.pad_token_id
+        config.pad_token_id = pad if pad is not None else min(served.stop_ids, default=0)
+        embedding: Any = served.model.get_input_embeddings()
+        vocabulary = int(embedding.weight.shape[0])
+        if any(int(token) >= vocabulary for token in body.get("logit_bias") or {}):
+            raise RequestError(400, f"logit_bias names tokens that {served.name} has not; it has {vocabulary}")
+        if config.sequence_bias == {}:
+            config.sequence_bias = None
+        return config
+
+
+class ChatHandler(_Checked, ChatCompletionHandler):
+    """Answers `/v1/chat/completions`."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """The answer, or a stream of it; raises RequestError."""
+        fields = self._enter(checked_chat(body))
+        current_call().is_chat = True
+        return await super().handle_request(fields, request_id)
+
+
+class TextHandler(_Checked, CompletionHandler):
+    """Answers `/v1/completions`."""
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """The answer, or a stream of it; raises RequestError."""
+        return await super().handle_request(self._enter(checked_completion(body)), request_id)
