@@ -234,6 +234,6 @@ def _told(error: Exception, url: str, begun: bool = False) -> Exception:
         if error.status_code in (401, 403):
             text += f" (the key is taken from {KEY_VARIABLE})"
         return ConfigError(text) if error.status_code < 500 else ConnectionError(text)
-    body = getattr(error, "body", None)
-    reason = body if isinstance(body, str) else first_line(error.__cause__ or error)
+    told: Any = getattr(error, "body", None)
+    reason = told if isinstance(told, str) else first_line(error.__cause__ or error)
     return ConnectionError(f"{url} broke off: {reason}" if begun else f"no answer from {url}: {reason}")
