@@ -13,7 +13,10 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import atomic_folder
+from moe_hf.base.tokenizer_source import TOKENIZER_FILES
+from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.auto import dense_model_types, family_of_dense
+from moe_hf.models.cards.card import CARD_FILE
 from moe_hf.models.dense.lazy_tensors import Drawn, Held, dtype_named
 from moe_hf.models.upcycling.branches import mixed_plan
 from moe_hf.models.upcycling.companions import carry_over
@@ -119,7 +122,9 @@ def upcycle_directory(
         num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
         carried = carry_over(models[0], aside)
-        (aside / "README.md").write_text(model_card(source, destination.name, plan, note), encoding="utf-8")
+        has_tokenizer = any(name in TOKENIZER_FILES for name in carried)
+        card = model_card(source, destination.name, plan, note, has_tokenizer)
+        (aside / CARD_FILE).write_text(card, encoding="utf-8")
     return UpcycleReport(given, config, plan.counts, total, num_shards, carried)
 
 
@@ -186,7 +191,7 @@ def _odd_widths(plan: PlannedModel, dtype: torch.dtype) -> str:
     config: Any = plan.config
     widths = {config.hidden_size, getattr(config, "moe_intermediate_size", None) or config.intermediate_size}
     odd = sorted(width for width in widths if width * dtype.itemsize % _STRIDE)
-    if plan.code or not plan.wanted.sparse_layers or not odd:
+    if isinstance(config, MoEDecoderConfig) or not plan.wanted.sparse_layers or not odd:
         return ""
     kind = str(dtype).removeprefix("torch.")
     return (

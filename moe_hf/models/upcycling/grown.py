@@ -72,11 +72,9 @@ def plan_grown(
         changes.append(f"a token visits {wanted.num_experts_per_tok} experts; {copies * per_token} keep the function")
     if wanted.expert_init != "copy":
         changes.append(f'expert_init="{wanted.expert_init}" changes the experts; "copy" keeps the logits')
-    code = "import moe_hf  # registers the model class\n" if config.model_type in FAMILIES else ""
     counts = ParameterCounts(total, active, source)
-    return PlannedModel(
-        config, state, wanted, counts, changes, code, "A Mixture of Experts grown from the Mixture of Experts"
-    )
+    origin = "A Mixture of Experts grown from the Mixture of Experts"
+    return PlannedModel(config, state, wanted, counts, changes, origin)
 
 
 def _config_of(opened: OpenedModel) -> PreTrainedConfig:

@@ -99,9 +99,8 @@ def plan_merged(
     )
     wanted = MoEDecoderConfig(num_hidden_layers=config.num_hidden_layers, num_attention_heads=1)
     wanted.make_dense()
-    code = "import moe_hf  # registers the model class\n" if own else ""
     counts = ParameterCounts(total, total, before)
-    return PlannedModel(dense, state, wanted, counts, changes, code, "A dense model merged from the Mixture of Experts")
+    return PlannedModel(dense, state, wanted, counts, changes, "A dense model merged from the Mixture of Experts")
 
 
 def _leaves_weights(config: Any) -> bool:

@@ -64,4 +64,4 @@ def plan_own(
     changes = why_logits_change(config) if dense_format.has_ffn else []
     if dense_format.has_ffn and config.sparse_layers and config.expert_init != "copy":
         changes.append(f'expert_init="{config.expert_init}" changes the experts; "copy" keeps the logits')
-    return PlannedModel(config, state, config, counts, changes, code="import moe_hf  # registers the model class\n")
+    return PlannedModel(config, state, config, counts, changes)

@@ -25,7 +25,6 @@ class PlannedModel(NamedTuple):
         wanted: how many experts were asked for, where, and how they are made.
         counts: of its parameters.
         changes: why it does not give the dense model's logits; empty where it does.
-        code: the import that its users need before they load it.
         origin: what was made of what, as it stands before the name of the source.
     """
 
@@ -34,5 +33,4 @@ class PlannedModel(NamedTuple):
     wanted: MoEDecoderConfig
     counts: ParameterCounts
     changes: list[str]
-    code: str = ""
     origin: str = "A Mixture of Experts upcycled from the dense model"

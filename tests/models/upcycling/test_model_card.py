@@ -7,6 +7,7 @@ import pytest
 from moe_hf.models.upcycling.model_card import model_card
 from moe_hf.models.upcycling.native import plan_native
 from moe_hf.models.upcycling.opened import open_model
+from moe_hf.models.upcycling.own import plan_own
 from tests.models.upcycling.conftest import MakeDense
 
 
@@ -22,8 +23,18 @@ def test_it_tells_whether_the_logits_are_kept(dense: MakeDense, kind: str, text:
     card = model_card("owner/llama", "moe", plan)
     assert text in card
     assert "base_model: owner/llama\n" in card
-    assert "| sparse layers | 3 of 3 |" in card
-    assert f"| parameters, total | {plan.counts.total / 1e6:.1f}M |" in card
+    assert "| layers | 3 sparse, 0 dense |" in card
+    assert f"| parameters | {plan.counts.total:,} |" in card
+    assert 'from_pretrained("YOUR-NAME/moe")' in card
+    assert "import moe_hf" not in card
+
+
+def test_a_model_of_this_package_needs_it(dense: MakeDense) -> None:
+    card = model_card(
+        "owner/gpt2", "moe", plan_own(open_model(str(dense("llama"))), num_experts=2), has_tokenizer=False
+    )
+    assert "import moe_hf" in card
+    assert "Tokenizer" not in card
 
 
 def test_a_folder_or_a_package_is_no_model_of_the_hub(dense: MakeDense) -> None:

@@ -1,0 +1,1 @@
+"""Model cards: the README of a model, written by one hand wherever the model comes from."""
