@@ -14,6 +14,8 @@ COMMANDS = {
     "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
     "export": ("moe_hf.cli.export", "write a model as GGUF, for llama.cpp"),
     "serve": ("moe_hf.cli.serve", "serve models by the OpenAI protocol, to any client of it"),
+    "push": ("moe_hf.cli.push", "share a model on the Hub"),
+    "pull": ("moe_hf.cli.pull", "bring a model of the Hub into a folder"),
     "eval": ("moe_hf.cli.eval", "score models on text: perplexity and bits per byte, with intervals"),
     "bench": ("moe_hf.cli.bench", "measure the experts against transformers, the dense layer and the machine"),
     "profile": ("moe_hf.cli.profile", "say where the time of router, layer, block and training step goes"),

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
 from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils import logging
 
 from moe_hf import GPT2WithMoE, GPT2WithMoEConfig
+from tests.sharing.hub_server import HubServer
 
 TINY = {
     "vocab_size": 61,
@@ -151,3 +154,28 @@ def dense_folder(dense_gpt2: Callable[..., PreTrainedModel], tmp_path_factory: p
 def empty_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are empty files: to draw them takes longer than the few steps of a tiny run."""
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Path(file).touch())
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A Hub on loopback where nothing is stored yet, and a user with a token that may write."""
+    server, home = HubServer(), tmp_path_factory.mktemp("hub-home")
+    constants = huggingface_hub.constants
+    # What these variables say is read once, when huggingface_hub is imported.
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    huggingface_hub.utils.disable_progress_bars()
+    yield server
+    huggingface_hub.utils.enable_progress_bars()
+    server.close()

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_hf.cli.screen import in_bytes
+from moe_hf.models.cards.card import placeholder
 from moe_hf.text.scoreboard import Scoreboard, SkillScore, wording_lines
 from moe_hf.training.runs.listeners import Progress, RunListener, RunPlan, TrainingReport
 
@@ -242,11 +243,10 @@ def next_commands(report: TrainingReport) -> list[tuple[str, str]]:
     """Commands that make sense after the run, as (purpose, command)."""
     if report.model_dir is None:
         return []
-    folder, name = shlex.quote(str(report.model_dir)), shlex.quote(report.model_dir.name)
+    folder, name = shlex.quote(str(report.model_dir)), placeholder(report.model_dir.name).partition("/")[2]
     commands = [("chat", f"python chat.py --model {folder}")]
     if report.finished:
-        share = f'hf upload {name} {folder} . --exclude "checkpoint-*/*" --exclude .lock'
-        commands.append(("share", share))
+        commands.append(("share", f"moe-hf push {folder} {name}"))
     else:
         commands.append(("go on", "the same command again"))
     return commands

@@ -27,7 +27,7 @@ def test_commands_to_copy_quote_a_folder_with_spaces():
     report = TrainingReport(plan=None, finished=True, model_dir=Path("my runs/tiny one"))
     chat, share = (shlex.split(command) for _, command in next_commands(report))
     assert chat[-1] == "my runs/tiny one"
-    assert share[2:4] == ["tiny one", "my runs/tiny one"]
+    assert share == ["moe-hf", "push", "my runs/tiny one", "tiny-one"]
 
 
 PLAN = RunPlan(

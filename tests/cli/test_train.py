@@ -35,7 +35,7 @@ def test_a_run_prints_its_plan_its_progress_and_what_to_do_next(empty_pictures, 
     for words in ("parameters", "4 steps of 128 tokens", "step 4/4", "mean of all", "on held-out data"):
         assert words in out
     assert "python chat.py --model runs/tiny-moe" in out
-    assert "hf upload tiny-moe runs/tiny-moe" in out
+    assert "moe-hf push runs/tiny-moe tiny-moe" in out
     # No terminal: no colours, no bar.
     assert "\x1b" not in out
 

@@ -1,0 +1,1 @@
+"""Shares models: pushes folders to the Hub, and pulls them from it."""

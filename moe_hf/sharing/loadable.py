@@ -1,0 +1,65 @@
+"""Checks that the weights in a folder are those of the model that its configuration names, without reading them."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.utils import logging
+
+from moe_hf.base.errors import CheckpointError, ConfigError, first_line
+from moe_hf.models import auto
+from moe_hf.models.decoder import MoEPreTrainedModel
+from moe_hf.models.dense.checkpoint_files import json_object, listed
+
+
+def require_loadable(folder: Path) -> str | None:
+    """Build the model without memory, and compare the names and shapes of its parameters with those of its files.
+
+    Returns:
+        Why nothing could be compared, or None where all was.
+
+    Raises:
+        CheckpointError: a parameter is missing or has another shape, or the configuration is none.
+    """
+    found = json_object(folder / "config.json")
+    names = found.get("architectures") or [""]
+    model_class = _class_of(str(names[0])) if isinstance(names, list) else None
+    if found.get("quantization_config"):
+        return "the weights are quantised"
+    if model_class is None:
+        return f"neither transformers nor moe_hf has a class {names[0] or 'for it (config.json names no architecture)'}"
+    verbosity, draws = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    # Else transformers' own classes log the names of what does not fit, and their error has none.
+    options = {"ignore_mismatched_sizes": not issubclass(model_class, MoEPreTrainedModel)}
+    try:
+        _, info = model_class.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True, **options
+        )
+    except (CheckpointError, ConfigError):
+        raise
+    # transformers says what is wrong with a folder by errors of any kind.
+    except Exception as error:
+        raise CheckpointError(f"{folder} can't be loaded as a {names[0]}: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if draws:
+            logging.enable_progress_bar()
+    wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    if wrong:
+        raise CheckpointError(
+            f"{folder} lacks {len(wrong)} of the parameters of its {names[0]}, or has them in other shapes "
+            f"({listed(sorted(wrong))}); save the whole model again"
+        )
+    return None
+
+
+def _class_of(name: str) -> Any:
+    """The class of that name, of this package or transformers' own."""
+    for family in auto.FAMILIES.values():
+        for known in (family.causal_lm, family.sequence_classification, family.model):
+            if known.__name__ == name:
+                return known
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None

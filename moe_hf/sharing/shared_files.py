@@ -1,0 +1,188 @@
+"""Chooses which files of a model's folder are shared, and checks that they are a model and hold no secret."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, listed
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+"""Every name that transformers gives to weights, or to the index of their shards."""
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|run_state).*\.(pt|pth|bin)|(trainer_state|manifest)\.json")
+_STATE_FOLDERS = re.compile(r"checkpoint-\d+.*|tmp-.*|optimizer_.*|pytorch_model_fsdp.*|global_step.*|__pycache__")
+_TEXT = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".toml", ".cfg", ".ini", ".log", ".sh", "")
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+_CHUNK = 2**20
+
+
+class SharedFiles(NamedTuple):
+    """What of a folder is shared: files by their names on the Hub; and what is not, with the reason."""
+
+    files: dict[str, Path]
+    left_out: dict[str, str]
+
+
+def shared_files(folder: Path) -> SharedFiles:
+    """The files of a model's folder that are shared.
+
+    Left out are hidden files, pickles (they can run code), checkpoints and the state of a training run, and weights
+    that no index names.
+
+    Raises:
+        CheckpointError: it is no folder, or a link leads out of it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}; name the folder of a model")
+    files: dict[str, Path] = {}
+    left_out: dict[str, str] = {}
+    for path in _files(folder, left_out):
+        name = path.relative_to(folder).as_posix()
+        reason = _reason(path)
+        if reason:
+            left_out[name] = reason
+        elif not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path} is a link that leads out of {folder}; put a copy in its place")
+        else:
+            files[name] = path
+    for name in _strays(folder, files):
+        left_out[name] = f"{INDEX} does not name it"
+        del files[name]
+    return SharedFiles(files, left_out)
+
+
+def _files(folder: Path, left_out: dict[str, str]) -> Iterable[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            # Pipes and sockets are no files.
+            yield from [path] if path.is_file() else []
+        elif _STATE_FOLDERS.fullmatch(path.name):
+            left_out[f"{path.name}/"] = "training state"
+        elif path.is_symlink():
+            raise CheckpointError(f"{path} is a link to a folder; put a copy in its place")
+        else:
+            inner: dict[str, str] = {}
+            yield from _files(path, inner)
+            left_out |= {f"{path.name}/{name}": reason for name, reason in inner.items()}
+
+
+def _reason(path: Path) -> str:
+    if _STATE.fullmatch(path.name):
+        return "training state"
+    return "a pickle, which can run code" if path.suffix.lower() in PICKLED else ""
+
+
+def _strays(folder: Path, files: dict[str, Path]) -> list[str]:
+    """Shards of an earlier save, which whoever loads the model does not read."""
+    if INDEX not in files:
+        return []
+    named = {Path(file).relative_to(folder).as_posix() for file in indexed_files(folder / INDEX)}
+    return [name for name in files if WEIGHT_FILE.fullmatch(name) and name not in {*named, INDEX, WEIGHTS}]
+
+
+def require_model_names(where: object, names: Iterable[str]) -> None:
+    """Check by their names that the files of a folder or a repository are a model.
+
+    Args:
+        where: what errors call it.
+        names: of all its files, pickles among them.
+
+    Raises:
+        CheckpointError: there is no configuration, or no weights as safetensors.
+    """
+    names = set(names)
+    if "config.json" not in names:
+        adapter = "adapter_config.json" in names
+        advice = "merge the adapter into its model first, or use peft" if adapter else "name that of a model"
+        raise CheckpointError(f"{where} has no config.json; {advice}")
+    if names & {WEIGHTS, INDEX}:
+        return
+    pickled = sorted(name for name in names if name.endswith(PICKLED))
+    why = f" but pickles ({listed(pickled)}), which can run code" if pickled else ""
+    raise CheckpointError(
+        f"{where} has no {WEIGHTS}{why}; load the model where you trust it and save_pretrained it, which writes one"
+    )
+
+
+def require_one_save(folder: Path, names: Iterable[str]) -> None:
+    """Check that a folder does not hold the weights of two saves, of which transformers would read one.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if {WEIGHTS, INDEX} <= set(names):
+        raise CheckpointError(f"{folder} holds both {WEIGHTS} and {INDEX}; delete the older one with its shards")
+
+
+def require_sound_files(folder: Path, names: Iterable[str]) -> None:
+    """Check that what is JSON is an object, each safetensors file is whole, and each index names what is there.
+
+    Only headers are read.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    names, tensors = set(names), {}
+    for name in sorted(names):
+        if name.endswith(".safetensors"):
+            tensors[name] = _tensors(folder / name)
+        elif name.rpartition("/")[2] in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            json_object(folder / name)
+    if INDEX in names:
+        indexed_files(folder / INDEX)
+        placed: dict[str, str] = json_object(folder / INDEX)["weight_map"]
+        lost = [tensor for tensor, file in placed.items() if tensor not in tensors[file]]
+        if lost:
+            raise CheckpointError(
+                f"{folder / INDEX} names {len(lost)} tensors that its files lack ({listed(lost)}); the files are of "
+                "several saves: save or download it again"
+            )
+
+
+def _tensors(path: Path) -> set[str]:
+    try:
+        # It compares the header with the length of the file. Opened for numpy, it needs no torch.
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} can't be read as safetensors ({error}); it is incomplete or damaged: save or download it again"
+        ) from error
+
+
+def require_no_secrets(files: Iterable[Path], token: str | None = None) -> None:
+    """Check that no text among the files holds a token of the Hub.
+
+    Args:
+        files: the files.
+        token: one that is looked for whatever its form.
+
+    Raises:
+        CheckpointError: one does; the text names the file, never the token.
+    """
+    for path in files:
+        if path.suffix.lower() in _TEXT and _holds_token(path, (token or "").encode()):
+            raise CheckpointError(
+                f"{path} holds what looks like a token of the Hub, which everybody could read; take it out, and "
+                "revoke it if it was ever shared"
+            )
+
+
+def _holds_token(path: Path, token: bytes) -> bool:
+    with path.open("rb") as file:
+        rest = b""
+        # With what may be the head of a token that two chunks share.
+        while chunk := file.read(_CHUNK):
+            text = rest + chunk
+            if _TOKEN.search(text) or (token and token in text):
+                return True
+            rest = text[-512:]
+    return False

@@ -1,0 +1,67 @@
+"""`moe-hf push` says what went where; one that is killed is taken up by the next."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from moe_hf.__main__ import main
+from tests.sharing import conftest as models
+
+folder, saved_model = models.folder, models.saved_model
+
+
+def test_push_tells_what_it_pushed_and_what_it_left(hub, folder, capsys):
+    (folder / "training_args.bin").write_bytes(b"x")
+    words = ["push", str(folder), "me/moe", "--private", "--revision", "v1", "--message", "It"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    commit = hub.repos["me/moe"].branches["v1"]
+    count = len(list(folder.iterdir()))
+    assert said.splitlines() == [
+        f"pushed {count} files, private: {hub.url}/me/moe/commit/{commit}",
+        "card:     written from the model's configuration",
+        "not sent: training_args.bin (a pickle, which can run code)",
+        "get it:   moe-hf pull me/moe moe --revision v1",
+    ]
+    assert hub.repos["me/moe"].commits[commit].message == "It"
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith(f"nothing new: {count} files")
+
+
+def test_what_is_wrong_is_said_in_a_line(hub, folder, capsys, monkeypatch):
+    assert main(["push", str(folder), "others/moe"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("moe-hf push: the token in HF_TOKEN may not do that to others/moe")
+    assert said.count("\n") == 1
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["push", str(folder), "me/moe"]) == 1
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_push_that_is_killed_is_taken_up_by_the_next(hub, folder, capsys):
+    sent = [0]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(folder.parent / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def kill():
+        sent[0] = sum(hub.uploaded.values())
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+
+    # After the first large file has arrived.
+    hub.on.append(("POST .*/verify", kill))
+    command = [sys.executable, "-m", "moe_hf", "push", str(folder), "me/moe"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.wait(timeout=120) == -signal.SIGKILL, process.stderr.read().decode()
+    process.stderr.close()
+    assert sent[0] > 0
+    assert hub.names("me/moe") == set()
+    whole = [oid for oid in hub.uploaded if oid in hub.blobs]
+    before = dict(hub.uploaded)
+    assert main(["push", str(folder), "me/moe"]) == 0
+    assert all(hub.uploaded[oid] == before[oid] for oid in whole)
+    assert "model.safetensors.index.json" in hub.names("me/moe")
