@@ -18,6 +18,7 @@ examples:
   chat.py -p "What is 2 + 3?"               one answer on stdout, remarks on stderr
   chat.py -p "My name is Ann." -p "Who am I?"     several turns of one conversation
   cat letter.txt | chat.py                  all of stdin is one prompt
+  chat.py --url http://127.0.0.1:8000/v1    the same behind a server
   chat.py --per_line --json < questions.txt one JSON object per line, each its own conversation
 """
 
@@ -61,6 +62,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "--model",
         metavar="FOLDER|ID",
         help="what to talk with, also a .gguf file or smollm2 (default: the newest under --runs_dir)",
+    )
+    model.add_argument(
+        "--url",
+        metavar="URL",
+        help="talk with --model behind an OpenAI-compatible server, such as http://127.0.0.1:8000/v1 of moe-hf serve; "
+        "its key is taken from OPENAI_API_KEY",
     )
     model.add_argument(
         "--architecture",

@@ -18,10 +18,14 @@ from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.commands import COMMANDS
 from moe_hf.inference.console import Console
 from moe_hf.inference.model_files import is_a, newest_model
+from moe_hf.inference.remote_model import RemoteTextModel
 from moe_hf.inference.repl import run
-from moe_hf.inference.settings import SETTINGS, settings_of, with_setting
+from moe_hf.inference.settings import SETTINGS, with_setting
 from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import TranscriptFile, read_transcript
+
+# Flags that mean nothing to a server, and what they are when nobody gave them.
+_OF_LOCAL_MODELS = {"architecture": None, "device": "auto", "dtype": "auto", "attn_implementation": None}
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -44,7 +48,7 @@ def chat(args: argparse.Namespace) -> None:
     # The console holds this very mapping: after /model, Tab offers the layers of the new model.
     words = {name: list(command.words) for name, command in COMMANDS.items()}
 
-    def load(source: str) -> CausalTextModel:
+    def load(source: str) -> TextModel:
         model = _load(args, source)
         words["experts"] = _expert_words(model)
         return model
@@ -56,23 +60,21 @@ def chat(args: argparse.Namespace) -> None:
         why = "--raw" if args.raw else "this model has no chat template, so it knows no turns"
         console.notice(f"{why}: it continues the text that you write (/reset begins a new text)")
     if args.experts and not session.model.sparse_layers:
-        console.notice("this model is dense: it has no experts")
+        console.notice(session.model.no_experts)
     session.record_routing = args.experts and bool(session.model.sparse_layers)
     if interactive:
         model = session.model
-        console.notice(
-            f"{model.name}, {model.num_parameters():,} parameters, {model.model.device}. /help lists commands"
-        )
+        total = model.num_parameters()
+        size = "" if total is None else f"{total:,} parameters, "
+        console.notice(f"{model.name}, {size}{model.place}. /help lists commands")
         run(conversation)
     else:
         answer_prompts(conversation, prompts, args.json, args.per_line)
 
 
 def _open_session(args: argparse.Namespace) -> ChatSession:
-    model = _load(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
-    if args.architecture and not is_a(model.model.config, args.architecture):
-        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is of another kind")
-    settings = settings_of(model.model.generation_config)
+    model = _remote(args, args.model) if args.url else _local(args)
+    settings = model.own_settings
     for key in SETTINGS:
         value = getattr(args, key)
         if value is not None:
@@ -86,7 +88,25 @@ def _open_session(args: argparse.Namespace) -> ChatSession:
     return session
 
 
-def _load(args: argparse.Namespace, source: str) -> CausalTextModel:
+def _local(args: argparse.Namespace) -> CausalTextModel:
+    model = _read(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
+    if args.architecture and not is_a(model.model.config, args.architecture):
+        raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is of another kind")
+    return model
+
+
+def _remote(args: argparse.Namespace, name: str | None) -> RemoteTextModel:
+    for flag, neutral in _OF_LOCAL_MODELS.items():
+        if getattr(args, flag) != neutral:
+            raise ConfigError(f"--{flag} is for a model that runs here, --url names one that runs elsewhere; leave one")
+    return RemoteTextModel.connect(args.url, name, args.raw)
+
+
+def _load(args: argparse.Namespace, source: str) -> TextModel:
+    return _remote(args, source) if args.url else _read(args, source)
+
+
+def _read(args: argparse.Namespace, source: str) -> CausalTextModel:
     return CausalTextModel.load(source, args.device, args.dtype, args.attn_implementation, args.raw)
 
 

@@ -2,9 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
-
-from transformers import PreTrainedModel
+from typing import Any, NamedTuple, Protocol
 
 from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.settings import GenerationSettings
@@ -12,27 +10,39 @@ from moe_hf.text.chat_template import Message
 
 
 class Completion(NamedTuple):
-    """What came out of one `generate`; `stopped` means that the model ended the answer itself."""
+    """What came out of one `generate`.
+
+    Attributes:
+        stopped: the model ended the answer itself.
+        num_prompt_tokens: tokens before the answer; None where the encoded prompt has one entry for each.
+    """
 
     text: str
     num_tokens: int
     seconds: float
     stopped: bool
     routing: RoutingTrace | None
+    num_prompt_tokens: int | None = None
 
 
 class TextModel(Protocol):
-    """Messages in, text out piece by piece; `CausalTextModel` is one.
+    """Messages in, text out piece by piece: `CausalTextModel` here, `RemoteTextModel` behind a server.
 
     Attributes:
         name: what to call it.
-        model: the transformers model that generates.
         is_chat: whether it takes turns; if not, it continues plain text.
     """
 
     name: str
-    model: PreTrainedModel
     is_chat: bool
+
+    @property
+    def place(self) -> str:
+        """Where it computes, for people to read."""
+
+    @property
+    def own_settings(self) -> GenerationSettings:
+        """How it draws answers where nobody says otherwise."""
 
     @property
     def context_limit(self) -> int | None:
@@ -40,14 +50,18 @@ class TextModel(Protocol):
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """The decoder layers that have experts; empty for a dense model."""
+        """The decoder layers whose experts it can show; empty if `no_experts` says why not."""
 
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation, up to where the answer begins."""
+    @property
+    def no_experts(self) -> str:
+        """Why it shows no experts, if it has no sparse layers."""
+
+    def encode(self, messages: Sequence[Message]) -> Sequence[Any]:
+        """The conversation as `complete` takes it, up to where the answer begins: token ids, if it has them here."""
 
     def complete(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[Any],
         settings: GenerationSettings,
         seed: int,
         on_text: Callable[[str], None],
@@ -56,11 +70,23 @@ class TextModel(Protocol):
     ) -> Completion:
         """Generates after `prompt_ids` and hands over the text while it comes."""
 
-    def num_parameters(self) -> int:
-        """All parameters, a shared matrix counted once."""
+    def num_parameters(self) -> int | None:
+        """All parameters, a shared matrix counted once; None where that is not known."""
 
     def num_active_parameters(self) -> int | None:
         """Parameters that one token meets; None where that is not known."""
 
     def peak_memory(self) -> int | None:
         """Most bytes in use so far; None where that is not known."""
+
+
+def continued_text(messages: Sequence[Message]) -> str:
+    """The messages as one plain text: answers stand right behind what they continue, what is said next begins a line.
+
+    >>> continued_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    'ab'
+    """
+    text = ""
+    for message in messages:
+        text += ("\n" if text and message["role"] != "assistant" else "") + message["content"]
+    return text

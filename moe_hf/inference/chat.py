@@ -82,9 +82,9 @@ class Chat:
                 finally:
                     self.console.end_answer()
         except torch.OutOfMemoryError as error:
-            device = self.session.model.model.device
+            where = self.session.model.place
             raise ConfigError(
-                f"the memory of the GPU ({device}) is full; shorten the conversation (/undo, /reset) or answer"
+                f"the memory of the GPU ({where}) is full; shorten the conversation (/undo, /reset) or answer"
             ) from error
         self.replies.append(reply)
         self.notice_unseen(reply)

@@ -3,12 +3,12 @@
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.inference.answering import TextModel
 from moe_hf.inference.routing_recorder import RoutingTrace
-from moe_hf.inference.settings import GenerationSettings, settings_of
+from moe_hf.inference.settings import GenerationSettings
 from moe_hf.text.chat_template import Message
 
 SEEDS = 2**32
@@ -65,7 +65,7 @@ class ChatSession:
 
     def __init__(self, model: TextModel, settings: GenerationSettings | None = None) -> None:
         self.model = model
-        self.settings = settings or settings_of(model.model.generation_config)
+        self.settings = settings or model.own_settings
         self.system: str | None = None
         self.exchanges: list[Exchange] = []
         self.pending: str | None = None
@@ -163,8 +163,8 @@ class ChatSession:
         self.exchanges = [Exchange(*pair) for pair in zip(turns[0::2], turns[1::2], strict=False)]
         self.pending = turns[-1] if len(turns) % 2 else None
 
-    def encode_question(self, question: str) -> tuple[list[int], int]:
-        """Token ids of the conversation up to the answer, and how many old exchanges had to be left out of it.
+    def encode_question(self, question: str) -> tuple[Sequence[Any], int]:
+        """The conversation up to the answer as the model takes it, and how many old exchanges had to be left out of it.
 
         At least a quarter of the context, or `max_new_tokens` if that is less, is kept free for the answer while there
         are old exchanges to leave out.
@@ -210,18 +210,19 @@ class ChatSession:
         )
         if completion.stopped:
             reason = "stop"
-        # Short of its budget and not ended by the model: `stop` was set.
-        elif completion.num_tokens < budget:
+        elif completion.num_tokens < budget and self.stop.is_set():
             reason = "interrupted"
         else:
-            reason = "max_new_tokens" if budget == settings.max_new_tokens else "context"
+            # A server may know of a limit that is not known here.
+            reason = "max_new_tokens" if completion.num_tokens >= settings.max_new_tokens else "context"
         if completion.text or reason != "interrupted":
             self.exchanges.append(Exchange(question, completion.text))
             self.pending = None
+        counted = completion.num_prompt_tokens
         return Reply(
             text=completion.text,
             num_tokens=completion.num_tokens,
-            num_prompt_tokens=len(prompt_ids),
+            num_prompt_tokens=len(prompt_ids) if counted is None else counted,
             seconds=completion.seconds,
             finish_reason=reason,
             seed=seed,

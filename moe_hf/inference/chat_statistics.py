@@ -15,11 +15,10 @@ def statistics_rows(session: ChatSession, replies: Sequence[Reply]) -> list[tupl
     model = session.model
     total = model.num_parameters()
     active = model.num_active_parameters()
-    share = "" if active is None else f", {active:,} active per token ({active / total:.0%})"
-    rows = [
-        ("model", f"{model.name} on {model.model.device}, {str(model.model.dtype).removeprefix('torch.')}"),
-        ("parameters", f"{total:,}{share}"),
-    ]
+    rows = [("model", f"{model.name} on {model.place}")]
+    if total is not None:
+        share = "" if active is None else f", {active:,} active per token ({active / total:.0%})"
+        rows.append(("parameters", f"{total:,}{share}"))
     limit = model.context_limit
     if replies:
         last = replies[-1]

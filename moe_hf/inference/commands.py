@@ -131,7 +131,7 @@ def _experts(chat: Chat, rest: str) -> None:
     session = chat.session
     layers = session.model.sparse_layers
     if not layers:
-        chat.console.notice("this model is dense: it has no experts")
+        chat.console.notice(session.model.no_experts)
         return
     if rest in ("on", "off", ""):
         session.record_routing = not session.record_routing if not rest else rest == "on"

@@ -20,9 +20,9 @@ from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.inference.answering import Completion
+from moe_hf.inference.answering import Completion, continued_text
 from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
-from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings
+from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings, settings_of
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.found_routers import find_routers
 from moe_hf.models.info import get_moe_model_info
@@ -115,6 +115,21 @@ class CausalTextModel:
         return cls(loaded.to(target).eval(), tokenizer, source, raw)
 
     @property
+    def place(self) -> str:
+        """The device, and the type of the weights."""
+        return f"{self.model.device}, {str(self.model.dtype).removeprefix('torch.')}"
+
+    @property
+    def own_settings(self) -> GenerationSettings:
+        """What the model's generation config says."""
+        return settings_of(self.model.generation_config)
+
+    @property
+    def no_experts(self) -> str:
+        """Why it shows no experts, if it has no sparse layers."""
+        return "this model is dense: it has no experts"
+
+    @property
     def context_limit(self) -> int | None:
         """Most tokens that prompt and answer may have together; None when the config names no limit."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
@@ -133,21 +148,17 @@ class CausalTextModel:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation, up to where the answer begins.
 
-        Without turns it is plain text: what the model wrote stands right behind what it continued, and what is said
-        next begins a line. What the messages hold never becomes a control token.
+        Without turns it is plain text. What the messages hold never becomes a control token.
 
         Raises:
             ConfigError: the chat template refuses the conversation.
         """
         if self.is_chat:
             return self.encoder.encode(messages, add_generation_prompt=True)
-        text = ""
-        for message in messages:
-            text += ("\n" if text and message["role"] != "assistant" else "") + message["content"]
         # What the tokenizer puts around a text begins with the start-of-text token, if the model wants one.
         frame: list[int] = self.tokenizer("")["input_ids"]
         start = frame[:1] if frame[:1] == [self.tokenizer.bos_token_id] else []
-        return start + self.encoder.encode_texts([text])[0]
+        return start + self.encoder.encode_texts([continued_text(messages)])[0]
 
     def complete(
         self,

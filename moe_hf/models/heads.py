@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
+from moe_hf.models.batching import require_pages
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses, share_of_batch
 from moe_hf.ops.routing.balance import divisor
@@ -128,6 +129,11 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         # transformers guesses the loss from the class's name, and `GPT2WithMoE` does not contain "ForCausalLM".
         self.loss_type = "ForCausalLM"
         self.post_init()
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', under `generate_batch` too; raises ConfigError for layers that have no paged cache."""
+        require_pages(self.config)
+        return super().init_continuous_batching(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the cache under either of its names."""

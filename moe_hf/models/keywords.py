@@ -26,7 +26,8 @@ _OF_ATTENTION = frozenset({
     # of flex attention
     "kernel_options",
     # of continuous batching
-    "block_table", "cache", "logits_indices", "logits_processor_args", "read_index", "write_index",
+    "block_table", "cache", "logits_indices", "logits_processor_args", "max_seqlen_k", "max_seqlen_q", "read_index",
+    "write_index",
 })  # fmt: skip
 _KNOWN = _RECORDED | _OF_LOSSES | _OF_DOCUMENTS | _OF_TRANSFORMERS
 

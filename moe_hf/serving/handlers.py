@@ -53,6 +53,9 @@ class _Checked(BaseHandler):
         call = current_call()
         call.model = self.model_manager.find(fields.get("model"))
         fields["model"] = call.model.name
+        if "max_completion_tokens" in fields:
+            # Its newer word for the same, which 5.17 does not know.
+            fields["max_tokens"] = fields.pop("max_completion_tokens")
         call.seed = fields.pop("seed", None)
         call.settings = {name: fields.pop(name) for name in _EXTRA_SETTINGS if name in fields}
         return fields
@@ -66,7 +69,7 @@ class _Checked(BaseHandler):
         call = current_call()
         served = served_by(call)
         config: GenerationConfig = super()._build_generation_config(body, model_generation_config, use_cb=use_cb)
-        if not {"max_tokens", "max_completion_tokens"} & body.keys():
+        if "max_tokens" not in body:
             config.max_new_tokens = model_generation_config.max_new_tokens or LONGEST_ANSWER
         # Else generate warns that both are set, and the one that came with the model is not what was asked for.
         config.max_length = None

@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from moe_hf.cli.chat import main
+from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import read_transcript
+from tests.serving.threads import running, served
 
 SHORT = ["--max_new_tokens", "5", "--device", "cpu", "--seed", "1"]
 
@@ -40,3 +44,30 @@ def test_experts_of_a_one_shot_answer_go_to_stderr(model_folder, capsys, stdin):
     shown = capsys.readouterr()
     assert "layer  0 " in shown.err
     assert "layer  0 " not in shown.out
+
+
+@pytest.fixture(scope="module")
+def url(model_folder):
+    with running(served(CausalTextModel.load(str(model_folder), device="cpu"))) as url:
+        yield url
+
+
+def test_a_model_behind_a_url_answers_once_and_over_a_pipe(url, model_folder, capsys, stdin):
+    answer = ["--max_new_tokens", "5", "--do_sample", "false"]
+    assert main(["--model", str(model_folder), "--device", "cpu", "-p", "hi", *answer]) == 0
+    here = capsys.readouterr().out
+    assert main(["--url", url, "-p", "hi", *answer]) == 0
+    assert capsys.readouterr().out == here
+    stdin("hi\n/experts\n/stats\n/exit\n")
+    assert main(["--url", url, "--plain", *answer]) == 0
+    shown = capsys.readouterr()
+    assert here.strip() in shown.out
+    for remark in (f"{url}. /help lists commands", "answers come without their experts", "[5 tokens"):
+        assert remark in shown.err
+
+
+def test_flags_of_a_model_here_are_refused_with_a_url_and_a_server_that_is_not_there_is_one_line(url, capsys, stdin):
+    assert main(["--url", url, "--dtype", "float32", "-p", "hi"]) == 2
+    assert "--dtype is for a model that runs here" in capsys.readouterr().err
+    assert main(["--url", "http://127.0.0.1:9/v1", "-p", "hi"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

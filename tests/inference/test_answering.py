@@ -1,8 +1,5 @@
 """A conversation needs no transformers model: whatever speaks the protocol can answer."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from moe_hf.base.errors import ConfigError
@@ -15,7 +12,6 @@ class Counter:
     """Answers with the number of characters that it was given; a token is a character."""
 
     name, is_chat, context_limit, sparse_layers = "counter", True, 20, ()
-    model: Any = SimpleNamespace(generation_config=None)
 
     def encode(self, messages):
         return [ord(character) for message in messages for character in message["content"]]
