@@ -24,6 +24,7 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "flash_attn_3": OptionalPackage("flash_attn_interface", "build FlashAttention-3 from its source (NVIDIA Hopper)"),
     "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
     "gguf": OptionalPackage("gguf", "pip install 'moe_hf[gguf]'"),
+    "gradio": OptionalPackage("gradio", "pip install 'moe_hf[web]'"),
     "mamba_ssm": OptionalPackage(
         "mamba_ssm", "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation (NVIDIA GPU)"
     ),

@@ -20,6 +20,7 @@ examples:
   cat letter.txt | chat.py                  all of stdin is one prompt
   chat.py --url http://127.0.0.1:8000/v1    the same behind a server
   chat.py --per_line --json < questions.txt one JSON object per line, each its own conversation
+  chat.py --web                             talk in the browser
 """
 
 
@@ -35,9 +36,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = build_parser(prog).parse_args(argv)
     try:
         # Only now: the help must not wait for torch and transformers.
-        from moe_hf.cli.chat_run import chat
+        from moe_hf.cli.chat_run import chat, chat_in_browser
 
-        chat(args)
+        (chat_in_browser if args.web else chat)(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -86,6 +87,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     talk.add_argument("--transcript", type=Path, metavar="FILE", help="add the conversation to FILE after every answer")
     talk.add_argument("--experts", action="store_true", help="show which expert takes each token")
     talk.add_argument("--plain", action="store_true", help="simple prompt without colours, also where stdin is a pipe")
+    web = parser.add_argument_group("web page (needs the extra `web`)")
+    web.add_argument("--web", action="store_true", help="talk in the browser instead, at http://127.0.0.1:7860")
+    web.add_argument("--port", type=int, metavar="N", help="another port (default: the first free one from 7860 on)")
+    web.add_argument(
+        "--host", metavar="ADDRESS", help="another address; who reaches it can talk (default: this machine)"
+    )
     script = parser.add_argument_group("scripts")
     script.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="answer this; - is stdin")
     script.add_argument("--per_line", action="store_true", help="each line of stdin is a prompt and a conversation")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 
 import huggingface_hub
@@ -12,6 +13,7 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.cli.chat_script import answer_prompts, read_prompts
 from moe_hf.cli.plain_console import PlainConsole
 from moe_hf.cli.terminal_console import TerminalConsole, history_path
+from moe_hf.cli.web.server import LOOPBACK, check_address, open_page, require_gradio
 from moe_hf.inference.answering import TextModel
 from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession
@@ -34,10 +36,7 @@ def chat(args: argparse.Namespace) -> None:
     Args:
         args: what the parser of `moe_hf.cli.chat` makes of them.
     """
-    # A model reports trouble by errors here; its progress bars and hints would only mix with the answers.
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    _quiet()
     scripted = bool(args.prompt or args.per_line or args.json)
     # Where there is no console, as under a service, there may be no stdin at all.
     interactive = not scripted and (args.plain or (sys.stdin is not None and sys.stdin.isatty()))
@@ -70,6 +69,42 @@ def chat(args: argparse.Namespace) -> None:
         run(conversation)
     else:
         answer_prompts(conversation, prompts, args.json, args.per_line)
+
+
+def chat_in_browser(args: argparse.Namespace) -> None:
+    """Serves the web page, as the words of the command line say, until Ctrl-C.
+
+    Args:
+        args: what the parser of `moe_hf.cli.chat` makes of them.
+
+    Raises:
+        ConfigError: a flag has no meaning there, or the port is taken.
+        BackendUnavailableError: gradio is not installed.
+    """
+    for flag in ("prompt", "per_line", "json", "plain", "load", "transcript"):
+        if getattr(args, flag):
+            raise ConfigError(
+                f"--{flag} is of no use with --web, where one talks in the browser; leave one of them out"
+            )
+    # Before the model, which may take minutes.
+    host = args.host or LOOPBACK
+    check_address(host, args.port)
+    require_gradio()
+    _quiet()
+    page, address = open_page(_open_session(args), host, args.port)
+    print(f"the chat is at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    try:
+        # Until Ctrl-C: nothing else ends it.
+        threading.Event().wait()
+    finally:
+        page.close()
+
+
+def _quiet() -> None:
+    # A model reports trouble by errors here; its progress bars and hints would only mix with the answers.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
 
 
 def _open_session(args: argparse.Namespace) -> ChatSession:

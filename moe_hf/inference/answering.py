@@ -67,8 +67,9 @@ class TextModel(Protocol):
         on_text: Callable[[str], None],
         stop: threading.Event | None = None,
         record_routing: bool = False,
+        on_routing: Callable[[RoutingTrace], None] | None = None,
     ) -> Completion:
-        """Generates after `prompt_ids` and hands over the text while it comes."""
+        """Generates after `prompt_ids` and hands over the text, and its routing if asked to, while it comes."""
 
     def num_parameters(self) -> int | None:
         """All parameters, a shared matrix counted once; None where that is not known."""

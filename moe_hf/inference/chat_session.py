@@ -61,6 +61,7 @@ class ChatSession:
         pending: a question that has no answer (yet): generation failed or was stopped before the first word.
         stop: set it, from a signal handler or another thread, to end the answer that is being generated.
         record_routing: whether replies carry their routing.
+        on_routing: called with the routing of an answer while it comes, if that is recorded.
     """
 
     def __init__(self, model: TextModel, settings: GenerationSettings | None = None) -> None:
@@ -71,6 +72,7 @@ class ChatSession:
         self.pending: str | None = None
         self.stop = threading.Event()
         self.record_routing = False
+        self.on_routing: Callable[[RoutingTrace], None] | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -120,6 +122,24 @@ class ChatSession:
             if replaced is not None and len(self.exchanges) == count:
                 self.exchanges.append(replaced)
                 self.pending = None
+
+    def ask_again(self, count: int, question: str, on_text: Callable[[str], None]) -> Reply:
+        """Answers `question` behind the first `count` exchanges, in place of all that came after them.
+
+        What came after stays if the question can't be asked.
+
+        Raises:
+            ConfigError: as for `ask`, or there are not so many exchanges.
+        """
+        if not 0 <= count <= len(self.exchanges):
+            raise ConfigError(f"can't go back to exchange {count}; the conversation has {len(self.exchanges)}")
+        before, self.exchanges = self.exchanges, self.exchanges[:count]
+        pending, self.pending = self.pending, None
+        try:
+            return self.ask(question, on_text)
+        finally:
+            if self.pending is None and len(self.exchanges) == count:
+                self.exchanges, self.pending = before, pending
 
     def undo(self) -> str:
         """Drops the last question and its answer; returns the question.
@@ -206,7 +226,13 @@ class ChatSession:
         # Before generating: should that fail, the question is not lost.
         self.pending = question
         completion = self.model.complete(
-            prompt_ids, settings._replace(max_new_tokens=budget), seed, on_text, self.stop, self.record_routing
+            prompt_ids,
+            settings._replace(max_new_tokens=budget),
+            seed,
+            on_text,
+            self.stop,
+            self.record_routing,
+            self.on_routing,
         )
         if completion.stopped:
             reason = "stop"

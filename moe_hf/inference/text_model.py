@@ -21,13 +21,15 @@ from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion, continued_text
-from moe_hf.inference.routing_recorder import RoutingRecorder, sparse_layers
+from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, sparse_layers
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings, settings_of
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
 from moe_hf.models.found_routers import find_routers
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.text.chat_template import Message
 from moe_hf.text.encoding import TextEncoder
+
+SECONDS_BETWEEN_TRACES = 0.1
 
 
 class CausalTextModel:
@@ -168,6 +170,7 @@ class CausalTextModel:
         on_text: Callable[[str], None],
         stop: threading.Event | None = None,
         record_routing: bool = False,
+        on_routing: Callable[[RoutingTrace], None] | None = None,
     ) -> Completion:
         """Generates after `prompt_ids` and hands over the text while it comes.
 
@@ -180,10 +183,15 @@ class CausalTextModel:
             on_text: called with each piece of text.
             stop: ends the answer after the current token once it is set.
             record_routing: also take down the experts of each token.
+            on_routing: called with the routing so far, after a piece of text and at most ten times a second; takes
+                effect with `record_routing` alone.
         """
         stop = stop or threading.Event()
-        streamer = TextPieces(self.tokenizer, self.stop_ids, on_text, strip_start=self.is_chat)
         recorder = RoutingRecorder(self.routers if record_routing else {}, self.experts_per_token)
+        show = on_text
+        if on_routing is not None:
+            show = _with_traces(on_text, on_routing, lambda: recorder.trace(ids.shape[1], streamer.pieces))
+        streamer = TextPieces(self.tokenizer, self.stop_ids, show, strip_start=self.is_chat)
         device = self.model.device
         ids = torch.tensor([list(prompt_ids)], device=device)
         started = time.perf_counter()
@@ -256,6 +264,27 @@ class CausalTextModel:
             special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
             stop_ids |= set(ids) & special
         return frozenset(token for token in stop_ids if token is not None)
+
+
+def _with_traces(
+    on_text: Callable[[str], None],
+    on_routing: Callable[[RoutingTrace], None],
+    trace_so_far: Callable[[], RoutingTrace | None],
+) -> Callable[[str], None]:
+    """What to call with each piece of text, so that the routing is shown behind some of them."""
+    shown = 0.0
+
+    def show(text: str) -> None:
+        nonlocal shown
+        on_text(text)
+        # A trace costs more the longer the answer is, so that it is not made for every token of a quick model.
+        if time.perf_counter() - shown >= SECONDS_BETWEEN_TRACES:
+            trace = trace_so_far()
+            if trace is not None:
+                on_routing(trace)
+            shown = time.perf_counter()
+
+    return show
 
 
 def _pick_device(device: str) -> torch.device:

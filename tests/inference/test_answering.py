@@ -16,7 +16,7 @@ class Counter:
     def encode(self, messages):
         return [ord(character) for message in messages for character in message["content"]]
 
-    def complete(self, prompt_ids, settings, seed, on_text, stop=None, record_routing=False):
+    def complete(self, prompt_ids, settings, seed, on_text, stop=None, record_routing=False, on_routing=None):
         text = str(len(prompt_ids))[: settings.max_new_tokens]
         on_text(text)
         return Completion(text, len(text), 0.5, True, None)

@@ -186,3 +186,22 @@ def test_the_work_for_an_answer_does_not_grow_with_the_conversation(babbler, mon
         assert len(encode(session._messages(unseen - 1, "next"))) + 24 > babbler.context_limit
     assert found[800][1] == found[8][1] < 8
     assert found[800][2] <= found[8][2] + 16
+
+
+def test_an_earlier_question_can_be_asked_differently(session):
+    for question in ("hi", "fish?", "hi"):
+        session.ask(question, print)
+    reply = session.ask_again(1, "hi", print)
+    assert reply.finish_reason == "stop"
+    assert [exchange.user for exchange in session.exchanges] == ["hi", "hi"]
+
+
+@pytest.mark.parametrize(("count", "question"), [(1, " "), (0, "x" * 500), (3, "hi"), (-1, "hi")])
+def test_what_cant_be_asked_again_leaves_the_conversation(session, count, question):
+    session.ask("hi", print)
+    session.ask("fish?", print)
+    session.pending = "open"
+    before = list(session.exchanges)
+    with pytest.raises(ConfigError):
+        session.ask_again(count, question, print)
+    assert (session.exchanges, session.pending) == (before, "open")

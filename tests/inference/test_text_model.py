@@ -143,3 +143,31 @@ def test_a_truncated_weights_file_is_a_checkpoint_error(talker, tmp_path):
 def test_unknown_devices_and_dtypes_are_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         CausalTextModel.load(str(tmp_path), **options)
+
+
+def test_the_routing_comes_while_the_answer_comes(talker, monkeypatch):
+    monkeypatch.setattr("moe_hf.inference.text_model.SECONDS_BETWEEN_TRACES", 0.0)
+    prompt, settings = talker.encode([{"role": "user", "content": "hi"}]), GenerationSettings(do_sample=False)
+    shown, traces = [], []
+    whole = talker.complete(
+        prompt,
+        settings,
+        0,
+        shown.append,
+        record_routing=True,
+        on_routing=lambda trace: traces.append((len(shown), trace)),
+    ).routing
+    assert [count for count, _ in traces] == list(range(1, len(shown) + 1))
+    for count, trace in traces:
+        assert "".join(piece.text for piece in trace.pieces) == "".join(shown[:count])
+        # The newest token has not been fed back yet.
+        fed = sum(piece.num_tokens for piece in trace.pieces) - 1
+        assert trace.experts_LTK.tolist() == whole.experts_LTK[:, :fed].tolist()
+
+
+def test_a_quick_model_is_not_slowed_down_by_a_trace_for_every_token(talker, monkeypatch):
+    monkeypatch.setattr("moe_hf.inference.text_model.SECONDS_BETWEEN_TRACES", 1e9)
+    prompt, settings = talker.encode([{"role": "user", "content": "hi"}]), GenerationSettings(do_sample=False)
+    traces = []
+    talker.complete(prompt, settings, 0, print, record_routing=True, on_routing=traces.append)
+    assert len(traces) <= 1

@@ -1,0 +1,1 @@
+"""The web page of a chat: a second face of the same session as the terminal."""
