@@ -39,7 +39,8 @@ def _tokens(trace: RoutingTrace, layer: int) -> str:
     for piece in trace.pieces:
         experts = top[position : position + piece.num_tokens]
         position += piece.num_tokens
-        text = escape(printable(piece.text))
+        # A line end shows as a sign in its token, and ends the line behind it.
+        text = escape(printable(piece.text)).replace("\n", "↵")
         if not experts:
             drawn.append(f'<span class="routing-token">{text}</span>')
         elif experts[-1] == trace.num_experts:
@@ -54,6 +55,7 @@ def _tokens(trace: RoutingTrace, layer: int) -> str:
                 f'<span class="routing-token" style="background:{expert_colour(experts[-1], trace.num_experts)}" '
                 f'title="expert {number} of layer {layer}, weight {weight:.2f}">{text}<sub>{number}</sub></span>'
             )
+        drawn.append("<br>" * piece.text.count("\n"))
     return "".join(drawn)
 
 

@@ -53,6 +53,10 @@ def test_a_character_of_several_tokens_takes_the_colour_of_the_last() -> None:
     assert 'title="expert 1 of layer 1, weight 0.60">z<sub>1</sub>' in html
 
 
+def test_a_line_end_shows_and_ends_the_line() -> None:
+    assert "a↵↵<sub>0</sub></span><br><br><span" in routing_html(trace("a\n\n", "b"), layer=1)
+
+
 def test_a_token_that_no_expert_took_has_a_dash_and_no_colour() -> None:
     # The id E marks an empty slot.
     dropped = trace("a", "b")._replace(experts_LTK=torch.full((2, 1, 2), 4), weights_LTK=torch.zeros(2, 1, 2))
