@@ -10,6 +10,7 @@ from typing import Any
 from moe_hf.base.errors import ConfigError, did_you_mean, first_line
 from moe_hf.base.optional import require
 from moe_hf.inference.answering import Completion, continued_text
+from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.text.chat_template import Message
 
@@ -84,6 +85,7 @@ class RemoteTextModel:
         on_text: Callable[[str], None],
         stop: threading.Event | None = None,
         record_routing: bool = False,
+        on_routing: Callable[[RoutingTrace], None] | None = None,
     ) -> Completion:
         """Asks for an answer and hands over its text while it comes; hangs up once `stop` is set.
 
@@ -95,6 +97,7 @@ class RemoteTextModel:
             on_text: called with each piece of text.
             stop: ends the answer.
             record_routing: without effect.
+            on_routing: never called.
 
         Raises:
             ConfigError: the server refuses the request.

@@ -136,6 +136,7 @@ def _tab(request: Any) -> str:
 def heading(model: TextModel) -> str:
     """What the page talks with."""
     total, active = model.num_parameters(), model.num_active_parameters()
+    size = f"at {model.place}" if total is None else f"{total:,} parameters"
     share = "" if active is None else f", {active:,} of them active per token"
     name = escape(one_line(model.name))
-    return f"<h1>{name}</h1><p>{total:,} parameters{share}. It may be wrong; check what matters.</p>"
+    return f"<h1>{name}</h1><p>{escape(one_line(size))}{share}. It may be wrong; check what matters.</p>"
