@@ -36,6 +36,7 @@ from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
 from moe_hf.layers.pickling import PicklesWithoutRecorder
 from moe_hf.models.adapter_states import router_states_in, save_states_with_adapters
+from moe_hf.models.cards.pushed import PushesCard
 from moe_hf.models.dense.loading import LoadsDense
 from moe_hf.models.inputs import Given, layer_inputs
 from moe_hf.models.keywords import refuse_unknown
@@ -87,7 +88,7 @@ class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
         return out_BSD if self._multiplier == 1 else out_BSD * self._multiplier
 
 
-class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, LoadsDense):
+class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, PushesCard, LoadsDense):
     """What all families tell transformers about themselves, and how fresh weights are drawn."""
 
     config: MoEDecoderConfig

@@ -7,8 +7,8 @@ import transformers
 from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
-from moe_hf.models import auto
-from moe_hf.models.decoder import MoEPreTrainedModel
+from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.cards.loading import task_of
 from moe_hf.models.dense.checkpoint_files import json_object, listed
 
 
@@ -23,7 +23,7 @@ def require_loadable(folder: Path) -> str | None:
     """
     found = json_object(folder / "config.json")
     names = found.get("architectures") or [""]
-    model_class = _class_of(str(names[0])) if isinstance(names, list) else None
+    model_class = _class_of(folder, str(names[0])) if isinstance(names, list) else None
     if found.get("quantization_config"):
         return "the weights are quantised"
     if model_class is None:
@@ -32,7 +32,7 @@ def require_loadable(folder: Path) -> str | None:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     # Else transformers' own classes log the names of what does not fit, and their error has none.
-    options = {"ignore_mismatched_sizes": not issubclass(model_class, MoEPreTrainedModel)}
+    options = {"ignore_mismatched_sizes": model_class is getattr(transformers, str(names[0]), None)}
     try:
         _, info = model_class.from_pretrained(
             folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True, **options
@@ -55,11 +55,12 @@ def require_loadable(folder: Path) -> str | None:
     return None
 
 
-def _class_of(name: str) -> Any:
-    """The class of that name, of this package or transformers' own."""
-    for family in auto.FAMILIES.values():
-        for known in (family.causal_lm, family.sequence_classification, family.model):
-            if known.__name__ == name:
-                return known
+def _class_of(folder: Path, name: str) -> Any:
+    """The class of that name of transformers' own, or the Auto class that gives it; None where the type is unknown."""
     found = getattr(transformers, name, None)
-    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    if json_object(folder / "config.json").get("model_type") not in transformers.CONFIG_MAPPING:
+        return None
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return getattr(transformers, task_of(name)[0]) if isinstance(config, MoEDecoderConfig) else None

@@ -60,6 +60,8 @@ def test_what_cannot_be_compared_is_said_and_runs_no_code(tiny_model, tmp_path):
     strange = {"architectures": ["Strange"], "auto_map": {"AutoModelForCausalLM": "c.Strange"}}
     (tmp_path / "c.py").write_text("open('ran', 'w').close()\n")
     (tmp_path / "config.json").write_text(json.dumps(config | strange))
+    assert require_loadable(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps(config | strange | {"model_type": "strange"}))
     assert require_loadable(tmp_path) == "neither transformers nor moe_hf has a class Strange"
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "other"}}))
     assert require_loadable(tmp_path) == "the weights are quantised"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from moe_hf.base.tokenizer_source import TOKENIZER_FILES
 from moe_hf.config.decoder import MoEDecoderConfig
@@ -64,11 +64,9 @@ def card_of_folder(folder: Path, name: str) -> str:
     """
     found = json_object(folder / "config.json")
     model_type, architecture = str(found.get("model_type")), (found.get("architectures") or [""])[0]
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except ValueError:
-        # A type that transformers does not know; code beside the weights is not run to learn more.
-        config = None
+    # Of a type that transformers does not know, code beside the weights is not run to learn more.
+    is_known = model_type in CONFIG_MAPPING
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_known else None
     auto_class, pipeline_tag = task_of(str(architecture))
     loading = Loading(
         model_type,
