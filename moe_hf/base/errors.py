@@ -1,6 +1,8 @@
 """The errors that this package raises on bad input, so that callers can tell them from bugs."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -23,6 +25,26 @@ def did_you_mean(given: str, allowed: list[str]) -> str:
     """
     near = difflib.get_close_matches(given, allowed, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Says what a library makes of somebody's files, in errors of any kind, as a `CheckpointError`.
+
+    The errors of this package pass as they are, and so does `OSError`: a disk or a network that fails.
+
+    Args:
+        what: is read, as it stands before "can't be read".
+    """
+    try:
+        yield
+    except (ConfigError, CheckpointError, BackendUnavailableError, OSError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{what} can't be read ({first_line(error)}); it is damaged, or of a type that the installed libraries do "
+            "not know"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

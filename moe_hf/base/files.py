@@ -1,6 +1,7 @@
 """Atomic writes of files and folders: written under another name, flushed to disk, then renamed."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from moe_hf.base.errors import CheckpointError
 
 if sys.platform != "win32":
     import fcntl
@@ -129,6 +133,21 @@ def _put_back(old: Path, path: Path) -> bool:
         return False
     os.replace(old, path)
     return True
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds, which must be an object.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a JSON object; download it again")
+    return found
 
 
 def flush(path: Path) -> None:

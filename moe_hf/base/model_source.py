@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from moe_hf.base.errors import CheckpointError, first_line
+from moe_hf.base.files import json_object
 from moe_hf.base.optional import OPTIONAL_PACKAGES, require
 
 _SECONDS = 5.0
 # Models that come inside a package of the same name in `OPTIONAL_PACKAGES`, each as one GGUF file.
 PACKAGED_MODELS = ("smollm2",)
+# Files of a model's folder that are JSON objects.
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_NUMBERS_OF_LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers"}
+_MOST_LAYERS = 10_000
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -51,7 +56,7 @@ def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = Fa
         needs_owner: as in `folder_or_hub_id`.
 
     Raises:
-        CheckpointError: there is no such model, or it can't be told which file is meant.
+        CheckpointError: there is no such model, it can't be told which file is meant, or a small file is damaged.
         BackendUnavailableError: a package that holds or reads it is not installed.
     """
     path = Path(source).expanduser()
@@ -66,7 +71,21 @@ def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = Fa
         require("gguf", f"reading {found.gguf_file}")
         if Path(found.folder).is_dir() and not Path(found.folder, found.gguf_file).is_file():
             raise CheckpointError(f"{found.folder} has no file {found.gguf_file}; found {_gguf_files(found.folder)}")
+    _refuse_damaged(Path(found.folder))
     return found
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Refuse a folder whose small files are no JSON objects, or whose model no machine could build."""
+    # What reads them fails in ways that say nothing, or takes a list for a dictionary.
+    contents = {name: json_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
+    config = contents.get("config.json", {})
+    for name in _NUMBERS_OF_LAYERS & config.keys():
+        if isinstance(config[name], int) and config[name] > _MOST_LAYERS:
+            raise CheckpointError(
+                f"{folder}/config.json says {name}={config[name]}; at most {_MOST_LAYERS} are built: correct it, or "
+                "download it again"
+            )
 
 
 def _packaged(name: str) -> ModelSource:

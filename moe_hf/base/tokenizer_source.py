@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, reading
 from moe_hf.base.model_source import ModelSource
 from moe_hf.base.optional import require
 
@@ -35,8 +35,8 @@ def load_tokenizer(source: ModelSource) -> Any:
     lines before a number became other tokens. Splits that `SPLITS` does not name stay as transformers has them.
 
     Raises:
-        CheckpointError: the folder holds none; transformers would make one without a token.
-        OSError, ValueError and others: as transformers does.
+        CheckpointError: the folder holds none (transformers would make one without a token), or one that can't be read.
+        OSError: as transformers does.
     """
     folder = Path(source.folder)
     with_files = source.gguf_file is not None or any((folder / file).is_file() for file in TOKENIZER_FILES)
@@ -46,7 +46,10 @@ def load_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(source.folder, **source.options)
+    with reading(f"the tokenizer of {source.folder}"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder, **source.options)
+        # A word there would fail with the first text only.
+        float(tokenizer.model_max_length)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if source.gguf_file is not None and backend is not None:
         field = (

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import ConfigError, reading
 from moe_hf.base.model_source import PACKAGED_MODELS, find_model
 from moe_hf.cli.overrides import add_config_flags, given_config_fields, layer_pattern
 from moe_hf.cli.screen import Screen, in_bytes
@@ -82,7 +82,8 @@ def _config(model: str, architecture: str, fields: dict) -> Any:
     model_type = model_type_of(source)
     family = family_of(model_type)
     if family is not None:
-        return family.config.from_pretrained(source.folder, **fields)
+        with reading(f"the configuration of {model}"):
+            return family.config.from_pretrained(source.folder, **fields)
     if fields:
         name, value = next(iter(fields.items()))
         raise ConfigError(f"{name}={value!r} can't be chosen for {model}, which is a {model_type} already")

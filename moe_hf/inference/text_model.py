@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -15,7 +14,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from moe_hf.base.errors import CheckpointError, ConfigError, first_line
+from moe_hf.base.errors import CheckpointError, ConfigError, first_line, reading
 from moe_hf.base.memory import peak_memory
 from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.base.tokenizer_source import load_tokenizer
@@ -100,7 +99,7 @@ class CausalTextModel:
                 loaded, report = AutoModelForCausalLM.from_pretrained(
                     where.folder, dtype=dtype, output_loading_info=True, **where.options, **options
                 )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        except Exception as error:
             raise CheckpointError(
                 f"can't load {source}: {first_line(error)} (needed: config.json, *.safetensors and a tokenizer)"
             ) from error
@@ -114,7 +113,8 @@ class CausalTextModel:
         if find_routers(loaded) and not isinstance(loaded.config, MoEDecoderConfig):
             # Models of this package take it by themselves; transformers' default does not take every width.
             loaded.set_experts_implementation("auto")
-        return cls(loaded.to(target).eval(), tokenizer, source, raw)
+        with reading(source):
+            return cls(loaded.to(target).eval(), tokenizer, source, raw)
 
     @property
     def place(self) -> str:
@@ -249,6 +249,10 @@ class CausalTextModel:
         """End-of-text ids, and the special tokens that the chat template writes after an answer."""
         own = self.model.generation_config.eos_token_id
         stop_ids = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
+        if not all(isinstance(token, int | None) for token in stop_ids):
+            raise CheckpointError(
+                f"eos_token_id={own!r} in generation_config.json is no id; it must be an integer, or a list"
+            )
         if self.is_chat:
             # Words that no template is likely to trim or change.
             turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "xanswerx"}]

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from moe_hf.base.errors import CheckpointError
+from moe_hf.base.errors import CheckpointError, reading
 from moe_hf.base.model_source import ModelSource
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.reading import model_type_in
@@ -85,12 +85,8 @@ def model_type_of(source: ModelSource) -> str:
     """
     if source.gguf_file is not None:
         return str(AutoConfig.from_pretrained(source.folder, **source.options).model_type)
-    try:
+    with reading(f"the config.json of {source.folder}"):
         found = PreTrainedConfig.get_config_dict(source.folder)[0]
-    except (TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"the config.json of {source.folder} is no JSON object ({error}); download it again"
-        ) from error
     if not found:
         raise CheckpointError(f"{source.folder} has no config.json; name a folder that has one")
     return model_type_in(found, source.folder)

@@ -1,6 +1,6 @@
 """The skeleton of every decoder: embedding, layers made of a mixer and a feed-forward network, final norm.
 
-Shapes: B batch, S positions of this call, D width.
+Shapes: B batch, S positions of this call, D width, E experts; V vocabulary, K experts per token.
 """
 
 from collections.abc import Callable

@@ -194,7 +194,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         """
         targets = labels if labels is not None else kwargs.get("shift_labels")
         record = self._wants_router_losses(output_router_logits, targets)
-        # The model asks the same, since it may be called without a head; from here it gets one name.
+        # The cache may come by either name; the model, which may be called without a head, asks as well.
         given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
         outputs = self._outputs(record, *given, **kwargs)
         # generate asks for the last position alone: logits of a whole prompt would be large, and nobody reads them.
@@ -282,7 +282,7 @@ class MoEForSequenceClassification(MoEHeadModel):
             ConfigError: several sequences, no mask, and no `pad_token_id` to find their ends by.
         """
         record = self._wants_router_losses(output_router_logits, labels)
-        # The model asks the same, since it may be called without a head; from here it gets one name.
+        # The cache may come by either name; the model, which may be called without a head, asks as well.
         given = (input_ids, attention_mask, position_ids, one_cache(cache, past_key_values), inputs_embeds, use_cache)
         outputs = self._outputs(record, *given, **kwargs)
         logits_BSN = self.score(outputs.last_hidden_state)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from moe_hf.base.errors import reading
 from moe_hf.models.found_routers import find_routers
 
 # Of models whose configuration names no limit.
@@ -20,7 +21,7 @@ def native_counts(config: PreTrainedConfig) -> dict[str, Any]:
     holds the numbers of those layers.
     """
     # Without memory or values: only shapes are looked at.
-    with torch.device("meta"):
+    with reading("the configuration"), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
     routers = find_routers(model)

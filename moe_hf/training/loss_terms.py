@@ -32,8 +32,8 @@ class LossTerms:
         self._routers = None if own else NativeRouters(model)
         self._choices: list[LayerChoice] = []
         config: Any = getattr(model, "config", None)
-        # A configuration may ask for the loss in every forward: it would stand in evaluation, and beside the logits.
         self._is_causal = getattr(model, "loss_type", None) == "ForCausalLM"
+        # A configuration may ask for the loss in every forward: it would stand in evaluation, and beside the logits.
         self._asks = bool(self._routers) and getattr(config, "output_router_logits", False)
 
     @contextmanager

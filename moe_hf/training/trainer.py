@@ -217,7 +217,7 @@ class MoETrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer; while training, labels are smoothed and the outputs measured on the way.
+        """As in Trainer; while training, with `LossTerms` (this package's models hold theirs), and measured.
 
         `inputs` may have "answers", True at the labels that evaluation would count, which is not for the model.
         """

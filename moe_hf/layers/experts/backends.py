@@ -1,6 +1,6 @@
 """The experts backends that this package adds to transformers' own, each in the signature of its ExpertsInterface.
 
-Shapes: T tokens, D width, K experts per token, E experts, F width of one expert.
+Shapes: T tokens, D width, K experts per token, E experts, F width of one expert; N = F, or 2F where gated.
 """
 
 import os

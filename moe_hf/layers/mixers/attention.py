@@ -1,6 +1,7 @@
 """Causal multi-head attention, computed by whichever kernel transformers has for the chosen name.
 
-Shapes: B batch, S positions of this call, D width, H query heads, G key heads (H is a multiple), C head width, N keys.
+Shapes: B batch, S positions of this call, D width, H query heads, G key heads (H is a multiple), C head width, N keys,
+X width of all heads together.
 """
 
 from typing import Any

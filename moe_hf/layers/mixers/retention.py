@@ -1,7 +1,7 @@
 """RetNet's multi-scale retention: linear attention whose heads forget at fixed rates of their own.
 
 Shapes: B batch, S positions of this call, D width, H heads, K key width of a head, V value width of a head, P pairs of
-channels that are turned.
+channels that are turned, X width of all heads together.
 """
 
 from typing import Any, ClassVar, NamedTuple

@@ -1,6 +1,5 @@
 """Opens the files of a checkpoint: safetensors of its own folder alone, and JSON that is what it should be."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import json_object
 
 _CONVERT = "if you trust it, load it with AutoModelForCausalLM and save_pretrained it, which writes safetensors"
 
@@ -85,21 +85,6 @@ def indexed_files(index: Path) -> list[str]:
     if missing:
         raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")
     return [str(index.parent / name) for name in names]
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, which must be an object.
-
-    Raises:
-        CheckpointError: it is something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, not a JSON object; download it again")
-    return found
 
 
 def is_head_tied(weights_file: str, default: bool = True) -> bool:

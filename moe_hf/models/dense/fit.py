@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import json_object
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.reading import model_type_in
-from moe_hf.models.dense.checkpoint_files import is_head_tied, json_object, listed
+from moe_hf.models.dense.checkpoint_files import is_head_tied, listed
 from moe_hf.models.dense.format import DenseFormat
 from moe_hf.models.dense.lazy_tensors import LazyTensor
 
@@ -30,8 +31,8 @@ def fitting_state(
 ) -> dict[str, LazyTensor]:
     """The state dict of the model to build, in which every dense weight has its place.
 
-    Where `expert_init` is "copy" and the weights of a token's experts sum to 1, it computes what the dense model did;
-    routers and shared experts are drawn from `expert_init_seed`.
+    Where `expert_init` is "copy" and the weights of a token's experts sum to 1, it computes what the dense model did.
+    What that has none of is drawn from `expert_init_seed`: routers, shared experts, all FFNs of a Mamba.
 
     Args:
         dense_format: that of the checkpoint.

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.files import json_object
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.checkpoint_files import (
     indexed_files,
-    json_object,
     listed,
     open_slices,
     refuse_adapter,
@@ -49,9 +49,10 @@ class LoadsDense(PreTrainedModel):
         Fields of the configuration may be given as keywords, `num_experts=8, num_experts_per_tok=2, expert_init=...`
         among them. Everything else is as in transformers: `dtype`, `device_map`, `offload_folder`, `revision`, ...
         No parameter is drawn at random but the head that a task adds, such as the classifier on a causal language
-        model, and, of a dense model, the routers and shared experts (from `expert_init_seed`; the shared experts add
-        nothing at first). `ignore_mismatched_sizes=True` is the word for the others: what the checkpoint lacks, or has
-        in another size, starts afresh then, and what the model has no place for is dropped.
+        model, and what a dense model has none of, from `expert_init_seed`: routers, shared experts, and all FFNs of
+        a Mamba. Such FFNs and shared experts add nothing at first. `ignore_mismatched_sizes=True` is the word for
+        the others: what the checkpoint lacks, or has in another size, starts afresh then, and what the model has no
+        place for is dropped.
 
         Raises:
             CheckpointError: another kind of model; missing, misfitting or left over tensors; a damaged file; only

@@ -1,1 +1,1 @@
-"""Turns the folder of a dense model into the folder of a Mixture of Experts."""
+"""Turns the folder of a dense model into that of a Mixture of Experts, or of one into a larger or a dense one."""

@@ -1,4 +1,4 @@
-"""Writes a Mixture-of-Experts directory from a dense model's: one tensor at a time, and atomically."""
+"""Writes a model's directory from another's, mostly an MoE from a dense one: one tensor at a time, and atomically."""
 
 import shutil
 from collections.abc import Callable, Sequence

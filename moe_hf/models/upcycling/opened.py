@@ -1,4 +1,4 @@
-"""Opens a dense model, in safetensors or GGUF, without reading more of its weights than must be."""
+"""Opens a model, in safetensors or GGUF, without reading more of its weights than must be."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from moe_hf.base.errors import CheckpointError, first_line
+from moe_hf.base.errors import CheckpointError, reading
+from moe_hf.base.files import json_object
 from moe_hf.base.model_source import ModelSource, find_model, without_progress_bar
 from moe_hf.config.reading import model_type_in
-from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, open_slices, refuse_adapter
+from moe_hf.models.dense.checkpoint_files import indexed_files, open_slices, refuse_adapter
 from moe_hf.models.dense.lazy_tensors import Loaded
 
 # Pickled weights are not even downloaded.
@@ -19,7 +20,7 @@ _WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]
 
 
 class OpenedModel(NamedTuple):
-    """A dense model whose tensors are read when they are needed.
+    """A model, mostly a dense one, whose tensors are read when they are needed.
 
     Attributes:
         name: what the user called it.
@@ -78,16 +79,9 @@ def other_config(source: ModelSource) -> PreTrainedConfig:
     Raises:
         CheckpointError: this transformers has no such class, or the file is not one of its.
     """
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
-    except OSError:
-        raise
     # Classes check their fields with errors of any kind.
-    except Exception as error:
-        raise CheckpointError(
-            f"the configuration of {source.folder} can't be read ({first_line(error)}); it is damaged, or of a type "
-            "that this version of transformers does not know"
-        ) from error
+    with reading(f"the configuration of {source.folder}"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.folder, **source.options)
     return config
 
 

@@ -1,4 +1,4 @@
-"""What is known of a Mixture of Experts before it is written: everything but the numbers themselves."""
+"""What is known of a model to write: everything but the numbers themselves."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
 """The stacked weights of experts, one expert's part of them and of their gradients, and the dtype of the products.
 
-Shapes: T tokens, D width, E experts, F width of one expert.
+Shapes: T tokens, D width, E experts, K experts per token, F width of one expert, O columns out of a projection.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,7 @@
 """Experts for the few tokens of a decoding step, without gradients: here overhead counts, not products.
 
-Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, F width of one expert.
+Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, F width of one expert; N rows
+(visited slots, sorted by expert), n rows of one expert; I and O columns in and out of a projection.
 """
 
 import torch
@@ -13,7 +14,8 @@ from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_row
 
 # Up to here gathering the weights of every slot is cheaper than some 50 microseconds for each expert in a loop.
 GATHERED_BYTES = 2**20
-# Up to here the hidden rows of all experts wait in the cache while the weights stream by, first all up, then all down.
+# Up to here the hidden rows of all experts wait in the processor's cache while the weights stream by, first all up,
+# then all down.
 HIDDEN_BYTES = 2**20
 
 

@@ -1,9 +1,9 @@
 """Experts in pure PyTorch, group after group over the tokens sorted by expert: the form for CPUs.
 
-A few tokens without gradient, as in a decoding step, go to `few_tokens` instead, unsorted.
+A few tokens without gradient, as in a decoding step, go to `few_tokens` instead, which sorts no single token.
 
-Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, N rows (visited slots, sorted by expert), F
-width of one expert; z has F columns, or 2F where the activation is gated.
+Shapes: T tokens, D width, E experts, K experts per token, J = T * K slots, N rows (visited slots, sorted by expert), n
+those of one group, F width of one expert; z has F columns, or 2F where the activation is gated.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Forward and backward pass of experts over rows sorted by expert, group after group of experts.
 
 Shapes: T tokens, D width, E experts, K experts per token, N rows (visited slots, sorted by expert), n rows of one
-group, r rows of one chunk, F width of one expert; z has F columns, or 2F where the activation is gated.
+group, r rows of one chunk, F width of one expert; I and O columns in and out
+of a projection, P and Q those of any; z has F columns, or 2F where the activation is gated.
 """
 
 from collections.abc import Sequence

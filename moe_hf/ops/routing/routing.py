@@ -1,7 +1,7 @@
 """Chooses experts for tokens from router logits, and weighs the chosen ones.
 
-Shapes: T tokens, E experts, K experts per token. A chosen expert's id is in [0, E); the id E marks an empty slot, which
-weighs 0 and which every experts backend skips.
+Shapes: T tokens, E experts, K experts per token, G groups of M experts. A chosen expert's id is in [0, E);
+the id E marks an empty slot, which weighs 0 and which every experts backend skips.
 """
 
 from typing import NamedTuple

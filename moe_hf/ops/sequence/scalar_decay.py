@@ -1,8 +1,8 @@
 """The recurrence with one decay per head and token, the engine of retention (RetNet), and of Mamba-2 for sequences:
 the step of Mamba-2 is its own (`ssd_step`).
 
-Shapes: B rows, S positions, G groups, H heads, a multiple of G, K key width, V value width; P segments, X values of one
-group (`moe_hf.ops.sequence.scalar_decay_passes`).
+Shapes: B rows, S positions, G groups, H heads, R = H / G heads of a group, K key width, V value width;
+P segments, X values of one group (`moe_hf.ops.sequence.scalar_decay_passes`).
 """
 
 from collections.abc import Sequence

@@ -134,7 +134,8 @@ def sum_of_lags(
 
 
 class _LagSum(torch.autograd.Function):
-    """`out[t] = sum over w of window[t + w] * weight[w]`, a block of tokens at a time so that it stays in the cache."""
+    """`out[t] = sum over w of window[t + w] * weight[w]`, a block of tokens at a time so that it stays in a
+    processor's cache."""
 
     @staticmethod
     def forward(ctx: Any, window: torch.Tensor, weight_WD: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def ssd_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One position of `ssd`, for decoding: the output (B, H, V), and the state after it, (B, H, K, V).
 
-    Large states do not stay in the cache, so it passes over them as few times as it can.
+    Large states do not stay in the processor's cache, so it passes over them as few times as it can.
     """
     # Not by `scalar_decay_step`, which is the same recurrence: it forms the product of key and value apart, as large as
     # the state, where this adds it in place. On a CPU that takes 1.3 to 1.8 times as long, and rounds otherwise.

@@ -72,8 +72,7 @@ def _saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(source)
     except CheckpointError as error:
         raise ConfigError(f"{error}; {_WAY_OUT}") from error
-    # The library of tokenizers raises bare Exceptions, and damaged JSON leads transformers into errors of any kind.
-    except Exception as error:
+    except OSError as error:
         raise ConfigError(f"no tokenizer can be loaded from {name!r} ({first_line(error)}); {_WAY_OUT}") from error
 
 

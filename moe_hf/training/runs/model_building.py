@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.base.errors import CheckpointError, ConfigError, reading
 from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.config.megabyte import MegaByteWithMoEConfig
@@ -108,7 +108,8 @@ def build_model(arguments: ModelArguments, config: PreTrainedConfig) -> PreTrain
     kwargs = {name: value for name, value in kwargs.items() if value is not None}
     start = arguments.model or arguments.upcycle
     if start is not None:
-        return _starting_weights(arguments, config, _chosen_fields(arguments), kwargs)
+        with reading(start):
+            return _starting_weights(arguments, config, _chosen_fields(arguments), kwargs)
     causal_lm: Any = FAMILIES[config.model_type].causal_lm
     # What AutoModel.from_config calls: unlike the plain constructor it takes the backends.
     return causal_lm._from_config(config, **kwargs)
@@ -136,7 +137,11 @@ def prepare_routers(model: PreTrainedModel, arguments: ModelArguments, data: Tra
 def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
     """Give the model the generation settings that are saved with it: special ids and a length of answers.
 
-    What a starting model says of sampling and of ends of a turn stays.
+    What a starting model says of sampling and of ends of a turn stays. Many say how to sample and forget to say that
+    they do, which transformers reads and does not write.
+
+    Raises:
+        ConfigError: it says something that transformers would refuse to save, after training.
     """
     config = copy.deepcopy(model.generation_config) or GenerationConfig()
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
@@ -145,6 +150,15 @@ def set_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, c
         config.eos_token_id = tokenizer.eos_token_id
     # Half of the context stays for the question.
     config.max_new_tokens = min(LONGEST_ANSWER, context_length // 2)
+    if any(vars(config).get(name) is not None for name in ("temperature", "top_p", "top_k", "min_p", "typical_p")):
+        config.do_sample = True if config.do_sample is None else config.do_sample
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the starting model's generation_config.json can't be saved again ({reason}); correct it"
+        ) from error
     model.generation_config = config
 
 
@@ -178,7 +192,8 @@ def _starting_config(arguments: ModelArguments, fields: dict[str, Any]) -> PreTr
     try:
         family = family_of(model_type_of(source))
         if family is not None:
-            return family.config.from_pretrained(source.folder, **fields)
+            with reading(f"the configuration of {start}"):
+                return family.config.from_pretrained(source.folder, **fields)
         config = other_config(source)
     except OSError as error:
         raise ConfigError(f"no model can be read from {start!r}: {error}") from error

@@ -53,7 +53,7 @@ def test_an_odd_configuration(dense_folder, tmp_path, text: str) -> None:
     copied = shutil.copytree(dense_folder, tmp_path / "copy")
     (copied / "config.json").write_text(text)
     for reader in (GPT2WithMoE.from_pretrained, lambda folder: model_type_of(ModelSource(str(folder)))):
-        with pytest.raises(CheckpointError, match="is no JSON object"):
+        with pytest.raises(CheckpointError, match=r"config.json of .* (is no JSON object|can't be read)"):
             reader(copied)
 
 
