@@ -12,7 +12,7 @@ COMMANDS = {
     "train": ("moe_hf.cli.train", "train a model, or resume an interrupted run"),
     "chat": ("moe_hf.cli.chat", "talk to a trained model"),
     "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
-    "export": ("moe_hf.cli.export", "write a model as GGUF, for llama.cpp"),
+    "export": ("moe_hf.cli.export", "write a model with its code, or as GGUF for llama.cpp"),
     "serve": ("moe_hf.cli.serve", "serve models by the OpenAI protocol, to any client of it"),
     "push": ("moe_hf.cli.push", "share a model on the Hub"),
     "pull": ("moe_hf.cli.pull", "bring a model of the Hub into a folder"),

@@ -24,7 +24,7 @@ from moe_hf.layers.attention.positions import RotaryEmbedding, Rotation
 from moe_hf.layers.attention.rope_types import RopeFrequencies
 from moe_hf.layers.caches.host import CACHE_NAMES, as_option, named, one_cache
 from moe_hf.layers.caches.routed import RoutedCache
-from moe_hf.layers.caches.states import advance, unless_exporting
+from moe_hf.layers.caches.states import advance, claim_layer_types, unless_exporting
 from moe_hf.layers.ffn import make_ffn
 from moe_hf.layers.ffn.base import FFN
 from moe_hf.layers.ffn.capacity import CapacityLimit
@@ -297,6 +297,7 @@ class MoEDecoderModel(MoEPreTrainedModel):
 
     def new_cache(self) -> DynamicCache:
         """An empty cache with all the states that this model keeps between calls."""
+        claim_layer_types()
         counts = self.config.router_eval_capacity_factor is not None
         return unless_exporting((RoutedCache if counts else DynamicCache)(config=self.config))
 

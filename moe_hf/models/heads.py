@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.caches.host import CACHE_NAME, CACHE_NAMES, MAMBA_CACHE_NAME, named, one_cache
+from moe_hf.layers.caches.states import claim_layer_types
 from moe_hf.models.batching import require_pages
 from moe_hf.models.decoder import MoEDecoderModel, MoEPreTrainedModel
 from moe_hf.models.router_losses import BalanceWindow, RouterLosses, router_losses, share_of_batch
@@ -154,6 +155,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
         name = MAMBA_CACHE_NAME if "mamba" in type(self).__name__.lower() else CACHE_NAME
         if given is not None:
             model_kwargs[name] = given
+        claim_layer_types()
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         cache = model_kwargs.pop(name, None)
         if cache is not None:

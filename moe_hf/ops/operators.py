@@ -6,10 +6,16 @@ an operator of its own; here all of this is said once.
 """
 
 import inspect
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import torch
+
+# Registering an operator takes its name away from the one that had it. Where this file is the copy that an exported
+# model brought along, there may be other copies in the process, of other versions, and this package itself.
+NAMESPACE = "moe_hf" if __name__.startswith("moe_hf.") else f"moe_hf_{zlib.crc32(__name__.encode()):08x}"
+"""What stands before `::` in the names of this package's operators."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,7 +149,7 @@ def _operator(name: str, function: Callable[..., Any], shapes: Callable[..., Any
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(field, positional, annotation=kind) for field, kind in _flat_fields(arguments)]
     flat.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
-    operator = torch.library.custom_op(f"moe_hf::{name}", flat, mutates_args=())
+    operator = torch.library.custom_op(f"{NAMESPACE}::{name}", flat, mutates_args=())
     names = [argument.name for argument in arguments]
     wanted = [names.index(field) for field in inspect.signature(shapes).parameters]
 

@@ -1,12 +1,14 @@
 """Two passes become one operator: nested arguments, absent gradients, types and the compiler."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from moe_hf.ops.operators import needs_gradient, opaque
+from moe_hf.ops import operators
+from moe_hf.ops.operators import NAMESPACE, needs_gradient, opaque
 
 
 class Factors(NamedTuple):
@@ -129,3 +131,34 @@ def test_nothing_is_asked_for_where_nothing_learns() -> None:
     assert not needs_gradient(None, x.detach())
     with torch.no_grad():
         assert not needs_gradient(x)
+
+
+def test_a_copy_of_this_file_has_operators_of_its_own() -> None:
+    spec = importlib.util.spec_from_file_location("copied_operators", operators.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    def tripled(x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+    def like(x: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    def back(dout: torch.Tensor) -> list[torch.Tensor]:
+        return [dout.clone()]
+
+    def like_back(dout: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.empty_like(dout)]
+
+    names = {"returns": ("out",), "gradients": ("x",)}
+    first = opaque("test_copied", doubled, like, back, like_back, **names)
+    second = copied.opaque("test_copied", tripled, like, back, like_back, **names)
+    x = torch.ones(2)
+    assert first(x).tolist() == [2, 2]
+    assert second(x).tolist() == [3, 3]
+    assert NAMESPACE == "moe_hf" != copied.NAMESPACE

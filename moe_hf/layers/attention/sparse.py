@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.ops.attention.block_attention import reference_block_attention, topk_block_attention
@@ -24,12 +25,19 @@ DEFAULT_TOPK_BLOCKS = 4
 DEFAULT_BLOCK_SIZE = 128
 
 
-def register_sparse_attention() -> None:
-    """Make "topk_sparse" and "topk_block" known to transformers, with their masks: without one there would be none."""
-    AttentionInterface.register("topk_sparse", topk_sparse_forward)
-    AttentionMaskInterface.register("topk_sparse", sdpa_mask)
-    AttentionInterface.register("topk_block", topk_block_forward)
-    AttentionMaskInterface.register("topk_block", spans_mask)
+def register_sparse_attention(replace: bool = True) -> None:
+    """Make "topk_sparse" and "topk_block" known to transformers, with their masks: without one there would be none.
+
+    Args:
+        replace: as in `moe_hf.layers.experts.backends.register_experts_backends`.
+    """
+    for name, attend, mask in (
+        ("topk_sparse", topk_sparse_forward, sdpa_mask),
+        ("topk_block", topk_block_forward, spans_mask),
+    ):
+        if replace or name not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(name, attend)
+            AttentionMaskInterface.register(name, mask)
 
 
 class SparseOptions(NamedTuple):

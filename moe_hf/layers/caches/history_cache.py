@@ -8,12 +8,11 @@ from typing import Any, cast
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.caches.growing_rows import GrowingRows
 from moe_hf.layers.caches.history import History, LongFilter, last_entries, reach_of
-from moe_hf.layers.caches.states import PADDING, StateLayer, states_of
+from moe_hf.layers.caches.states import PADDING, StateLayer, add_layer_type, states_of
 from moe_hf.layers.caches.static_history import StaticHistoryLayer
 from moe_hf.layers.inputs import LayerInputs
 from moe_hf.ops.sequence.future_fill import Epoch, future_fill_step
@@ -211,7 +210,7 @@ class HistoryLayer(StateLayer, History):
             )
 
 
-STATIC_LAYER_TYPE_MAPPING["history"] = StaticHistoryLayer
+add_layer_type("history", HistoryLayer, StaticHistoryLayer)
 
 
 def history_of(cache: Cache | None, layer_idx: int) -> History | None:

@@ -1,7 +1,8 @@
 """What a layer keeps between calls beside keys and values: named states, in layers that transformers' caches can hold.
 
 A state is any tensor whose first dimension is the batch, such as a recurrent state or the last inputs of a convolution.
-Importing this module makes the layer types known to `DynamicCache(config=...)` and `StaticCache(config=...)`.
+Importing this module makes the layer types known to `DynamicCache(config=...)` and `StaticCache(config=...)`. A copy of
+it, which an exported model brings along, takes their names; `claim_layer_types` takes them back.
 """
 
 from functools import singledispatch
@@ -10,7 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch.utils._pytree import SUPPORTED_NODES
 from transformers import Cache
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    CacheLayerMixin,
+    DynamicLayer,
+    StaticLayer,
+)
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.caches.rows import ChangesRows
@@ -178,9 +185,25 @@ class StaticAttentionStateLayer(NamedStates, StaticLayer):
     keeps_place = True
 
 
-# By hand, both alike: transformers itself takes only subclasses of its `StaticLayer` for static; the first is none.
-STATIC_LAYER_TYPE_MAPPING["recurrent"] = StaticStateLayer
-STATIC_LAYER_TYPE_MAPPING["attention_with_state"] = StaticAttentionStateLayer
+_LAYER_TYPES: dict[str, tuple[type[CacheLayerMixin], type[CacheLayerMixin]]] = {}
+
+
+def add_layer_type(name: str, dynamic: type[CacheLayerMixin], static: type[CacheLayerMixin]) -> None:
+    """Let caches that are made of a configuration have layers of these classes where `layer_types` says `name`."""
+    _LAYER_TYPES[name] = (dynamic, static)
+    claim_layer_types()
+
+
+def claim_layer_types() -> None:
+    """Let caches that are made next have layers of this module's classes, whoever took their names since."""
+    # By hand: transformers itself takes only subclasses of its `StaticLayer` for static, and not all of them are.
+    for name, (dynamic, static) in _LAYER_TYPES.items():
+        DYNAMIC_LAYER_TYPE_MAPPING[name] = dynamic
+        STATIC_LAYER_TYPE_MAPPING[name] = static
+
+
+add_layer_type("recurrent", StateLayer, StaticStateLayer)
+add_layer_type("attention_with_state", AttentionStateLayer, StaticAttentionStateLayer)
 
 
 def states_of(cache: Cache | None, layer_idx: int) -> NamedStates | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers.integrations.moe import (
+    ALL_EXPERTS_FUNCTIONS,
     ExpertsInterface,
     batched_mm_experts_forward,
     grouped_mm_experts_forward,
@@ -17,6 +18,7 @@ from transformers.integrations.moe import (
 from moe_hf.base.errors import BackendUnavailableError, ConfigError
 from moe_hf.base.optional import require
 from moe_hf.base.registry import Registry
+from moe_hf.layers.experts.interface import OWN_EXPERTS_FUNCTIONS
 from moe_hf.layers.experts.packed_weights import packed_stack_of
 from moe_hf.layers.experts.stack_of import row_functions_of, stack_of
 from moe_hf.ops.experts.activations import ACTIVATIONS, Activation, activate
@@ -124,10 +126,17 @@ EXPERTS_BACKENDS: Registry[ExpertsBackend] = Registry(
 )
 
 
-def register_experts_backends() -> None:
-    """Make `EXPERTS_BACKENDS` known to transformers, for any model's `experts_implementation`."""
+def register_experts_backends(replace: bool = True) -> None:
+    """Make `EXPERTS_BACKENDS` known to transformers, for any model's `experts_implementation`.
+
+    Args:
+        replace: also under names that are taken. An exported model, which brings its own copy of them, leaves those
+            of the package or of another copy alone.
+    """
+    OWN_EXPERTS_FUNCTIONS.update(EXPERTS_BACKENDS)
     for name, backend in EXPERTS_BACKENDS.items():
-        ExpertsInterface.register(name, backend)
+        if replace or name not in ALL_EXPERTS_FUNCTIONS:
+            ExpertsInterface.register(name, backend)
 
 
 def grouped_mm_runs(stack: ExpertStack) -> bool:

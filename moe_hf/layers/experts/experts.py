@@ -12,6 +12,7 @@ from transformers.integrations.moe import use_experts_implementation
 
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.layers.experts.activations import activation
+from moe_hf.layers.experts.interface import OWN_EXPERTS_FUNCTIONS
 from moe_hf.layers.experts.packed_weights import pack_for_inference, unpack
 from moe_hf.layers.experts.stack_of import row_functions_of, stack_of
 from moe_hf.layers.init import DrawsOwnWeights
@@ -19,7 +20,7 @@ from moe_hf.ops.experts.generic import generic_experts
 from moe_hf.ops.experts.reference import reference_experts
 
 
-@use_experts_implementation(has_gate=False, has_bias=True)
+@use_experts_implementation(experts_interface=OWN_EXPERTS_FUNCTIONS, has_gate=False, has_bias=True)
 class Experts(nn.Module, DrawsOwnWeights):
     """E two-layer FFNs, gated or not, with biases or without, as stacks so that one grouped GEMM serves them all.
 

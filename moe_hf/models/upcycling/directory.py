@@ -1,6 +1,5 @@
 """Writes a model's directory from another's, mostly an MoE from a dense one: one tensor at a time, and atomically."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -11,6 +10,7 @@ from huggingface_hub.serialization._base import parse_size_to_int
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from moe_hf.base.destination import require_free_folder, require_space
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.base.files import atomic_folder
 from moe_hf.base.tokenizer_source import TOKENIZER_FILES
@@ -107,7 +107,7 @@ def upcycle_directory(
             raise CheckpointError(
                 f"{destination} holds the source {model.name}, which would be lost; choose another folder"
             )
-    _require_free(destination, overwrite)
+    require_free_folder(destination, overwrite)
     plan = _plan_of(models, target, dtype, granularity, overrides)
     config = plan.config
     config.dtype = dtype or _dtype_of(plan)
@@ -118,7 +118,7 @@ def upcycle_directory(
 
     with atomic_folder(destination) as aside:
         # Here what a killed run left behind is gone.
-        _require_space(destination, total)
+        require_space(destination, total, "fewer experts, half precision, or another disk")
         num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
         config.save_pretrained(aside)
         carried = carry_over(models[0], aside)
@@ -204,28 +204,3 @@ def _dtype_of(plan: PlannedModel) -> torch.dtype:
     """The type that holds the values of all tensors of the source; what is drawn has none of its own."""
     stored = [dtype_named(value.get_dtype()) for value in plan.state.values() if not isinstance(value, Drawn | Held)]
     return reduce(torch.promote_types, stored)
-
-
-def _require_free(destination: Path, overwrite: bool) -> None:
-    if destination.is_file():
-        raise CheckpointError(f"{destination} is a file; name a folder to create")
-    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
-    # A mistyped folder would be gone for good.
-    if not (destination / "config.json").is_file():
-        raise CheckpointError(
-            f"{destination} is not the folder of a model (it has no config.json) and is not overwritten; choose "
-            "another folder, or delete it yourself"
-        )
-
-
-def _require_space(destination: Path, needed: int) -> None:
-    existing = next(parent for parent in destination.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise CheckpointError(
-            f"{destination} needs {needed / 1e9:.1f} GB but its disk has {free / 1e9:.1f} GB free; choose fewer "
-            "experts, half precision, or another disk"
-        )

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.attention.sparse import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_TOPK,
     DEFAULT_TOPK_BLOCKS,
+    register_sparse_attention,
     topk_block_forward,
     topk_sparse_forward,
 )
@@ -222,3 +223,11 @@ def test_a_layer_that_is_not_causal_sees_all_keys() -> None:
     x = torch.randn(2, 4, 20, 8)
     out, _ = topk_sparse_forward(Attention(), x, x, x, None, is_causal=False, attn_topk=20)
     assert close(out.transpose(1, 2), nn.functional.scaled_dot_product_attention(x, x, x))
+
+
+def test_names_that_are_taken_stay_with_whoever_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AttentionInterface._global_mapping, "topk_sparse", topk_block_forward)
+    register_sparse_attention(replace=False)
+    assert AttentionInterface._global_mapping["topk_sparse"] is topk_block_forward
+    register_sparse_attention()
+    assert AttentionInterface._global_mapping["topk_sparse"] is topk_sparse_forward

@@ -3,9 +3,19 @@
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING, StaticLayer
 
 from moe_hf import ConfigError, MambaWithMoEConfig
-from moe_hf.layers.caches.states import advance, detach_states, states_of
+from moe_hf.layers.caches.states import (
+    StateLayer,
+    StaticStateLayer,
+    add_layer_type,
+    advance,
+    claim_layer_types,
+    detach_states,
+    states_of,
+)
+from tests.models.families import tiny_family
 
 
 @pytest.fixture
@@ -93,3 +103,41 @@ def test_moving_a_layer_away_and_back_keeps_its_state(config, state) -> None:
     layer.offload()
     layer.prefetch()
     assert layer.read("state").equal(state)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of the layer types belong to somebody else, as after loading an exported model's copy of this file."""
+    for name in ("recurrent", "history"):
+        monkeypatch.setitem(DYNAMIC_LAYER_TYPE_MAPPING, name, StaticLayer)
+        monkeypatch.setitem(STATIC_LAYER_TYPE_MAPPING, name, StaticLayer)
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize("kind", ["retnet", "hyena", "rwkv7"])
+def test_generation_makes_caches_of_this_copy(kind: str) -> None:
+    model = tiny_family(kind)
+    ids = torch.tensor([[5, 3, 9, 4]])
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    uncached = model.generate(ids, use_cache=False, **options)
+    for more in ({}, {"cache_implementation": "static"}):
+        assert torch.equal(model.generate(ids, **options, **more), uncached)
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_new_cache_is_of_this_copy() -> None:
+    cache = tiny_family("retnet").model.new_cache()
+    assert {type(layer) for layer in cache.layers} == {StateLayer}
+    assert STATIC_LAYER_TYPE_MAPPING["recurrent"] is StaticStateLayer
+
+
+def test_a_layer_type_that_was_added_can_be_claimed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_hf.layers.caches.states._LAYER_TYPES", {})
+    for table in (DYNAMIC_LAYER_TYPE_MAPPING, STATIC_LAYER_TYPE_MAPPING):
+        monkeypatch.setitem(table, "test_added", StaticLayer)
+    add_layer_type("test_added", StateLayer, StaticStateLayer)
+    assert DYNAMIC_LAYER_TYPE_MAPPING["test_added"] is StateLayer
+    DYNAMIC_LAYER_TYPE_MAPPING["test_added"] = StaticLayer
+    claim_layer_types()
+    assert DYNAMIC_LAYER_TYPE_MAPPING["test_added"] is StateLayer
+    assert STATIC_LAYER_TYPE_MAPPING["test_added"] is StaticStateLayer

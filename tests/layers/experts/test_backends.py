@@ -20,6 +20,7 @@ from tests.layers.experts.any_experts import (
     tokens_for,
     value_and_gradients,
 )
+from tests.models.families import tiny_family
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 3e-2, torch.float16: 5e-3}
 # Triton reads the variable when it is imported, so that it has to stand before the tests start.
@@ -125,3 +126,19 @@ def test_an_unknown_activation_of_our_own_experts_runs_on_all(tiny_model, token_
     expected = model_results(model, "grouped_mm", token_ids)
     for backend in ("eager", "sorted", "auto"):
         assert_equal_within(model_results(model, backend, token_ids), expected, 1e-5)
+
+
+def test_another_copy_takes_the_names_of_others_but_not_of_our_own_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("somebody else's backend ran")
+
+    monkeypatch.setitem(ExpertsInterface._global_mapping, "sorted", refuse)
+    register_experts_backends(replace=False)
+    assert ExpertsInterface._global_mapping["sorted"] is refuse
+    model = tiny_family("gpt2")
+    ids = torch.tensor([[5, 3, 9, 4]])
+    expected = model(ids).logits
+    model.set_experts_implementation("sorted")
+    torch.testing.assert_close(model(ids).logits, expected)
+    register_experts_backends()
+    assert ExpertsInterface._global_mapping["sorted"] is EXPERTS_BACKENDS["sorted"]
