@@ -86,7 +86,9 @@ def test_code_stands_on_itself_transformers_and_torch(kind: str) -> None:
             found += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             # What a file imports transformers demands of whoever loads the model.
             packages = {module.partition(".")[0] for module in found} - {*sys.stdlib_module_names}
-            assert packages <= {"torch", "transformers", "safetensors", "huggingface_hub", "yaml"}, f"{name}: {packages}"
+            assert packages <= {"torch", "transformers", "safetensors", "huggingface_hub", "yaml"}, (
+                f"{name}: {packages}"
+            )
 
 
 def _top_level(text: str) -> set[str]:
