@@ -11,6 +11,8 @@ from moe_hf.version import __version__
 COMMANDS = {
     "train": ("moe_hf.cli.train", "train a model, or resume an interrupted run"),
     "chat": ("moe_hf.cli.chat", "talk to a trained model"),
+    "list": ("moe_hf.cli.list", "show the models of this machine"),
+    "rm": ("moe_hf.cli.rm", "remove a model of this machine"),
     "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
     "export": ("moe_hf.cli.export", "write a model with its code, or as GGUF for llama.cpp"),
     "serve": ("moe_hf.cli.serve", "serve models by the OpenAI protocol, to any client of it"),

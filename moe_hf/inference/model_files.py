@@ -6,17 +6,8 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 
 from moe_hf.base.errors import CheckpointError
+from moe_hf.base.model_folder import weights_file
 from moe_hf.config.architectures import architecture_config, is_of_architecture
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-
-
-def weights_file(folder: Path) -> Path | None:
-    """The safetensors file, or shard index, of a model folder; None when config, weights or tokenizer is missing."""
-    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
-        return None
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def has_experts(config: PreTrainedConfig) -> bool:

@@ -1,0 +1,55 @@
+"""Reads what a model's folder says of itself, without loading it: whether it is whole, its type, its parameters."""
+
+import json
+import math
+from pathlib import Path
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The safetensors file, or shard index, of a model folder; None when config, weights or tokenizer is missing."""
+    if not (folder / "config.json").is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
+        return None
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def model_type_in(folder: Path) -> str | None:
+    """What `config.json` calls the type of the model; None where it can't be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = config.get("model_type") if isinstance(config, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def stored_parameters(folder: Path) -> int | None:
+    """The numbers in the safetensors files of a folder, by their headers; None where there are none to be read.
+
+    A matrix that two parts of a model share is stored, and counted, once.
+    """
+    # Only now: a command that lists nothing need not wait for it.
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    try:
+        for path in _weight_files(folder):
+            with safe_open(path, framework="numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return count or None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    whole, index = (folder / name for name in WEIGHTS)
+    if whole.is_file() or not index.is_file():
+        return [whole] if whole.is_file() else []
+    names = json.loads(index.read_text(encoding="utf-8"))
+    shards = names.get("weight_map") if isinstance(names, dict) else None
+    if not isinstance(shards, dict):
+        raise ValueError(f"{index} has no weight_map")
+    # An index names files beside it: one that leads elsewhere is not followed.
+    return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
