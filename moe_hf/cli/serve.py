@@ -53,14 +53,18 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf serve") -> int:
                 talker.experts_per_token,
             )
         )
-    app = build_application(served, key, args.max_body_bytes, args.max_requests)
+    cache_tokens = args.cache_tokens if args.continuous_batching else 0
+    app = build_application(served, key, args.max_body_bytes, args.max_requests, cache_tokens)
     if key is None and args.host not in LOOPBACK:
         sys.stderr.write(f"{prog}: anyone who reaches {args.host} can use the models; set {KEY_VARIABLE} to a secret\n")
 
     def on_ready() -> None:
         print(f"{', '.join(sources)} at {url_of(taken)}", flush=True)
 
-    serve(app, taken, args.log_level, on_ready)
+    try:
+        serve(app, taken, args.log_level, on_ready)
+    finally:
+        app.close()
     return 0
 
 
@@ -118,6 +122,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="most requests at once, waiting ones included (%(default)s)",
     )
+    parser.add_argument(
+        "--continuous_batching",
+        action="store_true",
+        help="generate answers together instead of in turn: for models of attention alone; seeds have no effect then",
+    )
+    parser.add_argument(
+        "--cache_tokens",
+        type=int,
+        default=2**15,
+        metavar="N",
+        help="with it, most tokens of prompts and answers that each model keeps at once (%(default)s)",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: as stored")
     parser.add_argument("--attn_implementation", metavar="NAME", help="sdpa, eager, flash_attention_2, ...")
@@ -128,7 +144,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, low, high in (("port", 0, 65535), ("max_body_bytes", 1, _LARGEST_BODY), ("max_requests", 1, 10**6)):
+    for name, low, high in (
+        ("port", 0, 65535),
+        ("max_body_bytes", 1, _LARGEST_BODY),
+        ("max_requests", 1, 10**6),
+        ("cache_tokens", 64, 10**9),
+    ):
         given = getattr(args, name)
         if not low <= given <= high:
             raise ConfigError(f"--{name}={given} is not allowed; it must be {low} to {high}")

@@ -8,10 +8,11 @@ from transformers.cli.serving.server import build_server
 
 from moe_hf.base.errors import first_line
 from moe_hf.base.optional import require
+from moe_hf.serving.batching import Together
 from moe_hf.serving.expert_load import ExpertLoad
 from moe_hf.serving.gate import Gate, error_object
 from moe_hf.serving.generation import TakingTurns
-from moe_hf.serving.handlers import ChatHandler, OneManager, TextHandler
+from moe_hf.serving.handlers import ChatHandler, Managers, TextHandler
 from moe_hf.serving.metrics import Meter
 from moe_hf.serving.requests import RequestError
 from moe_hf.serving.served import ServedModel, ServedModels
@@ -23,7 +24,11 @@ METRICS_PATH = "/metrics"
 
 
 def build_application(
-    models: Sequence[ServedModel], api_key: str | None = None, max_body_bytes: int = 2**20, max_requests: int = 1024
+    models: Sequence[ServedModel],
+    api_key: str | None = None,
+    max_body_bytes: int = 2**20,
+    max_requests: int = 1024,
+    cache_tokens: int = 0,
 ) -> Gate:
     """An ASGI application that serves the models.
 
@@ -32,6 +37,8 @@ def build_application(
         api_key: what requests must bear; None lets everyone in.
         max_body_bytes: most bytes of a request's body.
         max_requests: most requests at once, those that wait for their turn included.
+        cache_tokens: generate the answers of a model together, with so many tokens kept at once for each model; 0 has
+            them take turns.
 
     Raises:
         ConfigError: the models can't be served together.
@@ -43,7 +50,8 @@ def build_application(
     manager = ServedModels(models)
     for served in models:
         meter.collect_from(ExpertLoad(served.name, list(served.routers), served.experts_per_token).samples)
-    state = OneManager(TakingTurns(meter))
+    together = {served.name: Together(served, cache_tokens, meter) for served in models if cache_tokens}
+    state = Managers(TakingTurns(meter), together)
     # Handlers of audio and of other protocols have other names in other versions; their routes are not kept.
     given: dict[str, Any] = dict.fromkeys(inspect.signature(build_server).parameters)
     given.update(
@@ -57,7 +65,7 @@ def build_application(
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in _KEPT]
     _add_metrics(app, meter)
     _add_error_handlers(app)
-    return Gate(app, frozenset((*_KEPT, METRICS_PATH)), meter, api_key, max_body_bytes, max_requests)
+    return Gate(app, frozenset((*_KEPT, METRICS_PATH)), meter, state.shutdown, api_key, max_body_bytes, max_requests)
 
 
 def _add_metrics(app: Any, meter: Meter) -> None:

@@ -30,6 +30,7 @@ class Gate:
         app: answers what is let through.
         paths: those that `app` has; the others are counted under one name.
         meter: counts requests.
+        close: ends the threads behind `app`; call it when nothing is served any more.
         api_key: what requests must bear; None lets everyone in.
         max_body_bytes: most bytes of a request's body.
         max_requests: most requests at once; what comes then is told to come back.
@@ -40,11 +41,13 @@ class Gate:
         app: App,
         paths: frozenset[str],
         meter: Meter,
+        close: Callable[[], None] = lambda: None,
         api_key: str | None = None,
         max_body_bytes: int = 2**20,
         max_requests: int = 1024,
     ) -> None:
         self._app, self._paths, self._meter = app, paths, meter
+        self.close = close
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes, self._max_requests = max_body_bytes, max_requests
         self._running = 0

@@ -57,10 +57,14 @@ class Answer:
         """Takes the prompt on the first call, then one new token id per call."""
         if not self._prompt_seen:
             self._prompt_seen = True
-            self._meter.add("moe_hf_prompt_tokens_total", value.numel(), model=self._name)
+            self.count_prompt(value.numel())
             return
         for token in value.reshape(-1).tolist():
             self.add(token)
+
+    def count_prompt(self, tokens: int) -> None:
+        """Counts what stands before the answer."""
+        self._meter.add("moe_hf_prompt_tokens_total", tokens, model=self._name)
 
     def add(self, token: int) -> None:
         """Takes one token of the answer."""
@@ -136,7 +140,7 @@ class TakingTurns(BaseGenerateManager):
 
         call = current_call()
         fit_into_context(call, inputs["input_ids"].shape[-1], gen_config)
-        answer = Answer(call, _take_stops(gen_config), hand_over, self._meter, response_parser)
+        answer = Answer(call, take_stops(gen_config), hand_over, self._meter, response_parser)
 
         def run() -> None:
             try:
@@ -157,7 +161,7 @@ class TakingTurns(BaseGenerateManager):
         prompt_length = inputs["input_ids"].shape[-1]
         fit_into_context(call, prompt_length, gen_config)
         texts: list[str] = []
-        answer = Answer(call, _take_stops(gen_config), texts.append, self._meter)
+        answer = Answer(call, take_stops(gen_config), texts.append, self._meter)
         # Cancelled while it waits for its turn, it never runs.
         await asyncio.wrap_future(self._worker.submit(self._generate, model, inputs, gen_config, answer))
         return "".join(texts), prompt_length, answer.token_ids
@@ -196,8 +200,16 @@ def served_by(call: Call) -> ServedModel:
     return call.model
 
 
-def fit_into_context(call: Call, prompt_length: int, gen_config: GenerationConfig) -> None:
+def fit_into_context(
+    call: Call, prompt_length: int, gen_config: GenerationConfig, most_tokens: int | None = None
+) -> None:
     """Cuts the longest answer to what the context of the model leaves.
+
+    Args:
+        call: knows its model.
+        prompt_length: tokens that stand before the answer.
+        gen_config: its `max_new_tokens` is cut.
+        most_tokens: of prompt and answer, if that may be less than the context.
 
     Raises:
         RequestError: the prompt is empty, or leaves no room.
@@ -205,9 +217,10 @@ def fit_into_context(call: Call, prompt_length: int, gen_config: GenerationConfi
     if prompt_length == 0:
         raise RequestError(400, "the prompt has no tokens; write something to continue")
     served = served_by(call)
-    limit = served.context_limit
-    if limit is None:
+    limits = [limit for limit in (served.context_limit, most_tokens) if limit is not None]
+    if not limits:
         return
+    limit = min(limits)
     if prompt_length >= limit:
         raise RequestError(
             400,
@@ -224,7 +237,7 @@ def stream_error(error: Exception) -> Any:
     return _StreamError(json.dumps(f"generation failed: {first_line(error)}")[1:-1])
 
 
-def _take_stops(gen_config: GenerationConfig) -> list[str]:
+def take_stops(gen_config: GenerationConfig) -> list[str]:
     """The stop strings, taken out of the configuration: the answer itself looks for them."""
     stops = gen_config.stop_strings or []
     gen_config.stop_strings = None

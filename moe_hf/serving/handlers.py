@@ -1,5 +1,6 @@
 """transformers' handlers of chats and completions, with requests checked and settings read as in a local chat."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig
@@ -7,8 +8,9 @@ from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import BaseGenerateManager, BaseHandler, GenerationState, Modality
 
+from moe_hf.serving.batching import Together
 from moe_hf.serving.calls import current_call
-from moe_hf.serving.generation import served_by
+from moe_hf.serving.generation import TakingTurns, served_by
 from moe_hf.serving.requests import RequestError, checked_chat, checked_completion
 from moe_hf.serving.served import ServedModels
 
@@ -18,28 +20,34 @@ LONGEST_ANSWER = 1024
 _EXTRA_SETTINGS = ("top_k", "repetition_penalty")
 
 
-class OneManager(GenerationState):
-    """The same generation manager for every model.
+class Managers(GenerationState):
+    """Which model's answers are generated together; those of the others take turns.
 
     Args:
-        manager: generates all answers.
+        turns: generates one answer after the other.
+        together: by the name of the model.
     """
 
-    def __init__(self, manager: BaseGenerateManager) -> None:
+    def __init__(self, turns: TakingTurns, together: Mapping[str, Together] | None = None) -> None:
         super().__init__()
-        self._manager = manager
+        self._turns, self._together = turns, together or {}
 
     def use_continuous_batching(self, model: Any, modality: Modality) -> bool:
-        """No: the manager takes tensors and decides by itself what runs together."""
-        return False
+        """Whether the handler is to make lists of token ids, not tensors: for the model of the current call."""
+        return served_by(current_call()).name in self._together
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
-        """The manager."""
-        return self._manager
+        """The manager of a model."""
+        return self._together.get(model_id, self._turns)
+
+    def is_cb_alive(self) -> bool:
+        """Whether every thread that generates still runs."""
+        return all(manager.is_alive for manager in self._together.values())
 
     def shutdown(self) -> None:
-        """Stops the manager."""
-        self._manager.stop()
+        """Stops all managers."""
+        for manager in (self._turns, *self._together.values()):
+            manager.stop()
 
 
 class _Checked(BaseHandler):

@@ -5,7 +5,7 @@ from transformers import GenerationConfig
 
 from moe_hf.serving.calls import begin_call
 from moe_hf.serving.generation import TakingTurns
-from moe_hf.serving.handlers import LONGEST_ANSWER, ChatHandler, OneManager
+from moe_hf.serving.handlers import LONGEST_ANSWER, ChatHandler, Managers
 from moe_hf.serving.metrics import Meter
 from moe_hf.serving.served import ServedModels
 
@@ -14,7 +14,7 @@ from moe_hf.serving.served import ServedModels
 def config_of(models):
     def config_of(own: GenerationConfig | None = None, **fields) -> GenerationConfig:
         begin_call()
-        handler = ChatHandler(ServedModels(models), OneManager(TakingTurns(Meter())))
+        handler = ChatHandler(ServedModels(models), Managers(TakingTurns(Meter())))
         body = handler._enter({"model": "talker", **fields})
         return handler._build_generation_config(body, own or GenerationConfig())
 
@@ -45,6 +45,6 @@ def test_both_words_for_the_longest_answer_count(config_of) -> None:
 
 def test_a_seed_is_kept_for_the_thread_that_draws(models) -> None:
     call = begin_call()
-    handler = ChatHandler(ServedModels(models), OneManager(TakingTurns(Meter())))
+    handler = ChatHandler(ServedModels(models), Managers(TakingTurns(Meter())))
     assert handler._enter({"model": "talker", "seed": 9}) == {"model": "talker"}
     assert (call.seed, call.model) == (9, models[0])
