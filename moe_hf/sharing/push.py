@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.cards.card import CARD_FILE, is_unedited, renamed, split_card, with_metadata
 from moe_hf.models.cards.described import card_of_folder
+from moe_hf.models.info import get_moe_model_info
 from moe_hf.sharing.hub_errors import in_words
 from moe_hf.sharing.loadable import require_loadable
 from moe_hf.sharing.shared_files import (
@@ -84,7 +85,8 @@ def push_folder(
     was interrupted goes on with the file that it was at. The folder is only read.
 
     Args:
-        folder: of the model: config, weights as safetensors, and what else lies there (`shared_files`).
+        folder: of the model: config, weights as safetensors, and what else lies there (`shared_files`); or of an
+            adapter, as peft saves it.
         repo_id: owner/name, or a name alone for the user's own; made where there is none.
         private: make it private. One that is there and public is refused.
         revision: a branch, made from `main` where there is none.
@@ -108,9 +110,11 @@ def push_folder(
     token = require_token(token)
     require_no_secrets(shared.files.values(), token)
     own = _own_card(shared.files.get(CARD_FILE))
-    notice = require_loadable(folder)
+    # Which needs the model that it is loaded on.
+    is_adapter = "config.json" not in shared.files
+    notice = "it is an adapter" if is_adapter else require_loadable(folder)
     repository = open_repository(repo_id, private, revision, token)
-    text, origin = _card(folder, own, repository, token)
+    text, origin = (own, "as in the folder") if is_adapter else _card(folder, own, repository, token)
     files: dict[str, Path | bytes] = {**shared.files}
     files.pop(CARD_FILE, None)
     if text is not None:
@@ -122,7 +126,7 @@ def push_folder(
         commit=commit,
         is_new=commit != repository.head,
         private=repository.private,
-        names=sorted({*shared.files, CARD_FILE}),
+        names=sorted({*shared.files, *files}),
         left_out=shared.left_out,
         removed=sorted(stale_weights(files, repository)),
         card=origin,
@@ -232,11 +236,11 @@ def _card(folder: Path, own: str | None, repository: Repository, token: str) -> 
     if own is not None and not is_unedited(own):
         if split_card(own).metadata:
             return own, f"{CARD_FILE} of the folder"
-        metadata = split_card(card_of_folder(folder, name)).metadata
+        metadata = split_card(card_of_folder(folder, name, get_moe_model_info)).metadata
         return with_metadata(own, metadata), f"{CARD_FILE} of the folder, with metadata added"
     there = card_there(repository, token)
     if there is not None and not is_unedited(there):
         return None, "the one on the Hub, which somebody wrote or changed"
     if own is not None:
         return renamed(own, name), f"{CARD_FILE} of the folder, for {name}"
-    return card_of_folder(folder, name), "written from the model's configuration"
+    return card_of_folder(folder, name, get_moe_model_info), "written from the model's configuration"

@@ -11,6 +11,9 @@ from moe_hf.base.errors import CheckpointError
 from moe_hf.models.dense.checkpoint_files import indexed_files, json_object, listed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = frozenset(("adapter_config.json", "adapter_model.safetensors"))
+"""What makes a folder that of an adapter, which peft loads on top of the model that it names."""
+
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Every name that transformers gives to weights, or to the index of their shards."""
 
@@ -20,6 +23,7 @@ _STATE_FOLDERS = re.compile(r"checkpoint-\d+.*|tmp-.*|optimizer_.*|pytorch_model
 _TEXT = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".toml", ".cfg", ".ini", ".log", ".sh", "")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 _CHUNK = 2**20
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 
 
 class SharedFiles(NamedTuple):
@@ -96,15 +100,13 @@ def require_model_names(where: object, names: Iterable[str]) -> None:
         names: of all its files, pickles among them.
 
     Raises:
-        CheckpointError: there is no configuration, or no weights as safetensors.
+        CheckpointError: there is no configuration, or no weights as safetensors, nor an adapter with both.
     """
     names = set(names)
-    if "config.json" not in names:
-        adapter = "adapter_config.json" in names
-        advice = "merge the adapter into its model first, or use peft" if adapter else "name that of a model"
-        raise CheckpointError(f"{where} has no config.json; {advice}")
-    if names & {WEIGHTS, INDEX}:
+    if names >= ADAPTER or ("config.json" in names and names & {WEIGHTS, INDEX}):
         return
+    if "config.json" not in names:
+        raise CheckpointError(f"{where} has no config.json; name that of a model")
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     why = f" but pickles ({listed(pickled)}), which can run code" if pickled else ""
     raise CheckpointError(
@@ -134,7 +136,7 @@ def require_sound_files(folder: Path, names: Iterable[str]) -> None:
     for name in sorted(names):
         if name.endswith(".safetensors"):
             tensors[name] = _tensors(folder / name)
-        elif name.rpartition("/")[2] in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        elif name.rpartition("/")[2] in _OBJECTS:
             json_object(folder / name)
     if INDEX in names:
         indexed_files(folder / INDEX)

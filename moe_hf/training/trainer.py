@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
@@ -25,6 +25,7 @@ from moe_hf.training.checkpoint import (
 )
 from moe_hf.training.checkpoint_weights import load_as_saved, same_sizes_required
 from moe_hf.training.data.stream_loader import StreamLoader, is_resumable_stream
+from moe_hf.training.hub import SharesOnHub
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.loss_terms import LossTerms
 from moe_hf.training.metrics import append_metrics, keep_metrics_until, known_peak_flops
@@ -53,7 +54,7 @@ class _Moments(TrainerCallback):
         self.trainer.end_epoch(control)
 
 
-class MoETrainer(Trainer):
+class MoETrainer(SharesOnHub):
     """transformers' Trainer, for any of its models, with the corrections that long and sparse runs need.
 
     - A checkpoint is written aside and appears complete or not at all; resuming accepts complete ones only.
@@ -65,6 +66,8 @@ class MoETrainer(Trainer):
       aborts.
     - `optim="moe_muon"` (see `MoETrainingArguments`).
     - Routers' states and the counts of the global batch, as `RouterStateCallback` keeps them.
+    - `push_to_hub`: whole checkpoints go to the Hub with a card and without pickles, and one that fails stops nothing
+      (`SharesOnHub`).
     - `metrics.jsonl` in the output folder, with routing metrics per layer for models that return `router_logits`
       while training (see `append_metrics`), tokens per second, and MFU from the parameters that a token meets.
 
@@ -290,14 +293,6 @@ class MoETrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else self._staging
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Plain TrainingArguments would be pickled beside the weights with all they hold.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run_dir, step = self._get_output_dir(trial), self.state.global_step

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from moe_hf import CheckpointError, ConfigError
 from moe_hf.models.cards.card import CARD_FILE, is_unedited, placeholder, split_card
 from moe_hf.models.cards.described import card_of_folder
+from moe_hf.models.info import get_moe_model_info
 from moe_hf.sharing.push import push_folder
 
 REPO = "me/moe"
@@ -240,7 +241,7 @@ class TestCard:
         assert hub.content(REPO, CARD_FILE).decode() == own
 
     def test_a_written_card_gets_the_name_of_the_repository(self, hub, folder):
-        (folder / CARD_FILE).write_text(card_of_folder(folder, placeholder("moe")))
+        (folder / CARD_FILE).write_text(card_of_folder(folder, placeholder("moe"), get_moe_model_info))
         push_folder(folder, REPO)
         card = hub.content(REPO, CARD_FILE).decode()
         assert "YOUR-NAME" not in card
@@ -253,7 +254,7 @@ class TestCard:
         edited = hub.content(REPO, CARD_FILE).replace(b"# moe", b"# My moe")
         hub.add(REPO, {CARD_FILE: edited})
         if written_here:
-            (folder / CARD_FILE).write_text(card_of_folder(folder, placeholder("moe")))
+            (folder / CARD_FILE).write_text(card_of_folder(folder, placeholder("moe"), get_moe_model_info))
         (folder / "generation_config.json").write_text('{"max_new_tokens": 9}')
         report = push_folder(folder, REPO)
         assert report.card == "the one on the Hub, which somebody wrote or changed"

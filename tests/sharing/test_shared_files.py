@@ -73,7 +73,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     ("names", "text"),
     [
         (["a.txt"], "moe has no config.json; name that of a model"),
-        (["adapter_config.json"], "merge the adapter"),
+        (["adapter_config.json"], "moe has no config.json"),
         (["config.json"], "moe has no model.safetensors; load"),
         (["config.json", "pytorch_model.bin"], "but pickles (pytorch_model.bin), which can run code; load"),
     ],

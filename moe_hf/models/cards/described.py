@@ -1,6 +1,6 @@
 """Writes the card of a model from what is known of it: its configuration, and the files beside its weights."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.cards.card import PICTURES, metadata_of, shown, size_rows, table, written_card
 from moe_hf.models.cards.loading import Loading, how_to_load, task_of
 from moe_hf.models.dense.checkpoint_files import json_object
-from moe_hf.models.info import get_moe_model_info
 
 _STATE_FILE = "trainer_state.json"
 # What a log line of a training run may hold -> how a card says it; the last value counts.
@@ -25,7 +24,7 @@ _LOGGED = {
 
 def described_card(
     name: str,
-    config: PreTrainedConfig | None,
+    info: dict[str, Any] | None,
     loading: Loading,
     pipeline_tag: str = "text-generation",
     numbers: Iterable[tuple[str, str]] = (),
@@ -36,14 +35,13 @@ def described_card(
 
     Args:
         name: its id on the Hub.
-        config: its configuration; None where transformers has no class for it.
+        info: its counts, as `get_moe_model_info` gives them; None where transformers has no class for it.
         loading: how it is loaded.
         pipeline_tag: its task.
         numbers: more rows of the table, of its training say.
         pictures: names of the files beside it.
         **metadata: as in `metadata_of`.
     """
-    info = None if config is None else get_moe_model_info(config)
     is_sparse = info is not None and info["moe_layers"] > 0
     kind = "Mixture of Experts" if is_sparse else "model"
     rows = [] if info is None else [*sizes_of(info), ("context", f"{info['context_length']:,} tokens")]
@@ -56,8 +54,13 @@ def described_card(
     return written_card(name, metadata_of(metadata.pop("tags", ()), is_sparse, pipeline_tag, **metadata), sections)
 
 
-def card_of_folder(folder: Path, name: str) -> str:
+def card_of_folder(folder: Path, name: str, count: Callable[[PreTrainedConfig], dict[str, Any]]) -> str:
     """The card of the model in a folder.
+
+    Args:
+        folder: of the model.
+        name: its id on the Hub.
+        count: counts its parameters, as `get_moe_model_info` does.
 
     Raises:
         CheckpointError: a file of it that the card speaks of is no JSON object.
@@ -77,7 +80,7 @@ def card_of_folder(folder: Path, name: str) -> str:
     )
     pictures = [picture for picture in PICTURES if (folder / picture).is_file()]
     numbers = logged_rows(*_logged(folder))
-    return described_card(name, config, loading, pipeline_tag, numbers, pictures)
+    return described_card(name, config and count(config), loading, pipeline_tag, numbers, pictures)
 
 
 def sizes_of(info: dict[str, Any]) -> list[tuple[str, str]]:

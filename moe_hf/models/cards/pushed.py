@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from moe_hf.base.errors import CheckpointError
 from moe_hf.models.cards.card import CARD_FILE, is_unedited, split_card
+from moe_hf.models.cards.described import described_card
 from moe_hf.models.cards.loading import Loading, task_of
 
 
@@ -18,11 +19,11 @@ class PushesCard(PreTrainedModel):
     """Base of models that are pushed with a card, unless somebody wrote the one on the Hub.
 
     Attributes:
-        describe: writes it (`described_card`). `moe_hf.public` sets it: it counts parameters, for which it has to know
-            the models that stand on this class.
+        count: counts the parameters for it (`get_moe_model_info`). `moe_hf.public` sets it, since it has to know the
+            models that stand on this class.
     """
 
-    describe: ClassVar[Callable[..., str] | None] = None
+    count: ClassVar[Callable[[PreTrainedConfig], dict[str, Any]] | None] = None
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike, repo_id: str, *args: Any, token: Any = None, **kwargs: Any
@@ -30,11 +31,11 @@ class PushesCard(PreTrainedModel):
         # transformers has put a card there: that of `main`, or its form with the tags that were asked for.
         path = Path(working_dir, CARD_FILE)
         there = _card_on_the_hub(repo_id, kwargs.get("revision"), token)
-        if self.describe is not None and (there is None or is_unedited(there)):
+        if type(self).count is not None and (there is None or is_unedited(there)):
             auto_class, pipeline_tag = task_of(type(self).__name__)
             config: Any = self.config
             loading = Loading(config.model_type, is_own=True, auto_class=auto_class, has_tokenizer=None)
-            text = type(self).describe(repo_id, config, loading, pipeline_tag, tags=_tags(path))
+            text = described_card(repo_id, type(self).count(config), loading, pipeline_tag, tags=_tags(path))
             path.write_text(text, encoding="utf-8")
         elif there is not None and kwargs.get("revision") is not None:
             path.write_text(there, encoding="utf-8")

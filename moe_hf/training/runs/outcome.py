@@ -1,24 +1,26 @@
 """What is done when training has ended: the held-out questions, the final model on disk, the hub."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import flush, one_disk_error
+from moe_hf.sharing.push import PushReport
 from moe_hf.text.corpus import EmbeddedCorpus
 from moe_hf.text.free_wording import free_wording_questions
 from moe_hf.text.scoreboard import Scoreboard, score_answers
+from moe_hf.training.hub import share_output
 from moe_hf.training.runs.answers import batch_answerer
 
 ANSWER_TOKENS = 128
 
 _STAGING = "tmp-model"
-_NOT_SHARED = ["checkpoint-*", "tmp-*", ".lock"]
 
 
 def answer_held_out(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, per_skill: int) -> Scoreboard:
@@ -74,13 +76,15 @@ def final_model(trainer: Trainer, folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging)
 
 
-def share_folder(trainer: Trainer, folder: Path) -> None:
-    """Upload the run's folder, without its checkpoints, to the repository that the Trainer has made."""
-    # Made, and named, by the Trainer when it was told to push.
-    assert trainer.hub_model_id is not None
-    HfApi(token=trainer.args.hub_token).upload_folder(
-        repo_id=trainer.hub_model_id,
-        folder_path=folder,
-        commit_message="Trained with moe_hf",
-        ignore_patterns=_NOT_SHARED,
-    )
+def share_folder(trainer: Trainer, folder: Path) -> PushReport:
+    """Push the run's folder, without its checkpoints, to the repository that the Trainer has made.
+
+    Raises:
+        CheckpointError, OSError: the Hub refuses, or fails; the text says that the folder is whole, and how to go on.
+    """
+    try:
+        return share_output(trainer, folder, "Trained with moe_hf")
+    except (CheckpointError, OSError) as error:
+        kind = CheckpointError if isinstance(error, CheckpointError) else OSError
+        again = f"moe-hf push {shlex.quote(str(folder))} {trainer.hub_model_id}"
+        raise kind(f"the model is whole in {folder}, but not on the Hub: {error}. Then: {again}") from error

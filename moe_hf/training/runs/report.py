@@ -7,7 +7,16 @@ from typing import Any
 from moe_hf.base.files import atomic_file
 from moe_hf.base.tokenizer_source import TOKENIZER_FILES
 from moe_hf.models.auto import FAMILIES
-from moe_hf.models.cards.card import CARD_FILE, PICTURES, metadata_of, placeholder, shown, table, written_card
+from moe_hf.models.cards.card import (
+    CARD_FILE,
+    PICTURES,
+    is_unedited,
+    metadata_of,
+    placeholder,
+    shown,
+    table,
+    written_card,
+)
 from moe_hf.models.cards.described import sizes_of
 from moe_hf.models.cards.loading import Loading, how_to_load
 from moe_hf.text.scoreboard import render_scoreboard
@@ -31,7 +40,10 @@ _FILES = (
 
 
 def write_report(report: TrainingReport, settings: Settings, folder: Path) -> list[Path]:
-    """Write model card and pictures of the run in `report.plan.output_dir` into `folder`; returns their paths."""
+    """Write model card and pictures of the run in `report.plan.output_dir` into `folder`; returns their paths.
+
+    A card in the folder of the run that somebody wrote or changed stays, and none is written.
+    """
     name = report.plan.output_dir.name
     events = read_metrics(str(report.plan.output_dir))
     written = []
@@ -40,6 +52,9 @@ def write_report(report: TrainingReport, settings: Settings, folder: Path) -> li
     title = f"{name}: how evenly the experts are used"
     if draw_expert_utilization(events, report.plan.sparse_layers, title, folder / EXPERTS_PICTURE):
         written.append(folder / EXPERTS_PICTURE)
+    own = report.plan.output_dir / CARD_FILE
+    if own.is_file() and not is_unedited(own.read_text(encoding="utf-8", errors="replace")):
+        return written
     bits = next((event[_BITS] for event in reversed(events) if _BITS in event), None)
     loading = _loading(folder)
     with atomic_file(folder / CARD_FILE) as aside:

@@ -215,6 +215,10 @@ def _train(assembly: _Assembly, listeners: Listeners, keep: bool) -> TrainingRep
         report = _report(assembly, trainer, callback, seconds)
         report = _finish(report, assembly, trainer, listeners) if keep else _tried(report, settings)
     listeners.ended(report)
+    if keep and report.finished and settings.training.push_to_hub and settings.training.process_index == 0:
+        # Last, so that an upload that fails takes nothing away that there is to see.
+        listeners.noticed(f"pushing to {trainer.hub_model_id}")
+        listeners.noticed(f"pushed: {share_folder(trainer, plan.output_dir).url}")
     return report
 
 
@@ -317,8 +321,6 @@ def _finish(report: TrainingReport, assembly: _Assembly, trainer: MoETrainer, li
     with final_model(trainer, folder) as aside:
         if settings.training.process_index == 0:
             write_report(report, settings, aside)
-    if settings.training.process_index == 0 and settings.training.push_to_hub:
-        share_folder(trainer, folder)
     return report
 
 

@@ -5,7 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from moe_hf import CheckpointError
+from moe_hf.__main__ import main
 from moe_hf.training.runs import outcome, run
 from moe_hf.training.runs.listeners import RunListener
 from tests.training.runs.tiny_runs import Recorder, log_lines, same_weights
@@ -77,3 +80,52 @@ def test_the_scoreboard_asks_the_held_out_questions_of_every_skill(go, monkeypat
     report = go("--questions_per_skill 1 --max_steps 1")
     assert len(report.scoreboard.scores) > 10
     assert "## Held-out questions" in (report.model_dir / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_is_pushed_as_it_goes_and_its_end_has_the_card_of_the_run(hub, go):
+    recorder = Recorder()
+    # A token that is given is no part of what is shared.
+    report = go(f"--push_to_hub --hub_model_id me/tiny --hub_always_push --hub_token {hub.token}", recorder)
+    commits = [commit.message for commit in hub.repos["me/tiny"].commits.values()][1:]
+    assert commits == [*(f"Training in progress, step {step}" for step in (2, 4, 6)), "Trained with moe_hf"]
+    shared = {path.name for path in report.model_dir.iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert hub.names("me/tiny") == shared
+    card = hub.content("me/tiny", "README.md").decode()
+    assert 'from_pretrained("me/tiny")' in card
+    assert "![expert utilization](expert_utilization.png)" in card
+    assert f"| held-out loss | {report.eval_loss:.4f} nats" in card
+    assert recorder.events[-1] is report
+    assert recorder.notices[-1].startswith(f"pushed: {hub.url}/me/tiny/commit/")
+    assert not any(hub.token.encode() in content for content in hub.blobs.values())
+    model = AutoModelForCausalLM.from_pretrained("me/tiny")
+    assert AutoTokenizer.from_pretrained("me/tiny").chat_template is not None
+    assert model.generation_config.eos_token_id is not None
+
+
+def test_a_run_whose_last_upload_fails_is_whole_and_says_how_to_go_on(hub, go, monkeypatch, capsys):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    recorder = Recorder()
+    hub.on.append(("POST .*/commit/", hub.tokens.clear))
+    with pytest.raises(
+        CheckpointError, match=r"the model is whole in runs/tiny-moe, but not on the Hub: .*Then: moe-hf p"
+    ):
+        go("--push_to_hub --hub_model_id me/tiny --hub_strategy end", recorder)
+    assert recorder.events[-1].finished
+    assert (Path("runs/tiny-moe") / "config.json").exists()
+    assert "model.safetensors" not in hub.names("me/tiny")
+    hub.tokens[os.environ["HF_TOKEN"]] = ("me", True)
+    assert main(["push", "runs/tiny-moe", "me/tiny"]) == 0
+    assert "model.safetensors" in hub.names("me/tiny")
+
+
+def test_a_card_in_the_folder_of_a_run_that_somebody_wrote_stays(go):
+    folder = Path("runs/tiny-moe")
+    go("--max_steps 1", None)
+    mine = (folder / "README.md").read_text(encoding="utf-8").replace("## Numbers", "## My numbers")
+    assert "## My numbers" in mine
+    (folder / "README.md").write_text(mine, encoding="utf-8")
+    # What the end of a run does once more, when it was killed there.
+    (folder / "config.json").unlink()
+    go("--max_steps 1", None)
+    assert (folder / "config.json").exists()
+    assert (folder / "README.md").read_text(encoding="utf-8") == mine
