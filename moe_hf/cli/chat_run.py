@@ -56,6 +56,8 @@ def chat(args: argparse.Namespace) -> None:
     console = _console(args, interactive, words)
     conversation = Chat(session, console, load, transcript)
     if not session.model.is_chat:
+        # Whoever continues a text wants the text itself.
+        console.markdown = False
         why = "--raw" if args.raw else "this model has no chat template, so it knows no turns"
         console.notice(f"{why}: it continues the text that you write (/reset begins a new text)")
     if args.experts and not session.model.sparse_layers:

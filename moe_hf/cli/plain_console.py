@@ -21,6 +21,8 @@ class PlainConsole:
 
     colour = False
     can_prefill = False
+    can_draw_markdown = False
+    markdown = False
 
     def __init__(self) -> None:
         self._stdin_is_terminal = sys.stdin is not None and sys.stdin.isatty()

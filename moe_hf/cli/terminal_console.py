@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from moe_hf.base.printable import printable
+from moe_hf.cli.markdown_answer import MarkdownAnswer
 from moe_hf.cli.plain_console import interrupt_sets
 from moe_hf.cli.screen import Screen
 from moe_hf.inference.completion import completions
@@ -38,6 +39,7 @@ class TerminalConsole:
     """
 
     can_prefill = True
+    can_draw_markdown = True
 
     def __init__(
         self,
@@ -49,7 +51,9 @@ class TerminalConsole:
         self._rich = Screen()
         # Sixteen colours are too few to tell experts apart.
         self.colour = self._rich.color_system in ("256", "truecolor") and not self._rich.no_color
+        self.markdown = True
         self._wrap = WordWrap()
+        self._drawing: MarkdownAnswer | None = None
         self._prompt: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -68,13 +72,20 @@ class TerminalConsole:
         return self._prompt.prompt(default=prefill)
 
     def answer(self, text: str) -> None:
-        """Writes the text without control characters, wrapped at words."""
+        """Writes the text without control characters: drawn as Markdown, or wrapped at words."""
+        if self.markdown:
+            self._drawing = self._drawing or MarkdownAnswer(self._rich)
+            self._drawing.feed(printable(text))
+            return
         # Straight to the file: rich would take the backspaces of a wrapped word out.
         self._rich.file.write(self._wrap.feed(printable(text), self._rich.width))
         self._rich.file.flush()
 
     def end_answer(self) -> None:
         """Ends the last line, if there is one to end."""
+        if self._drawing is not None:
+            self._drawing.end()
+            self._drawing = None
         if self._wrap.column:
             self._rich.out("")
         self._wrap = WordWrap()

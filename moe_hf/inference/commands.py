@@ -147,6 +147,19 @@ def _experts(chat: Chat, rest: str) -> None:
     )
 
 
+def _markdown(chat: Chat, rest: str) -> None:
+    console = chat.console
+    if rest not in ("on", "off", ""):
+        raise ConfigError(f"/markdown takes on or off, got {rest!r}")
+    if not console.can_draw_markdown:
+        console.notice("answers are shown as they are here: there is no terminal that could draw Markdown")
+        return
+    console.markdown = not console.markdown if not rest else rest == "on"
+    console.notice(
+        "answers are drawn as Markdown" if console.markdown else "answers are shown as the model writes them"
+    )
+
+
 def _stats(chat: Chat, rest: str) -> None:
     rows = statistics_rows(chat.session, chat.replies)
     width = max(len(name) for name, _ in rows)
@@ -191,6 +204,9 @@ COMMANDS: Registry[Command] = Registry(
         "save": Command("/save FILE", "add the conversation to a transcript (JSON lines)", _save),
         "load": Command("/load FILE", "go on with the last conversation of a transcript", _load),
         "experts": Command("/experts [on | off | N]", "show which expert takes each token", _experts, ["on", "off"]),
+        "markdown": Command(
+            "/markdown [on | off]", "draw answers as Markdown, or as they are", _markdown, ["on", "off"]
+        ),
         "stats": Command("/stats", "tokens, speed, context, memory, seed", _stats),
         "model": Command("/model [FOLDER | ID]", "show or change the model", _model),
         "exit": Command("/exit", "leave (also Ctrl-D)", _exit),

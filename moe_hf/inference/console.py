@@ -23,10 +23,14 @@ class Console(Protocol):
     Attributes:
         colour: whether backgrounds are shown; if not, what they mean must stand in the text.
         can_prefill: whether `ask` can offer a text to be edited.
+        can_draw_markdown: whether `answer` can draw Markdown; if not, answers are shown as they are.
+        markdown: whether it does.
     """
 
     colour: bool
     can_prefill: bool
+    can_draw_markdown: bool
+    markdown: bool
 
     def ask(self, prefill: str = "") -> str:
         """What the user enters: one line, or several in a block that begins and ends with three quotation marks.

@@ -54,6 +54,7 @@ def screen_after(pieces, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "11")
     with create_pipe_input() as source:
         console = TerminalConsole({}, None, source=source, screen=DummyOutput())
+    console.markdown = False
     lines = [[]]
     for piece in pieces:
         console.answer(piece)
@@ -212,3 +213,16 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_keeps_the_session(model_folde
         assert terminal.process.wait(timeout=30) == 0
     finally:
         terminal.close()
+
+
+def test_an_answer_is_drawn_as_markdown_unless_it_is_not_wanted(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with create_pipe_input() as source:
+        console = TerminalConsole({}, None, source=source, screen=DummyOutput())
+    for console.markdown in (True, False, True):
+        console.answer("some **bold** ")
+        console.answer("words")
+        console.end_answer()
+    shown = capsys.readouterr().out
+    assert shown.count("**bold**") == 1
+    assert shown.count("bold") >= 3

@@ -85,6 +85,8 @@ class ListConsole:
 
     colour = False
     can_prefill = True
+    can_draw_markdown = True
+    markdown = True
 
     def __init__(self, entries: list[str | type[BaseException] | Callable[[str], str]]) -> None:
         self.entries = list(entries)

@@ -9,7 +9,7 @@ GREEDY = GenerationSettings(do_sample=False, max_new_tokens=24)
 
 
 def test_every_command_is_there_and_help_lists_it(talk):
-    names = "help reset undo retry edit system set save load experts stats model exit".split()
+    names = "help reset undo retry edit system set save load experts markdown stats model exit".split()
     assert list(COMMANDS) == names
     shown = talk("/help").console.tables[0]
     assert all(f"/{name}" in shown for name in names)
@@ -112,3 +112,16 @@ def test_model_is_shown_and_changed_and_a_wrong_one_keeps_the_old(talk):
 def test_a_text_is_shortened_to_one_line() -> None:
     assert shortened("one\n two", width=7) == "one two"
     assert shortened("one two", width=6) == "one t…"
+
+
+def test_markdown_is_turned_on_and_off_where_a_terminal_can_draw_it(talk, list_console):
+    chat = talk("/markdown off", "/markdown", "/markdown soon")
+    assert chat.console.markdown
+    assert chat.console.notices == ["answers are shown as the model writes them", "answers are drawn as Markdown"]
+    assert chat.console.errors == ["/markdown takes on or off, got 'soon'"]
+    list_console.can_draw_markdown = False
+    try:
+        chat = talk("/markdown off")
+    finally:
+        list_console.can_draw_markdown = True
+    assert "there is no terminal that could draw Markdown" in chat.console.notices[-1]
