@@ -18,8 +18,9 @@ from moe_hf.layers.ffn.standalone import MoE
 from moe_hf.layers.hyena_filter import HyenaFilter
 from moe_hf.layers.patching import MegaBytePatching
 from moe_hf.models.auto import register_families
-from moe_hf.models.cards.pushed import PushesCard
+from moe_hf.models.cards.pushed import put_card
 from moe_hf.models.gpt2_moe import GPT2WithMoE, GPT2WithMoEForSequenceClassification, GPT2WithMoEModel
+from moe_hf.models.hub_card import PushesCard
 from moe_hf.models.hyena_moe import HyenaWithMoE, HyenaWithMoEForSequenceClassification, HyenaWithMoEModel
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.llama_moe import LlamaWithMoE, LlamaWithMoEForSequenceClassification, LlamaWithMoEModel
@@ -33,4 +34,4 @@ from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_
 register_families()
 register_experts_backends()
 register_sparse_attention()
-PushesCard.count = staticmethod(get_moe_model_info)
+PushesCard.put_card = staticmethod(put_card)

@@ -36,8 +36,8 @@ from moe_hf.layers.mixers.base import Mixer
 from moe_hf.layers.norms import make_norm
 from moe_hf.layers.pickling import PicklesWithoutRecorder
 from moe_hf.models.adapter_states import router_states_in, save_states_with_adapters
-from moe_hf.models.cards.pushed import PushesCard
 from moe_hf.models.dense.loading import LoadsDense
+from moe_hf.models.hub_card import PushesCard
 from moe_hf.models.inputs import Given, layer_inputs
 from moe_hf.models.keywords import refuse_unknown
 from moe_hf.models.parameter_kinds import IN_FLOAT32, KnowsParameterKinds

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
+from moe_hf.base.destination import require_free_folder
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import atomic_folder, one_disk_error
 from moe_hf.models.dense.checkpoint_files import listed
@@ -63,7 +64,7 @@ def pull_model(
         OSError: the Hub cannot be reached, or the disk is full.
     """
     given, destination = Path(destination), Path(destination).absolute()
-    _require_free(given, overwrite)
+    require_free_folder(given, overwrite)
     api = HfApi()
     with in_words(repo_id, revision):
         commit = str(api.repo_info(repo_id, revision=revision).sha)
@@ -91,21 +92,6 @@ def pull_model(
     size = sum(file.size for file in wanted.values())
     code = sorted(name for name in wanted if name.endswith(".py"))
     return PullReport(given, commit, sorted(wanted), size, left_out, code)
-
-
-def _require_free(destination: Path, overwrite: bool) -> None:
-    if destination.exists() and not destination.is_dir():
-        raise CheckpointError(f"{destination} is a file; name a folder to create")
-    if not destination.exists() or not any(destination.iterdir()):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{destination} already exists and is not empty; choose another folder or overwrite it")
-    # A mistyped folder would be gone for good.
-    if not (destination / "config.json").is_file():
-        raise CheckpointError(
-            f"{destination} is not the folder of a model (it has no config.json) and is not overwritten; choose "
-            "another folder, or delete it yourself"
-        )
 
 
 def _require_plain_names(names: Iterable[str], repo_id: str) -> None:
