@@ -22,6 +22,7 @@ __all__ = [
     "MegaBytePatching",
     "create_moe_config",
     "get_moe_model_info",
+    "MoEQuantizationConfig",
     "MoE",
     "HashRouter",
     "SwitchRouter",

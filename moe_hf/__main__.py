@@ -14,6 +14,7 @@ COMMANDS = {
     "list": ("moe_hf.cli.list", "show the models of this machine"),
     "rm": ("moe_hf.cli.rm", "remove a model of this machine"),
     "upcycle": ("moe_hf.cli.upcycle", "turn a dense model into a Mixture of Experts"),
+    "quantize": ("moe_hf.cli.quantize", "store a model's experts in 8 or 4 bits"),
     "export": ("moe_hf.cli.export", "write a model with its code, or as GGUF for llama.cpp"),
     "serve": ("moe_hf.cli.serve", "serve models by the OpenAI protocol, to any client of it"),
     "push": ("moe_hf.cli.push", "share a model on the Hub"),

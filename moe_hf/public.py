@@ -30,8 +30,11 @@ from moe_hf.models.retnet_moe import RetNetWithMoE, RetNetWithMoEForSequenceClas
 from moe_hf.models.rwkv_moe import RWKVWithMoE, RWKVWithMoEForSequenceClassification, RWKVWithMoEModel
 from moe_hf.ops.attention.topk_attention import topk_sparse_attention
 from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_std
+from moe_hf.quantization.quantization_config import MoEQuantizationConfig
+from moe_hf.quantization.quantizer import register_quantizer
 
 register_families()
 register_experts_backends()
+register_quantizer()
 register_sparse_attention()
 PushesCard.put_card = staticmethod(put_card)

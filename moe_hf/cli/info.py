@@ -14,6 +14,7 @@ from moe_hf.config.presets import PRESETS, create_moe_config
 from moe_hf.models.auto import FAMILIES, family_of, model_type_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.upcycling.opened import other_config
+from moe_hf.quantization.quantization_config import METHOD
 
 FLAGS = (
     "num_experts num_experts_per_tok hidden_size num_hidden_layers num_attention_heads intermediate_size "
@@ -117,6 +118,7 @@ def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:
         ),
         ("context_length", str(info["context_length"]), "tokens"),
         ("flops_per_token", f"{info['flops_per_token'] / 1e9:.2f}G", "forward, at full context"),
+        *_stored(config),
         ("weight_bytes", in_bytes(info["weight_bytes"]), "float32"),
         (
             "train_state_bytes",
@@ -124,3 +126,12 @@ def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:
             "weights, gradients, AdamW moments; float32",
         ),
     ]
+
+
+def _stored(config: Any) -> list[tuple[str, str, str]]:
+    """How a quantised model holds its experts; nothing of others."""
+    said = getattr(config, "quantization_config", None)
+    if not isinstance(said, dict) or said.get("quant_method") != METHOD:
+        return []
+    grouped = f", groups of {said['group_size']}" if said.get("group_size") else ""
+    return [("experts_stored_in", f"{said.get('bits')} bits{grouped}", "all else as floats")]

@@ -24,12 +24,17 @@ def stack_of(module: ExpertsModule) -> tuple[ExpertStack, Activation | None]:
     The activation is None where it is none of `ACTIVATIONS`, where the module gates in its own way, as GPT-OSS does,
     and where it normalises what its experts give; `row_functions_of` serves all of these.
     """
-    up, up_bias = ("gate_up_proj", "gate_up_proj_bias") if module.has_gate else ("up_proj", "up_proj_bias")
+    up = up_name(module)
     up_EFD, down_EDF = getattr(module, up), module.down_proj
     if module.is_transposed:
         up_EFD, down_EDF = up_EFD.transpose(1, 2), down_EDF.transpose(1, 2)
-    biases = (getattr(module, up_bias), module.down_proj_bias) if module.has_bias else (None, None)
+    biases = (getattr(module, f"{up}_bias"), module.down_proj_bias) if module.has_bias else (None, None)
     return ExpertStack(up_EFD, down_EDF, *biases), _activation_of(module)
+
+
+def up_name(module: ExpertsModule) -> str:
+    """What the module calls its projection up."""
+    return "gate_up_proj" if module.has_gate else "up_proj"
 
 
 def row_functions_of(module: ExpertsModule) -> RowFunctions:

@@ -193,10 +193,14 @@ def _starting_config(arguments: ModelArguments, fields: dict[str, Any]) -> PreTr
         family = family_of(model_type_of(source))
         if family is not None:
             with reading(f"the configuration of {start}"):
-                return family.config.from_pretrained(source.folder, **fields)
+                config: Any = family.config.from_pretrained(source.folder, **fields)
+            _refuse_quantised(start, config)
+            return config
         config = other_config(source)
     except OSError as error:
         raise ConfigError(f"no model can be read from {start!r}: {error}") from error
+    if source.gguf_file is None:
+        _refuse_quantised(start, config)
     if arguments.upcycle is not None and not arguments.is_dense:
         if config.model_type not in NATIVE_FORMATS:
             own = family_of_dense(config.model_type)
@@ -208,6 +212,16 @@ def _starting_config(arguments: ModelArguments, fields: dict[str, Any]) -> PreTr
         name, value = next(iter(fields.items()))
         raise ConfigError(f"{name}={value!r} can't be chosen for {start}, which is a {config.model_type} already")
     return config
+
+
+def _refuse_quantised(name: str, config: PreTrainedConfig) -> None:
+    """Codes do not learn, and transformers says so only once everything is loaded."""
+    said = getattr(config, "quantization_config", None)
+    if said:
+        raise CheckpointError(
+            f"{name} is quantised ({said.get('quant_method', 'some way')}), and its weights can't be trained; train "
+            "the float model, or, in Python, an adapter on top of this one"
+        )
 
 
 def _starting_weights(
