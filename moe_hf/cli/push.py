@@ -7,6 +7,7 @@ import sys
 from huggingface_hub.utils import disable_progress_bars
 
 from moe_hf.cli.screen import Screen
+from moe_hf.export.self_contained import self_contained_texts
 from moe_hf.sharing.push import PushReport, push_folder
 
 
@@ -24,13 +25,19 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf push") -> int:
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made from main where it is absent")
     parser.add_argument("--message", help="message of the commit")
+    parser.add_argument(
+        "--self_contained",
+        action="store_true",
+        help="push the code of the model as well, so that it loads where moe_hf is not installed",
+    )
     args = parser.parse_args(argv)
 
     # Progress goes to stderr: stdout holds the result alone.
     console = Screen(stderr=True, soft_wrap=True)
     if not sys.stderr.isatty():
         disable_progress_bars()
-    report = push_folder(args.folder, args.repo_id, args.private, args.revision, args.message)
+    added = self_contained_texts(args.folder) if args.self_contained else None
+    report = push_folder(args.folder, args.repo_id, args.private, args.revision, args.message, added=added)
     if report.notice:
         console.print(f"notice: the parameters were not compared with the model's: {report.notice}")
     Screen(soft_wrap=True).print(_summary(report, args.revision))

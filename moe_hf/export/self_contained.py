@@ -14,6 +14,10 @@ from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.export.flatten import Tables, flatten
 from moe_hf.models.auto import FAMILIES, Family
+from moe_hf.models.cards.card import CARD_FILE, is_unedited, placeholder, renamed, with_section
+from moe_hf.models.cards.described import card_of_folder, loading_of_folder
+from moe_hf.models.cards.loading import how_to_load
+from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.opened import OpenedModel, open_model, weight_files
 
@@ -77,6 +81,7 @@ def export_self_contained(
         raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
     config = _config_of(opened, family)
     code = code_of(config, family)
+    texts = {**code, **_beside_code(opened, family)}
     files = _weight_files(opened.folder)
     sizes = [file.stat().st_size for file in files]
     notices = _notices(config)
@@ -87,14 +92,9 @@ def export_self_contained(
             if on_progress is not None:
                 on_progress(number, len(files))
         carried = carry_over(opened, aside)
-        for name, text in code.items():
+        for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
-        described = {**opened.config, "architectures": _architectures(opened, family), "auto_map": auto_map_of(family)}
-        (aside / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        license_text = _license()
-        if license_text is not None:
-            (aside / _LICENSE).write_text(license_text, encoding="utf-8")
-        (aside / "README.md").write_text(_card(opened, destination.name, family), encoding="utf-8")
+        (aside / CARD_FILE).write_text(_card(opened, destination.name, family, aside), encoding="utf-8")
     entry = f"{_entry_of(family)}.py"
     return SelfContainedReport(
         given,
@@ -105,6 +105,23 @@ def export_self_contained(
         carried,
         notices,
     )
+
+
+def self_contained_texts(source: str) -> dict[str, str]:
+    """What makes the folder of a model self-contained: its code, and a `config.json` that names it; name -> text.
+
+    Raises:
+        CheckpointError: as of `export_self_contained`.
+    """
+    opened, family = _open(source)
+    return {**code_of(_config_of(opened, family), family), **_beside_code(opened, family)}
+
+
+def _beside_code(opened: OpenedModel, family: Family) -> dict[str, str]:
+    described = {**opened.config, "architectures": _architectures(opened, family), "auto_map": auto_map_of(family)}
+    license_text = _license()
+    texts = {} if license_text is None else {_LICENSE: license_text}
+    return {**texts, "config.json": json.dumps(described, indent=2, sort_keys=True) + "\n"}
 
 
 def code_of(config: MoEDecoderConfig, family: Family) -> dict[str, str]:
@@ -206,10 +223,15 @@ def _license() -> str | None:
     return next((path.read_text(encoding="utf-8") for path in paths if path.is_file()), None)
 
 
-def _card(opened: OpenedModel, name: str, family: Family) -> str:
+def _card(opened: OpenedModel, name: str, family: Family, folder: Path) -> str:
     """The source's README, or a new one, with how to load the model."""
-    path = opened.folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else _new_card(name)
+    path = opened.folder / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    if text is None:
+        return card_of_folder(folder, placeholder(name), get_moe_model_info)
+    if is_unedited(text):
+        loading, _ = loading_of_folder(folder)
+        return with_section(renamed(text, placeholder(name)), how_to_load(placeholder(name), loading))
     # Of an earlier export.
     text = text.partition(f"\n{_HEADING}\n")[0].rstrip()
     return f"""{text}
@@ -226,18 +248,4 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 Where moe_hf is installed, `import moe_hf` takes its place and no code of this folder runs.
-"""
-
-
-def _new_card(name: str) -> str:
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- mixture-of-experts
-- moe_hf
-- custom_code
----
-
-# {name}
 """

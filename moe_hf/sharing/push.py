@@ -10,8 +10,9 @@ from huggingface_hub.constants import REGEX_COMMIT_OID
 from huggingface_hub.utils import validate_repo_id
 
 from moe_hf.base.errors import CheckpointError, ConfigError
-from moe_hf.models.cards.card import CARD_FILE, is_unedited, renamed, split_card, with_metadata
-from moe_hf.models.cards.described import card_of_folder
+from moe_hf.models.cards.card import CARD_FILE, is_unedited, renamed, split_card, with_metadata, with_section
+from moe_hf.models.cards.described import card_of_folder, loading_of_folder
+from moe_hf.models.cards.loading import how_to_load
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.sharing.hub_errors import in_words
 from moe_hf.sharing.loadable import require_loadable
@@ -78,6 +79,7 @@ def push_folder(
     revision: str | None = None,
     message: str | None = None,
     token: str | None = None,
+    added: Mapping[str, str] | None = None,
 ) -> PushReport:
     """Push the model in a folder as one commit, with a card.
 
@@ -92,6 +94,8 @@ def push_folder(
         revision: a branch, made from `main` where there is none.
         message: of the commit.
         token: None takes that of HF_TOKEN or of `hf auth login`.
+        added: texts to push beside the folder's files, or in place of some, by their names: the code that makes the
+            model self-contained, say.
 
     Raises:
         CheckpointError: the folder is no whole model, or holds a secret; or the Hub refuses. Nothing is pushed then.
@@ -114,9 +118,10 @@ def push_folder(
     is_adapter = "config.json" not in shared.files
     notice = "it is an adapter" if is_adapter else require_loadable(folder)
     repository = open_repository(repo_id, private, revision, token)
-    text, origin = (own, "as in the folder") if is_adapter else _card(folder, own, repository, token)
+    text, origin = (own, "as in the folder") if is_adapter else _card(folder, own, repository, token, added)
     files: dict[str, Path | bytes] = {**shared.files}
     files.pop(CARD_FILE, None)
+    files |= {name: content.encode() for name, content in (added or {}).items()}
     if text is not None:
         files[CARD_FILE] = text.encode()
     url, commit = push_files(files, repository, message or "Upload model with moe_hf", token)
@@ -227,12 +232,16 @@ def _own_card(path: Path | None) -> str | None:
     return text
 
 
-def _card(folder: Path, own: str | None, repository: Repository, token: str) -> tuple[str | None, str]:
+def _card(
+    folder: Path, own: str | None, repository: Repository, token: str, added: Mapping[str, str] | None
+) -> tuple[str | None, str]:
     """The card to push, None to leave the one that is there, and where it comes from.
 
     A card that somebody wrote is never replaced by one that this package wrote, wherever the two lie.
     """
     name = repository.repo_id
+    # None: the folder's own config.json says so.
+    has_code = True if added and any(file.endswith(".py") for file in added) else None
     if own is not None and not is_unedited(own):
         if split_card(own).metadata:
             return own, f"{CARD_FILE} of the folder"
@@ -242,5 +251,8 @@ def _card(folder: Path, own: str | None, repository: Repository, token: str) -> 
     if there is not None and not is_unedited(there):
         return None, "the one on the Hub, which somebody wrote or changed"
     if own is not None:
-        return renamed(own, name), f"{CARD_FILE} of the folder, for {name}"
-    return card_of_folder(folder, name, get_moe_model_info), "written from the model's configuration"
+        text = renamed(own, name)
+        if has_code:
+            text = with_section(text, how_to_load(name, loading_of_folder(folder, has_code)[0]))
+        return text, f"{CARD_FILE} of the folder, for {name}"
+    return card_of_folder(folder, name, get_moe_model_info, has_code), "written from the model's configuration"

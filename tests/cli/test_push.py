@@ -1,13 +1,19 @@
 """`moe-hf push` says what went where; one that is killed is taken up by the next."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from moe_hf import GPT2WithMoE
 from moe_hf.__main__ import main
+from moe_hf.export.self_contained import export_self_contained
+from moe_hf.models.cards.described import card_of_folder
+from moe_hf.models.info import get_moe_model_info
 from tests.sharing import conftest as models
 
 folder, saved_model = models.folder, models.saved_model
@@ -29,6 +35,27 @@ def test_push_tells_what_it_pushed_and_what_it_left(hub, folder, capsys):
     assert hub.repos["me/moe"].commits[commit].message == "It"
     assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"nothing new: {count} files")
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_a_self_contained_push_has_what_a_self_contained_export_has(hub, folder, capsys, has_card):
+    if has_card:
+        (folder / "README.md").write_text(card_of_folder(folder, "YOUR-NAME/moe", get_moe_model_info))
+    out = folder.parent / "out"
+    export_self_contained(str(folder), out)
+    assert main(["push", str(folder), "me/moe", "--self_contained"]) == 0
+    pushed = {name: hub.content("me/moe", name) for name in hub.names("me/moe")}
+    for path in out.iterdir():
+        if path.suffix in (".py", ".safetensors") or path.name == "config.json":
+            assert pushed[path.name] == path.read_bytes(), path.name
+    assert "auto_map" in json.loads(pushed["config.json"])
+    card = pushed["README.md"].decode()
+    assert 'AutoModelForCausalLM.from_pretrained("me/moe", trust_remote_code=True)' in card
+    assert "![expert utilization](expert_utilization.png)" in card
+    assert "cannot be loaded" not in card
+    assert "auto_map" not in (folder / "config.json").read_text()
+    # The class of this package, not the code of the repository, as long as nobody says otherwise.
+    assert type(AutoModelForCausalLM.from_pretrained("me/moe")) is GPT2WithMoE
 
 
 def test_what_is_wrong_is_said_in_a_line(hub, folder, capsys, monkeypatch):

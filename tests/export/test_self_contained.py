@@ -16,6 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from moe_hf.base.errors import CheckpointError
 from moe_hf.export.self_contained import SelfContainedReport, auto_map_of, code_of, export_self_contained
 from moe_hf.models.auto import FAMILIES
+from moe_hf.models.cards.card import is_unedited
+from moe_hf.models.cards.described import card_of_folder
+from moe_hf.models.info import get_moe_model_info
 from moe_hf.text.tokenizers import byte_tokenizer
 from tests.models.families import KINDS, tiny_family
 from tests.models.native_moes import native_moe
@@ -135,6 +138,22 @@ def test_folder_holds_the_weights_the_tokenizer_and_a_card(tmp_path: Path) -> No
     assert described["auto_map"] == auto_map_of(FAMILIES["llama_moe"])
     assert report.code_files[0] == "modeling_llama_moe.py"
     assert {path.name for path in (tmp_path / "out").glob("*.py")} == {*report.code_files}
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_card_that_nobody_wrote_says_how_to_load_the_folder(tmp_path: Path, has_card: bool) -> None:
+    source = tmp_path / "source"
+    tiny_family("llama").save_pretrained(source)
+    if has_card:
+        card = card_of_folder(source, "YOUR-NAME/source", get_moe_model_info)
+        assert "cannot be loaded" in card
+        (source / "README.md").write_text(card, encoding="utf-8")
+    export_self_contained(str(source), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert is_unedited(card)
+    assert 'from_pretrained("YOUR-NAME/out", trust_remote_code=True)' in card
+    assert "They are a part of moe_hf, under the Apache License 2.0." in card
+    assert "cannot be loaded" not in card
 
 
 def test_export_of_an_export_is_the_same(tmp_path: Path) -> None:

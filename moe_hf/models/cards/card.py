@@ -88,6 +88,17 @@ def renamed(text: str, name: str) -> str:
     return written_card(name, metadata, [body])
 
 
+def with_section(text: str, section: str) -> str:
+    """The unedited card with this section in place of the one that has its heading; any other text as it is."""
+    mark = _MARK.search(text)
+    if mark is None or not is_unedited(text):
+        return text
+    metadata, body = split_card(text)
+    heading = re.escape(section.splitlines()[0])
+    body = re.sub(rf"^{heading}\n.*?(?=^## |\Z)", lambda _: f"{section}\n", _MARK.sub("", body), flags=re.M | re.S)
+    return written_card(mark[1], metadata, [body])
+
+
 def with_metadata(text: str, metadata: dict[str, Any]) -> str:
     """The card with metadata at its head where it has none; what somebody wrote stays as it is."""
     return text if split_card(text).metadata else f"---\n{_yaml(metadata)}---\n\n{_FRONT.sub('', text)}"

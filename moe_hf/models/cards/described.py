@@ -54,33 +54,53 @@ def described_card(
     return written_card(name, metadata_of(metadata.pop("tags", ()), is_sparse, pipeline_tag, **metadata), sections)
 
 
-def card_of_folder(folder: Path, name: str, count: Callable[[PreTrainedConfig], dict[str, Any]]) -> str:
+def card_of_folder(
+    folder: Path, name: str, count: Callable[[PreTrainedConfig], dict[str, Any]], has_code: bool | None = None
+) -> str:
     """The card of the model in a folder.
 
     Args:
         folder: of the model.
         name: its id on the Hub.
         count: counts its parameters, as `get_moe_model_info` does.
+        has_code: whether Python files beside the weights define it; None where its `config.json` says so.
 
     Raises:
         CheckpointError: a file of it that the card speaks of is no JSON object.
     """
+    loading, config = loading_of_folder(folder, has_code)
+    task = task_of(_architecture(json_object(folder / "config.json")))[1]
+    pictures = [picture for picture in PICTURES if (folder / picture).is_file()]
+    numbers = logged_rows(*_logged(folder))
+    tags = ["custom_code"] if loading.has_code else []
+    return described_card(name, None if config is None else count(config), loading, task, numbers, pictures, tags=tags)
+
+
+def loading_of_folder(folder: Path, has_code: bool | None = None) -> tuple[Loading, PreTrainedConfig | None]:
+    """How the model in a folder is loaded, and its configuration, None where transformers has no class for it.
+
+    Args:
+        folder: of the model.
+        has_code: as in `card_of_folder`.
+    """
     found = json_object(folder / "config.json")
-    model_type, architecture = str(found.get("model_type")), (found.get("architectures") or [""])[0]
+    model_type = str(found.get("model_type"))
     # Of a type that transformers does not know, code beside the weights is not run to learn more.
     is_known = model_type in CONFIG_MAPPING
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_known else None
-    auto_class, pipeline_tag = task_of(str(architecture))
     loading = Loading(
         model_type,
         is_own=isinstance(config, MoEDecoderConfig),
-        has_code=bool(found.get("auto_map")),
-        auto_class=auto_class,
+        has_code=bool(found.get("auto_map")) if has_code is None else has_code,
+        auto_class=task_of(_architecture(found))[0],
         has_tokenizer=any((folder / file).is_file() for file in TOKENIZER_FILES),
     )
-    pictures = [picture for picture in PICTURES if (folder / picture).is_file()]
-    numbers = logged_rows(*_logged(folder))
-    return described_card(name, config and count(config), loading, pipeline_tag, numbers, pictures)
+    return loading, config
+
+
+def _architecture(found: dict[str, Any]) -> str:
+    names = found.get("architectures") or [""]
+    return str(names[0]) if isinstance(names, list) else ""
 
 
 def sizes_of(info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ class Loading(NamedTuple):
     has_tokenizer: bool | None = True
 
 
+_PART = " They are a part of moe_hf, under the Apache License 2.0."
 _TASKS = {
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
@@ -45,7 +46,8 @@ def how_to_load(name: str, loading: Loading) -> str:
     if loading.has_code:
         parts += [
             f"Without {'`moe_hf`' if loading.is_own else 'another package'}: the Python files of this repository "
-            "define the model. Read them; `trust_remote_code=True` lets transformers run them:\n",
+            f"define the model.{_PART if loading.is_own else ''} Read them; `trust_remote_code=True` lets transformers "
+            "run them:\n",
             _code(name, loading, [], ", trust_remote_code=True"),
         ]
     elif loading.is_own:

@@ -14,6 +14,7 @@ from moe_hf.models.cards.card import (
     split_card,
     table,
     with_metadata,
+    with_section,
     written_card,
 )
 
@@ -63,6 +64,16 @@ def test_a_renamed_card_names_the_model_everywhere_and_is_still_known():
     assert 'Load "me/mixture", not "YOUR-NAME/moe-large".' in text
     assert is_unedited(text)
     assert text == renamed(text, "me/mixture")
+
+
+def test_a_section_takes_the_place_of_the_one_with_its_heading():
+    text = written_card("me/moe", METADATA, ["# moe", "## Use\n\nOld.", "## Training\n\nLong."])
+    changed = with_section(text, "## Use\n\nNew \\1.\n")
+    assert "Old." not in changed
+    assert "## Use\n\nNew \\1.\n\n## Training\n\nLong.\n" in changed
+    assert is_unedited(changed)
+    edited = text.replace("# moe", "# Mine")
+    assert with_section(edited, "## Use\n\nNew.\n") == edited
 
 
 def test_metadata_goes_before_what_somebody_wrote():
