@@ -25,6 +25,8 @@ OPTIONAL_PACKAGES: dict[str, OptionalPackage] = {
     "flash_attn_4": OptionalPackage("flash_attn.cute", "pip install flash-attn-4 (NVIDIA Hopper or Blackwell)"),
     "gguf": OptionalPackage("gguf", "pip install 'moe_hf[gguf]'"),
     "gradio": OptionalPackage("gradio", "pip install 'moe_hf[web]'"),
+    "llguidance": OptionalPackage("llguidance", "pip install 'moe_hf[json]'"),
+    "llguidance_hf": OptionalPackage("llguidance.hf", "pip install 'moe_hf[json]'"),
     "mamba_ssm": OptionalPackage(
         "mamba_ssm", "MAMBA_KEEP_CUDA_BUILD=TRUE pip install mamba-ssm --no-build-isolation (NVIDIA GPU)"
     ),

@@ -97,6 +97,12 @@ def build_parser(prog: str | None = None) -> argparse.ArgumentParser:
     script.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="answer this; - is stdin")
     script.add_argument("--per_line", action="store_true", help="each line of stdin is a prompt and a conversation")
     script.add_argument("--json", action="store_true", help="one JSON object per answer")
+    script.add_argument(
+        "--json_schema",
+        type=Path,
+        metavar="FILE",
+        help="answers of -p are JSON by this schema (needs the extra `json`)",
+    )
     script.add_argument("--debug", action="store_true", help="show the traceback of an error")
     answers = parser.add_argument_group("answers (default: what the model's generation config says)")
     for key, setting in SETTINGS.items():

@@ -19,6 +19,7 @@ from moe_hf.inference.chat import Chat
 from moe_hf.inference.chat_session import ChatSession
 from moe_hf.inference.commands import COMMANDS
 from moe_hf.inference.console import Console
+from moe_hf.inference.json_answers import read_schema
 from moe_hf.inference.model_files import is_a, newest_model
 from moe_hf.inference.remote_model import RemoteTextModel
 from moe_hf.inference.repl import run
@@ -27,7 +28,13 @@ from moe_hf.inference.text_model import CausalTextModel
 from moe_hf.inference.transcript import TranscriptFile, read_transcript
 
 # Flags that mean nothing to a server, and what they are when nobody gave them.
-_OF_LOCAL_MODELS = {"architecture": None, "device": "auto", "dtype": "auto", "attn_implementation": None}
+_OF_LOCAL_MODELS = {
+    "architecture": None,
+    "device": "auto",
+    "dtype": "auto",
+    "attn_implementation": None,
+    "json_schema": None,
+}
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -37,7 +44,7 @@ def chat(args: argparse.Namespace) -> None:
         args: what the parser of `moe_hf.cli.chat` makes of them.
     """
     _quiet()
-    scripted = bool(args.prompt or args.per_line or args.json)
+    scripted = bool(args.prompt or args.per_line or args.json or args.json_schema)
     # Where there is no console, as under a service, there may be no stdin at all.
     interactive = not scripted and (args.plain or (sys.stdin is not None and sys.stdin.isatty()))
     # Stdin is read before the model, so that a mistake shows at once.
@@ -70,7 +77,7 @@ def chat(args: argparse.Namespace) -> None:
         console.notice(f"{model.name}, {size}{model.place}. /help lists commands")
         run(conversation)
     else:
-        answer_prompts(conversation, prompts, args.json, args.per_line)
+        answer_prompts(conversation, prompts, args.json, args.per_line, whole_only=args.json_schema is not None)
 
 
 def chat_in_browser(args: argparse.Namespace) -> None:
@@ -83,7 +90,7 @@ def chat_in_browser(args: argparse.Namespace) -> None:
         ConfigError: a flag has no meaning there, or the port is taken.
         BackendUnavailableError: gradio is not installed.
     """
-    for flag in ("prompt", "per_line", "json", "plain", "load", "transcript"):
+    for flag in ("prompt", "per_line", "json", "json_schema", "plain", "load", "transcript"):
         if getattr(args, flag):
             raise ConfigError(
                 f"--{flag} is of no use with --web, where one talks in the browser; leave one of them out"
@@ -126,9 +133,13 @@ def _open_session(args: argparse.Namespace) -> ChatSession:
 
 
 def _local(args: argparse.Namespace) -> CausalTextModel:
+    # Before the model, which may take minutes.
+    schema = None if args.json_schema is None else read_schema(args.json_schema)
     model = _read(args, args.model or str(newest_model(args.runs_dir, args.architecture)))
     if args.architecture and not is_a(model.model.config, args.architecture):
         raise ConfigError(f"--architecture {args.architecture} was asked for, but {model.name} is of another kind")
+    if schema is not None:
+        model.answer_by(schema)
     return model
 
 

@@ -42,25 +42,38 @@ def _read_stdin() -> str:
         raise ConfigError(f"stdin is not UTF-8 text (byte {error.start})") from error
 
 
-def answer_prompts(chat: Chat, prompts: Sequence[str], as_json: bool, per_line: bool) -> None:
+def answer_prompts(chat: Chat, prompts: Sequence[str], as_json: bool, per_line: bool, whole_only: bool = False) -> None:
     """Answers the prompts in order; they are turns of one conversation, or with `per_line` one conversation each.
+
+    Args:
+        chat: answers.
+        prompts: at least one.
+        as_json: print a record of each answer instead of its text.
+        per_line: as above.
+        whole_only: print an answer when it has ended, and none that was cut off: half an object is no JSON.
 
     Raises:
         ConfigError: a prompt can't be answered, as in `ChatSession.ask`; what was answered before it is written.
+        RuntimeError: an answer was cut off, with `whole_only`.
         KeyboardInterrupt: Ctrl-C cut an answer short; its text so far is written.
     """
     for number, prompt in enumerate(prompts, start=1):
         if per_line and number > 1:
             chat.begin_conversation()
             chat.session.reset()
-        if not as_json:
+        if not (as_json or whole_only):
             if chat.say(prompt).finish_reason == "interrupted":
                 raise KeyboardInterrupt
             continue
         reply = chat.session.ask(prompt, lambda text: None)
         chat.notice_unseen(reply)
+        if whole_only and reply.finish_reason != "stop":
+            raise RuntimeError(
+                f"the answer to {prompt!r} was cut off after {reply.num_tokens} tokens, before its JSON was whole; "
+                "raise --max_new_tokens, or bound the schema (maxLength, maxItems, maximum)"
+            )
         # At once: whoever reads the pipe may wait for this answer before asking on.
-        print(json_line(reply_record(prompt, chat.session.model.name, reply)), flush=True)
+        print(json_line(reply_record(prompt, chat.session.model.name, reply)) if as_json else reply.text, flush=True)
         chat.autosave()
 
 

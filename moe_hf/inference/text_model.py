@@ -20,6 +20,7 @@ from moe_hf.base.model_source import find_model, without_progress_bar
 from moe_hf.base.tokenizer_source import load_tokenizer
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.inference.answering import Completion, continued_text
+from moe_hf.inference.json_answers import JsonAnswers
 from moe_hf.inference.routing_recorder import RoutingRecorder, RoutingTrace, sparse_layers
 from moe_hf.inference.settings import DEVICES, DTYPES, GenerationSettings, settings_of
 from moe_hf.inference.streaming import StopWhenSet, TextPieces
@@ -39,6 +40,9 @@ class CausalTextModel:
         tokenizer: its tokenizer; without a chat template the model continues plain text.
         name: what to call it.
         raw: continue plain text whether there is a chat template or not.
+
+    Attributes:
+        json_answers: what all answers are held to, if `answer_by` named a schema.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class CausalTextModel:
         self.encoder = TextEncoder(tokenizer)
         self.routers = find_routers(model)
         self.stop_ids = self._find_stop_ids()
+        self.json_answers: JsonAnswers | None = None
 
     @classmethod
     def load(
@@ -130,6 +135,15 @@ class CausalTextModel:
     def no_experts(self) -> str:
         """Why it shows no experts, if it has no sparse layers."""
         return "this model is dense: it has no experts"
+
+    def answer_by(self, schema: dict[str, Any]) -> None:
+        """Makes all answers from now on JSON by a schema; those that are cut off are a beginning of it.
+
+        Raises:
+            ConfigError, BackendUnavailableError: as for `JsonAnswers`.
+        """
+        embedding: Any = self.model.get_output_embeddings() or self.model.get_input_embeddings()
+        self.json_answers = JsonAnswers(schema, self.tokenizer, embedding.weight.shape[0], self.stop_ids)
 
     @property
     def context_limit(self) -> int | None:
@@ -204,6 +218,7 @@ class CausalTextModel:
                 generation_config=self._generation_config(settings),
                 stopping_criteria=StoppingCriteriaList([StopWhenSet(stop)]),
                 streamer=streamer,
+                logits_processor=[] if self.json_answers is None else [self.json_answers.processor()],
             )
         return Completion(
             text=streamer.text,

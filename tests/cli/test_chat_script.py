@@ -7,6 +7,8 @@ import signal
 import pytest
 import torch
 
+from moe_hf import GPT2WithMoE, create_moe_config
+from moe_hf.base.optional import is_available
 from moe_hf.base.printable import json_line
 from moe_hf.cli.chat import main
 from moe_hf.cli.chat_script import answer_prompts, reply_record
@@ -16,6 +18,7 @@ from moe_hf.inference.chat_session import ChatSession, Reply
 from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.streaming import Piece
 from moe_hf.inference.text_model import CausalTextModel
+from moe_hf.text.tokenizers import byte_tokenizer
 
 SHORT = ["--max_new_tokens", "5", "--device", "cpu", "--seed", "1"]
 
@@ -84,3 +87,38 @@ def test_ctrl_c_in_a_script_is_no_success(model_folder, capsys, stdin):
         answer_prompts(chat, ["hi", "never"], as_json=False, per_line=False)
     assert "interrupted" in capsys.readouterr().err
     assert len(chat.replies) == 1
+
+
+@pytest.fixture(scope="module")
+def untrained_folder(tmp_path_factory):
+    """A model with random weights that may write whatever it likes."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    folder = tmp_path_factory.mktemp("untrained")
+    GPT2WithMoE(create_moe_config("tiny", vocab_size=len(tokenizer), **shape, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(not is_available("llguidance"), reason="needs the extra `json`")
+def test_answers_by_a_schema_are_json_or_an_error(untrained_folder, tmp_path, capsys, stdin):
+    schema = tmp_path / "schema.json"
+    words = ["--model", str(untrained_folder), "-p", "one", "-p", "two", "--json_schema", str(schema)]
+    schema.write_text('{"enum": ["a", "b"]}')
+    assert main(words) == 0
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 2
+    assert {json.loads(answer) for answer in answers} <= {"a", "b"}
+    assert main([*words, "--json"]) == 0
+    assert {json.loads(json.loads(line)["text"]) for line in capsys.readouterr().out.splitlines()} <= {"a", "b"}
+    # An answer that was cut off is no JSON: nothing of it is printed.
+    schema.write_text('{"type": "string", "minLength": 50}')
+    assert main([*words, "--max_new_tokens", "9"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "raise --max_new_tokens" in shown.err
+    schema.write_text('{"type": "strnig"}')
+    assert main(words) == 2
+    assert "can't be held to" in capsys.readouterr().err

@@ -133,7 +133,16 @@ def test_an_address_that_cant_be_served_is_said_before_the_model_is_read(words, 
 
 
 @pytest.mark.parametrize(
-    "flags", [["-p", "hi"], ["--json"], ["--per_line"], ["--plain"], ["--load", "f"], ["--transcript", "f"]]
+    "flags",
+    [
+        ["-p", "hi"],
+        ["--json"],
+        ["--per_line"],
+        ["--plain"],
+        ["--json_schema", "f"],
+        ["--load", "f"],
+        ["--transcript", "f"],
+    ],
 )
 def test_flags_of_other_ways_to_talk_are_refused(flags, model_folder, capsys) -> None:
     assert main(["--web", "--model", str(model_folder), *flags]) == 2
