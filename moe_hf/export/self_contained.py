@@ -14,7 +14,7 @@ from moe_hf.base.model_source import find_model
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.export.flatten import Tables, flatten
 from moe_hf.models.auto import FAMILIES, Family
-from moe_hf.models.cards.card import CARD_FILE, is_unedited, placeholder, renamed, with_section
+from moe_hf.models.cards.card import CARD_FILE, PICTURES, is_unedited, placeholder, renamed, with_section
 from moe_hf.models.cards.described import card_of_folder, loading_of_folder
 from moe_hf.models.cards.loading import how_to_load
 from moe_hf.models.info import get_moe_model_info
@@ -25,6 +25,7 @@ _INDEX = "model.safetensors.index.json"
 # Beside the weights, whose license may be another.
 _LICENSE = "LICENSE.moe_hf"
 _HEADING = "## Without moe_hf"
+_RECORDS = ("run.yaml", "metrics.jsonl")
 # What a finished model does not need: other packages' kernels would be asked for by transformers before it runs code.
 _NEVER: Tables = {
     "moe_hf.models.dense.formats": {"DENSE_FORMATS": ()},
@@ -41,7 +42,7 @@ class SelfContainedReport(NamedTuple):
         code_files: names of the files of code, the entry first.
         code_lines: lines of code in all.
         weight_bytes: bytes of the files with weights.
-        carried: what was taken along beside weights and code: tokenizer, generation settings.
+        carried: what was taken along beside weights and code: tokenizer, generation settings, records of training.
         notices: what a user should know, a sentence each.
     """
 
@@ -91,7 +92,7 @@ def export_self_contained(
             shutil.copyfile(file, aside / file.name)
             if on_progress is not None:
                 on_progress(number, len(files))
-        carried = carry_over(opened, aside)
+        carried = carry_over(opened, aside) + _carry_records(opened.folder, aside)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         (aside / CARD_FILE).write_text(_card(opened, destination.name, family, aside), encoding="utf-8")
@@ -211,6 +212,14 @@ def _notices(config: MoEDecoderConfig) -> list[str]:
         f"training it further with transformers' Trainer leaves the states of its {' and '.join(sorted(learners))} "
         "routers where they are; moe-hf train moves them"
     ]
+
+
+def _carry_records(source: Path, folder: Path) -> list[str]:
+    """Copy what a training run left for readers beside its model; its card shows the pictures."""
+    names = [name for name in (*PICTURES, *_RECORDS) if (source / name).is_file()]
+    for name in names:
+        shutil.copyfile(source / name, folder / name)
+    return names
 
 
 def _license() -> str | None:

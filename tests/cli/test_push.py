@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moe_hf import GPT2WithMoE
 from moe_hf.__main__ import main
@@ -66,6 +67,37 @@ def test_what_is_wrong_is_said_in_a_line(hub, folder, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["push", str(folder), "me/moe"]) == 1
     assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "moe_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("me/moe", trust_remote_code=True)
+ids = AutoTokenizer.from_pretrained("me/moe")("a b c", return_tensors="pt").input_ids
+assert type(model).__module__.startswith("transformers_modules.me.moe."), type(model).__module__
+torch.save(model(ids).logits.detach(), sys.argv[1])
+"""
+
+
+def test_a_model_that_is_pushed_with_its_code_loads_from_the_hub_without_the_package(hub, folder, tmp_path):
+    assert main(["push", str(folder), "me/moe", "--self_contained"]) == 0
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment["HF_HOME"] = str(tmp_path / "home")
+    command = [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, str(tmp_path / "logits")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    ids = AutoTokenizer.from_pretrained(folder)("a b c", return_tensors="pt").input_ids
+    expected = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits"), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow

@@ -53,7 +53,8 @@ def run_without_the_package(folder: Path, kinds: list[str]) -> str:
 
 def test_every_family_works_where_the_package_cannot_be_imported(tmp_path: Path) -> None:
     for kind in FAMILY_KINDS:
-        export_tiny(kind.removesuffix("+"), tmp_path)
+        router = "sigmoid_bias" if kind == "gpt2" else "top_k"
+        export_tiny(kind.removesuffix("+"), tmp_path, router_type=router)
     assert {KINDS[kind.removesuffix("+")][0] for kind in FAMILY_KINDS} == {*FAMILIES}
     assert "all passed" in run_without_the_package(tmp_path, FAMILY_KINDS)
 
@@ -74,7 +75,7 @@ def test_routers_with_a_state_are_trained_as_the_notice_says(router: str, tmp_pa
     assert "all passed" in run_without_the_package(tmp_path, ["gpt2"])
 
 
-@pytest.mark.parametrize("kind", ["retnet", "mamba-attention", "megabyte"])
+@pytest.mark.parametrize("kind", ["mamba-attention", "megabyte"])
 def test_code_stands_on_itself_transformers_and_torch(kind: str) -> None:
     model_type, _ = KINDS[kind]
     code = code_of(tiny_family(kind).config, FAMILIES[model_type])
