@@ -94,10 +94,18 @@ class ReadConfig(DerivedFields):
         """
         try:
             found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except (TypeError, RecursionError) as error:
+        except (TypeError, AttributeError, RecursionError, OSError) as error:
+            # transformers says of text that is no JSON what it says of a file that it cannot get.
+            if isinstance(error, OSError) and not isinstance(error.__context__, ValueError):
+                raise
             raise CheckpointError(
                 f"the config.json of {pretrained_model_name_or_path} is no JSON object ({error}); download it again"
             ) from error
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"the config.json of {pretrained_model_name_or_path} holds a {type(found).__name__}, not a JSON "
+                "object; download it again"
+            )
         if not found:
             # transformers takes the defaults, the shape of some other model.
             raise CheckpointError(f"{pretrained_model_name_or_path} has no config.json; name a folder that has one")

@@ -75,16 +75,26 @@ def indexed_files(index: Path) -> list[str]:
     Raises:
         CheckpointError: it is no such index, or names a file that is absent, of another kind or somewhere else.
     """
+    names = indexed_names(index)
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")
+    return [str(index.parent / name) for name in names]
+
+
+def indexed_names(index: Path) -> list[str]:
+    """The names of the safetensors files that an index of shards names, none of which leads out of its folder.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file of another kind or somewhere else.
+    """
     weight_map = json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map, a table from tensors to files; download it again")
     names = sorted(set(weight_map.values()))
     require_inside(index.parent, names, index)
     require_safetensors(names)
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{index} lists {listed(missing)}, which {index.parent} lacks; download it again")
-    return [str(index.parent / name) for name in names]
+    return names
 
 
 def is_head_tied(weights_file: str, default: bool = True) -> bool:

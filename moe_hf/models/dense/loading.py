@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,6 +15,7 @@ from moe_hf.base.files import json_object
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.dense.checkpoint_files import (
     indexed_files,
+    indexed_names,
     listed,
     open_slices,
     refuse_adapter,
@@ -78,12 +81,20 @@ class LoadsDense(PreTrainedModel):
                 f"{pretrained_model_name_or_path} holds a safetensors file that can't be read ({error}); it is "
                 "incomplete or damaged: download it again"
             ) from error
-        except OSError as error:
-            pickled = _pickled_weights(pretrained_model_name_or_path)
-            if pickled is None:
-                raise
-            require_safetensors([pickled])
-            raise error
+        except (CheckpointError, ConfigError):
+            raise
+        except Exception as error:
+            # transformers reads the index of a repository on the Hub unchecked, and fails by errors of any kind.
+            index = _cached_index(pretrained_model_name_or_path, kwargs)
+            try:
+                if index is not None:
+                    indexed_names(index)
+                    _require_metadata(index)
+            except CheckpointError as told:
+                raise told from error
+            pickled = _pickled_weights(pretrained_model_name_or_path) if isinstance(error, OSError) else None
+            require_safetensors([] if pickled is None else [pickled])
+            raise
 
     @classmethod
     def _load_pretrained_model(
@@ -198,5 +209,23 @@ def _require_safe_index(folder: str | os.PathLike | None, subfolder: str | None,
         return
     for index in sorted(path.glob(_SAFE_INDEXES)):
         indexed_files(index)
-        if not isinstance(json_object(index).get("metadata"), dict):
-            raise CheckpointError(f'{index} has no "metadata", which transformers needs; add {{"total_size": 0}}')
+        _require_metadata(index)
+
+
+def _require_metadata(index: Path) -> None:
+    if not isinstance(json_object(index).get("metadata"), dict):
+        raise CheckpointError(f'{index} has no "metadata", which transformers needs; add {{"total_size": 0}}')
+
+
+def _cached_index(repo_id: str | os.PathLike | None, options: dict[str, Any]) -> Path | None:
+    """The index of shards in the local cache of the Hub; None where there is none, or it is no repository."""
+    if repo_id is None or Path(repo_id).is_dir():
+        return None
+    name = "/".join(filter(None, (options.get("subfolder"), "model.safetensors.index.json")))
+    try:
+        found = try_to_load_from_cache(
+            str(repo_id), name, cache_dir=options.get("cache_dir"), revision=options.get("revision")
+        )
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
