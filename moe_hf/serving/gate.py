@@ -77,6 +77,7 @@ class Gate:
         self._check_key(scope)
         if self._running > self._max_requests:
             raise RequestError(503, f"{self._max_requests} requests are running; try again later", "overloaded")
+        _check_kind(scope)
         body = await self._body(scope, receive)
         if body is None:
             return
@@ -134,6 +135,13 @@ class Gate:
                         return bytes(body)
         except TimeoutError as error:
             raise RequestError(408, f"the body did not come within {SLOWEST_BODY:.0f} s", "timeout") from error
+
+
+def _check_kind(scope: Message) -> None:
+    """Refuses what any site's page could have a visitor's browser send without asking first (CORS)."""
+    kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if scope["method"] == "POST" and kind != b"application/json":
+        raise RequestError(415, "the body must be declared; send Content-Type: application/json", "not_json")
 
 
 class _Connection:

@@ -54,7 +54,7 @@ def test_a_body_that_grows_too_large_is_refused_before_its_end() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "path": "/v1/models", "headers": []}
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": []}
     asyncio.run(Gate(echo, PATHS, Meter(), max_body_bytes=1000)(scope, receive, send))
     assert sent[0]["status"] == 413
 
@@ -69,7 +69,9 @@ def test_a_slow_body_is_given_up(asgi, monkeypatch) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Gate(echo, PATHS, Meter())({"type": "http", "path": "/", "headers": []}, receive, send))
+    asyncio.run(
+        Gate(echo, PATHS, Meter())({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+    )
     assert sent[0]["status"] == 408
 
 
@@ -92,7 +94,7 @@ def test_who_leaves_stops_the_call(after_body) -> None:
         raise AssertionError(message)
 
     gate = Gate(endless, PATHS, meter)
-    asyncio.run(gate({"type": "http", "path": "/v1/models", "headers": []}, receive, send))
+    asyncio.run(gate({"type": "http", "method": "GET", "path": "/v1/models", "headers": []}, receive, send))
     assert [call.stop.is_set() for call in calls] == [True] * after_body
     assert meter.value("moe_hf_requests_abandoned_total") == after_body
     assert meter.value("moe_hf_requests_running") == 0
@@ -122,7 +124,7 @@ def test_more_requests_than_allowed_are_told_to_come_back(asgi) -> None:
                 if message["type"] == "http.response.start":
                     statuses.append(message["status"])
 
-            await gate({"type": "http", "path": "/v1/models", "headers": []}, receive, send)
+            await gate({"type": "http", "method": "GET", "path": "/v1/models", "headers": []}, receive, send)
 
         tasks = [asyncio.create_task(one()) for _ in range(3)]
         await asyncio.sleep(0.05)
@@ -131,3 +133,19 @@ def test_more_requests_than_allowed_are_told_to_come_back(asgi) -> None:
 
     asyncio.run(crowd())
     assert sorted(statuses) == [200, 200, 503]
+
+
+@pytest.mark.parametrize("kind", [None, b"text/plain", b"application/x-www-form-urlencoded", b"application/jsonx"])
+def test_what_a_page_of_another_site_could_send_is_refused(kind) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body is not even read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if kind is None else [(b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": "/v1/models", "headers": headers}
+    asyncio.run(Gate(echo, PATHS, Meter())(scope, receive, send))
+    assert sent[0]["status"] == 415
