@@ -10,7 +10,9 @@ from huggingface_hub import constants, errors
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 
-_FORBIDDEN, _MOVED, _UNKNOWN_TOKEN = 403, 412, 401
+_FORBIDDEN, _MOVED, _UNKNOWN_TOKEN, _SERVER = 403, 412, 401, 500
+# A time that ran out, and too many requests.
+_PASSING = (408, 429)
 
 
 @contextmanager
@@ -91,6 +93,8 @@ def _refused(error: Any, repo_id: str, revision: str | None) -> Exception:
             f"somebody else wrote to {repo_id} meanwhile, so nothing of this was added; look at what is new there, and "
             "push again"
         )
+    if status < _SERVER and status not in _PASSING:
+        return CheckpointError(f"the Hub does not take this for {repo_id} ({status}: {_message(error)})")
     return OSError(f"the Hub fails on {repo_id} ({status}: {_message(error)}); try again later")
 
 

@@ -102,7 +102,7 @@ def push_folder(
         ConfigError: no token, or a name that the Hub does not take.
         OSError: the Hub cannot be reached, or fails.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     with in_words(repo_id):
         validate_repo_id(repo_id)
     if revision is not None and REGEX_COMMIT_OID.fullmatch(revision):

@@ -136,6 +136,8 @@ def git_hash(content: bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    # Head and body in one piece: else each answer waits for the client's acknowledgement of its head.
+    wbufsize = 2**16
 
     def log_message(self, *_: Any) -> None:
         pass

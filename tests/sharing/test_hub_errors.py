@@ -31,7 +31,8 @@ def refuse(answer):
         (Answer(404, "", "EntryNotFound"), CheckpointError, "a file of me/moe that its list names is not there"),
         (Answer(412, "moved"), CheckpointError, "somebody else wrote to me/moe meanwhile"),
         (Answer(500, "out of order"), OSError, "the Hub fails on me/moe (500: out of order); try again later"),
-        (Answer(409, "a?X-Amz-Signature=secret is taken"), OSError, "(409: a is taken)"),
+        (Answer(409, "a?X-Amz-Signature=secret is taken"), CheckpointError, "does not take this for me/moe (409: a is"),
+        (Answer(429, "slower"), OSError, "the Hub fails on me/moe (429: slower); try again later"),
     ],
 )
 def test_an_answer_that_is_an_error_says_what_to_do(hub, answer, error, text):
