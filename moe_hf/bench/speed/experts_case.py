@@ -28,7 +28,17 @@ from moe_hf.bench.harness.arms import (
 )
 from moe_hf.bench.harness.cases import SAVED, Fastest, Goal
 from moe_hf.bench.harness.comparison import CANNOT_RUN, reason_text
-from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT, DenseRoof, Weights, draw_weights, opponents
+from moe_hf.bench.speed.opponents import (
+    GPU_SUBJECT,
+    PACKED,
+    QUANTISED,
+    SUBJECT,
+    DenseRoof,
+    Weights,
+    draw_weights,
+    opponents,
+    quantised_opponents,
+)
 from moe_hf.bench.speed.reference import ReferenceExperts
 from moe_hf.bench.speed.routes import draw_routes
 from moe_hf.bench.speed.sizes import Size, expert_flops, expert_gradient_bytes, sizes_with
@@ -73,6 +83,14 @@ def build_experts(size: Size, mode: str, options: Options) -> Group:
         if capturing and name == GPU_SUBJECT:
             arm = arm._replace(further=partial(captured_arm, name, forward, flops, reference))
         arms.append(arm)
+    if mode == DECODE:
+        rounded, absent = quantised_opponents(size, weights, options)
+        # Unchecked: what rounding the weights changes is no error of the product, which its own tests hold.
+        arms += [
+            Arm(name, step_of(partial(module, x_TD, expert_TK, weight_TK), leaves, None), family, flops=flops)
+            for name, family, module in rounded
+        ]
+        skipped = [*skipped, *absent]
     return Group([*arms, *yardsticks(size, weights, training, options)], skipped)
 
 
@@ -181,6 +199,10 @@ EXPERTS_CPU_GOALS: tuple[Goal, ...] = (
     _goal("small widths, forward+backward, vs the best", TRAINING, 1.0, None, _BEST, SUBJECT, _SMALL),
     _goal("decode, T=1, vs the best", DECODE, 1.3, 1.6, _BEST, SUBJECT, sizes_with(tokens=1)),
     _goal("decode, T=8, vs the best", DECODE, 1.7, 2.2, _BEST, SUBJECT, sizes_with(tokens=8)),
+    *(
+        _goal(f"decode, T=1, experts in {name} vs in float32", DECODE, 1.0, 1.5, SUBJECT, name, sizes_with(tokens=1))
+        for name in QUANTISED
+    ),
     _goal("bf16 forward vs the best", FORWARD, 0.98, 1.05, _BEST, SUBJECT, _BF16),
     _goal("bf16 forward+backward vs the best", TRAINING, 0.98, 1.05, _BEST, SUBJECT, _BF16),
     _goal(

@@ -20,9 +20,12 @@ from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.layers.experts.activations import activation
 from moe_hf.layers.experts.backends import EXPERTS_BACKENDS
 from moe_hf.layers.experts.experts import Experts
+from moe_hf.layers.experts.quantized import quantize_weight, weight_names
 
 TRANSFORMERS_BACKENDS = ("eager", "grouped_mm", "batched_mm")
 PACKED = "sorted packed"
+QUANTISED = {"8 bits": (8, None), "4 bits": (4, 32)}
+"""Arms whose weights are rounded: the bits of a weight, and how many share a scale."""
 SUBJECT = "auto"
 """The arm that the CPU goals are about: what a user gets without choosing."""
 GPU_SUBJECT = "triton"
@@ -32,12 +35,12 @@ _ONE_KERNEL = ", one kernel"
 
 
 def require_backends(names: Iterable[str], packed: bool = True) -> tuple[str, ...]:
-    """The names themselves, each of a backend that can be measured; `packed` allows our packed weights too.
+    """The names themselves, each of a backend that can be measured; `packed` allows our packed and rounded weights too.
 
     Raises:
         ConfigError: there is no such backend.
     """
-    allowed = [*TRANSFORMERS_BACKENDS, *EXPERTS_BACKENDS, *([PACKED] if packed else [])]
+    allowed = [*TRANSFORMERS_BACKENDS, *EXPERTS_BACKENDS, *([PACKED, *QUANTISED] if packed else [])]
     for name in names:
         if name not in allowed:
             raise ConfigError(f"unknown backend {name!r}; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}")
@@ -147,6 +150,22 @@ def opponents(size: Size, weights: Weights, options: Options, training: bool) ->
                 reason = str(error)
         if reason is not None:
             skipped.append(Skipped(name, reason))
+    return found, skipped
+
+
+def quantised_opponents(size: Size, weights: Weights, options: Options) -> tuple[list[Opponent], list[Skipped]]:
+    """Experts with rounded weights, which give other numbers than the rest, and those that the widths do not allow."""
+    found, skipped = [], []
+    for name, stored in QUANTISED.items():
+        if options.wants(name):
+            module: Any = _opponent(SUBJECT, size, weights).module
+            try:
+                for field in weight_names(module):
+                    quantize_weight(module, field, getattr(weights, field).detach(), *stored)
+            except ConfigError as error:
+                skipped.append(Skipped(name, str(error)))
+            else:
+                found.append(Opponent(name, OWN, module))
     return found, skipped
 
 

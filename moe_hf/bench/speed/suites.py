@@ -16,7 +16,7 @@ from moe_hf.bench.speed.growth import GROWTH, MANY
 from moe_hf.bench.speed.growth_case import GROWTH_CPU_GOALS, GROWTH_GPU_GOALS, build_growth
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
 from moe_hf.bench.speed.model_case import MODEL, MODEL_GOALS, build_model
-from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, SUBJECT, TRANSFORMERS_BACKENDS
+from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, QUANTISED, SUBJECT, TRANSFORMERS_BACKENDS
 from moe_hf.bench.speed.report import SPEED_PAGE, UTILIZATION
 from moe_hf.bench.speed.router_case import ROUTER, build_routers
 from moe_hf.bench.speed.sizes import SMALL_WIDTHS, Size
@@ -110,7 +110,7 @@ def cpu_cases(quick: bool) -> list[Case]:
         *_cases(EXPERTS, FORWARD, _vary(new_sizes, both, activation="gelu_new"), _CPU_ARMS),
         *_cases(EXPERTS, FORWARD, small, _CPU_ARMS),
         *_cases(EXPERTS, TRAINING, small, compared),
-        *_cases(EXPERTS, DECODE, decode, _CPU_ARMS),
+        *_cases(EXPERTS, DECODE, decode, (*_CPU_ARMS, *QUANTISED)),
         *_cases(EXPERTS, TRAINING, training[:1] + training_new[:1], compared, memory=True),
         *_cases(EXPERTS, TRAINING, training[1:] + training_new[1:], compared),
         *_cases(EXPERTS, FORWARD, [size._replace(dtype="bfloat16") for size in training], _CPU_ARMS),

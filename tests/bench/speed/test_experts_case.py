@@ -12,6 +12,7 @@ from moe_hf.bench.speed.growth_case import build_growth
 from moe_hf.bench.speed.layer_cases import build_layer
 from moe_hf.bench.speed.sizes import SMALL_WIDTHS, expert_gradient_bytes
 from moe_hf.bench.speed.suites import CPU_GOALS
+from moe_hf.layers.experts.interface import OWN_EXPERTS_FUNCTIONS
 from tests.bench.measured import SIZE, SMALL, group, measure, numbers, reasons
 
 
@@ -31,6 +32,20 @@ def test_every_backend_that_runs_here_is_right_and_measured(forward):
     assert {"sorted", "auto", "sorted packed"} <= set(by_family[OWN])
     assert all(arm.error < 1e-5 for arm in forward.arms if arm.family in by_family)
     assert all(len(arm.samples.seconds) == 2 for arm in forward.arms)
+
+
+def test_rounded_weights_are_measured_where_weights_decide_and_their_widths_allow_it(forward):
+    names = {"8 bits", "4 bits"}
+    assert not names & {arm.name for arm in forward.arms}
+    decoding = measure(build_experts, SIZE._replace(tokens=1), "decode")
+    assert names & {arm.name for arm in decoding.arms} == {"8 bits"}
+    assert "no whole groups of group_size=32" in reasons(decoding)["4 bits"]
+    wide = build_experts(SIZE._replace(tokens=1, hidden_size=64, expert_width=32), "decode", Options())
+    found = {arm.name: arm.step() for arm in wide.arms if arm.name in {*names, "auto"}}
+    assert found.keys() == {*names, "auto"}
+    for name in names:
+        away = (found[name] - found["auto"]).norm() / found["auto"].norm()
+        assert 1e-3 < away < {"8 bits": 0.03, "4 bits": 0.2}[name]
 
 
 def test_backends_that_cannot_run_here_say_why(forward):
@@ -99,7 +114,8 @@ def test_backend_with_a_wrong_gradient_is_not_timed_in_training(monkeypatch, pos
         return sorted_backend(module, *given)
 
     sorted_backend = ALL_EXPERTS_FUNCTIONS["sorted"]
-    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "sorted", broken)
+    for table in (ALL_EXPERTS_FUNCTIONS._global_mapping, OWN_EXPERTS_FUNCTIONS):
+        monkeypatch.setitem(table, "sorted", broken)
     for build in (build_experts, build_growth, build_layer):
         assert build is build_layer or measure(build, SIZE, "forward", backends=("sorted",)).skipped == []
         group = measure(build, SIZE._replace(tokens=9), TRAINING, backends=("grouped_mm", "sorted"))

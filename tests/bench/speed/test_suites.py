@@ -38,6 +38,8 @@ def test_cpu_suite_has_groups_for_every_row_of_its_table():
                 made = made._replace(arms=arms)
             if one.name == "model":
                 made = made._replace(arms=[arm(n, OWN, 1.0) for n in ("auto", "dense twin", "transformers' GPT-2")])
+            if one.mode == "decode":
+                made = made._replace(arms=[*made.arms, *(arm(n, OWN, 1.0) for n in ("8 bits", "4 bits"))])
             groups.append(made)
         assert [verdict.goal.quantity for verdict in judge(CPU_GOALS, groups) if not verdict.values] == []
 
