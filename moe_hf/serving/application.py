@@ -93,7 +93,8 @@ def _add_error_handlers(app: Any) -> None:
 
     async def http_error(request: Any, error: Any) -> Any:
         where = f"{request.method} {request.url.path[:100]}"
-        return answer(RequestError(error.status_code, f"{error.detail}: {where}", "not_found"))
+        code = "not_found" if error.status_code == 404 else "invalid_request"
+        return answer(RequestError(error.status_code, f"{error.detail}: {where}", code))
 
     async def failed(request: Any, error: Exception) -> Any:
         return answer(RequestError(500, f"generation failed: {first_line(error)}", "server_error"))

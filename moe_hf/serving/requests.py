@@ -34,7 +34,8 @@ def _is_int(value: Any, low: int, high: int) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    # JSON can spell half a surrogate pair, which is no character and which no tokenizer takes.
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
 
 
 def _is_stop(value: Any) -> bool:
@@ -42,7 +43,7 @@ def _is_stop(value: Any) -> bool:
     return (
         isinstance(stops, list)
         and len(stops) <= MOST_STOPS
-        and all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
+        and all(_is_text(stop) and 0 < len(stop) <= LONGEST_STOP for stop in stops)
     )
 
 
@@ -59,10 +60,14 @@ _POSITIVE = _Field(lambda value: _is_int(value, 1, 10**9), "a whole number >= 1"
 _SHARED: dict[str, _Field] = {
     "model": _Field(_is_text, "the name of a model (GET /v1/models lists them)"),
     "stream": _Field(lambda value: isinstance(value, bool), "true or false"),
-    "temperature": _Field(lambda value: _is_number(value) and 0 <= value <= 10, "a number in [0, 10]; 0 is greedy"),
+    "temperature": _Field(
+        # Still smaller, and logits divided by it are no numbers any more.
+        lambda value: _is_number(value) and (value == 0 or 0.01 <= value <= 10),
+        "0 (greedy) or a number in [0.01, 10]",
+    ),
     "top_p": _Field(lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1]"),
     "top_k": _Field(lambda value: _is_int(value, 0, 10**9), "a whole number >= 0 (0 = off)"),
-    "repetition_penalty": _Field(lambda value: _is_number(value) and 0 < value <= 10, "a number in (0, 10]"),
+    "repetition_penalty": _Field(lambda value: _is_number(value) and 0.1 <= value <= 10, "a number in [0.1, 10]"),
     "seed": _Field(lambda value: _is_int(value, 0, 2**63 - 1), "a whole number in [0, 2**63)"),
     "stop": _Field(_is_stop, f"a text, or a list of at most {MOST_STOPS}, none empty or over {LONGEST_STOP} long"),
     "max_tokens": _POSITIVE,
@@ -73,7 +78,7 @@ _CHAT: dict[str, _Field] = {
     "max_completion_tokens": _POSITIVE,
     "logit_bias": _Field(_is_bias, "token ids with numbers in [-100, 100]"),
 }
-_COMPLETION: dict[str, _Field] = {**_SHARED, "prompt": _Field(_is_text, "a text")}
+_COMPLETION: dict[str, _Field] = {**_SHARED, "prompt": _Field(_is_text, "a text of whole characters")}
 
 # What the protocol has and this server has not: the values that ask for nothing.
 _ABSENT: dict[str, tuple[Any, ...]] = {
@@ -112,6 +117,9 @@ def checked_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: a field is missing, unknown, not served or out of its range.
     """
     fields = _checked(body, _CHAT, "messages")
+    if "logit_bias" in fields:
+        # transformers takes no whole numbers.
+        fields["logit_bias"] = {token: float(bias) for token, bias in fields["logit_bias"].items()}
     fields["messages"] = [_message(index, message) for index, message in enumerate(fields["messages"])]
     return fields
 
@@ -145,7 +153,7 @@ def _checked(body: Mapping[str, Any], known: Mapping[str, _Field], needed: str) 
 
 def _message(index: int, message: Any) -> dict[str, str]:
     place = f"messages[{index}]"
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    if not isinstance(message, dict) or not _is_text(message.get("role")):
         raise RequestError(400, f"{place} must be an object with role and content, got {shown(message)}")
     if message.get("tool_calls") or message.get("function_call"):
         raise RequestError(400, f"{place} has tool calls, which are not served here", "not_served")
@@ -156,8 +164,8 @@ def _message(index: int, message: Any) -> dict[str, str]:
         if len(parts) < len(content) or not all(isinstance(text, str) for text in texts):
             raise RequestError(400, f"{place} has parts that are no text; only text is served here", "not_served")
         content = "".join(map(str, texts))
-    if not isinstance(content, str):
-        raise RequestError(400, f"the content of {place} must be a text, got {shown(content)}")
+    if not _is_text(content):
+        raise RequestError(400, f"the content of {place} must be a text of whole characters, got {shown(content)}")
     return {"role": message["role"], "content": content}
 
 

@@ -36,13 +36,20 @@ def send(connection: http.client.HTTPConnection, body: dict) -> None:
         (CHAT, {"model": "talkr", "messages": HI}, 404, "did you mean 'talker'"),
         (CHAT, {"messages": HI}, 404, "no model is named"),
         (CHAT, {"model": "talker"}, 400, "messages is missing"),
-        (CHAT, {"model": "talker", "messages": HI, "temperature": "hot"}, 400, "temperature must be a number in"),
+        (
+            CHAT,
+            {"model": "talker", "messages": HI, "temperature": "hot"},
+            400,
+            "temperature must be 0 (greedy) or a number in",
+        ),
         (CHAT, {"model": "talker", "messages": HI, "n": 2}, 400, "n=2 is not served here"),
         (CHAT, {"model": "talker", "messages": HI, "logit_bias": {"99999": 1}}, 400, "logit_bias names tokens"),
         (CHAT, {"model": "babbler", "messages": HI}, 400, "babbler has no chat template"),
         (CHAT, {"model": "talker", "messages": [{"role": "user", "content": "x" * 200}]}, 400, "context of talker"),
         (CHAT, b"{", 400, "no JSON object"),
         (CHAT, b"[]", 400, "no JSON object"),
+        (CHAT, b"[" * 4000, 400, "error parsing the body"),
+        (CHAT, b"\xff\xfe{}", 400, "no JSON object"),
         (CHAT, b"x" * 5001, 413, "larger than 5000 bytes"),
         ("/v1/completions", {"model": "talker", "prompt": ["a"]}, 400, "prompt must be a text"),
         ("/v1/completions", {"model": "babbler", "prompt": ""}, 400, "no tokens"),
@@ -78,6 +85,12 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(application, asgi) -
     chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == "hel"
     assert streamed.endswith("data: [DONE]\n\n")
+
+
+def test_a_bias_decides_which_token_comes(application, asgi, talker) -> None:
+    token = talker.tokenizer.convert_tokens_to_ids("q")
+    body = {"model": "talker", "messages": HI, "temperature": 0, "max_tokens": 3, "logit_bias": {str(token): 100}}
+    assert asgi(application, "POST", CHAT, body).json["choices"][0]["message"]["content"] == "qqq"
 
 
 def test_a_seed_gives_the_same_answer_again(application, asgi) -> None:

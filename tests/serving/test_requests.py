@@ -26,6 +26,11 @@ def test_parts_of_a_message_become_one_text() -> None:
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", True),
+        ("temperature", 1e-300),
+        ("repetition_penalty", 1e-300),
+        ("stop", "a\ud800"),
+        ("messages", [{"role": "user", "content": "half a \ud800 character"}]),
+        ("messages", [{"role": "\udfff", "content": "hi"}]),
         ("top_p", 0),
         ("top_p", 1.1),
         ("top_k", 1.5),
@@ -67,7 +72,9 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(field, value) -> None
 
 
 def test_a_completion_needs_one_text() -> None:
-    assert checked_completion({"prompt": "", "echo": False}) == {"prompt": ""}
+    assert checked_completion({"prompt": "\U0001f600", "echo": False}) == {"prompt": "\U0001f600"}
+    with pytest.raises(RequestError, match="prompt must be a text of whole characters"):
+        checked_completion({"prompt": "\udc00"})
     with pytest.raises(RequestError, match="prompt is missing"):
         checked_completion({"model": "m"})
     with pytest.raises(RequestError, match="unknown field 'messages'"):
