@@ -71,10 +71,9 @@ class ChatPage:
     def undo(self, name: str, layer: int | None) -> Drawn:
         """Drops the last question and its answer; the question stands in the entry, to be changed."""
         tab = self._tabs.of(name)
-        if tab.session.last_question is None:
+        question = tab.undo()
+        if question is None:
             return self._drawn(tab, layer, "There is nothing to undo yet.")
-        question = tab.session.undo()
-        tab.routing = None
         return self._drawn(tab, layer, "Dropped; the question stands in the entry again.", entry=question)
 
     def reset(self, name: str, layer: int | None) -> Drawn:

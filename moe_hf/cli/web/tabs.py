@@ -27,16 +27,22 @@ class Tab:
         self.cancelled = threading.Event()
         self.routing: RoutingTrace | None = None
         self._one_at_a_time = one_at_a_time
+        self._at_rest = threading.Event()
+        self._at_rest.set()
 
     def answer(self, generate: Callable[[Callable[[str], None]], Reply]) -> Iterator[Update]:
         """As `live_answer`, once the answers of other tabs have ended."""
         self.cancelled.clear()
+        self._at_rest.clear()
         self.session.record_routing = bool(self.session.model.sparse_layers)
 
         def in_turn(show: Callable[[str], None]) -> Reply:
             # In the thread that answers: whoever drops the updates half read does not keep the model.
-            with self._one_at_a_time:
-                return generate(show)
+            try:
+                with self._one_at_a_time:
+                    return generate(show)
+            finally:
+                self._at_rest.set()
 
         for update in live_answer(self.session, in_turn, self.cancelled):
             self.routing = update.routing
@@ -52,10 +58,24 @@ class Tab:
             self.session.set_system(system.strip() or None)
         self.session.settings = settings
 
+    def undo(self) -> str | None:
+        """Ends the answer that is under way, drops the last question with its answer, and returns the question."""
+        self._come_to_rest()
+        if self.session.last_question is None:
+            return None
+        self.routing = None
+        return self.session.undo()
+
     def reset(self) -> None:
-        """Begins a new conversation."""
+        """Ends the answer that is under way and begins a new conversation."""
+        self._come_to_rest()
         self.session.reset()
         self.routing = None
+
+    def _come_to_rest(self) -> None:
+        self.cancelled.set()
+        # It ends after the current token; nothing but that thread may touch the conversation meanwhile.
+        self._at_rest.wait()
 
 
 class Tabs:

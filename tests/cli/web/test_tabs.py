@@ -44,6 +44,25 @@ def test_one_answer_at_a_time_and_a_closed_tab_frees_the_model(babbler) -> None:
     assert order == [("a", "interrupted"), ("b", "max_new_tokens")]
 
 
+@pytest.mark.parametrize("action", ["reset", "undo"])
+def test_what_changes_the_conversation_ends_the_answer_first(babbler, action) -> None:
+    tab = Tabs(babbler, GenerationSettings(max_new_tokens=4000, seed=1)).of("a")
+    running, replies = threading.Event(), []
+
+    def talk() -> None:
+        for update in tab.answer(lambda show: tab.session.ask("hi", show)):
+            running.set()
+            replies.append(update.reply)
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    assert running.wait(20)
+    assert getattr(tab, action)() == ("hi" if action == "undo" else None)
+    thread.join(20)
+    assert replies[-1].finish_reason == "interrupted"
+    assert (tab.session.exchanges, tab.session.pending) == ([], None)
+
+
 def test_stopping_a_tab_that_does_not_exist_makes_none(tabs) -> None:
     tabs.stop("never")
     assert tabs.of("never").session.exchanges == []
