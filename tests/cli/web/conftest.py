@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -31,8 +32,12 @@ def address(model_folder):
     """Where `chat.py --web` serves the page, in a process of its own."""
     if not is_available("gradio"):
         pytest.skip("the web page needs the extra `web`")
-    words = [sys.executable, "-m", "moe_hf", "chat", "--web", "--model", str(model_folder), "--device", "cpu"]
-    process = subprocess.Popen([*words, "--max_new_tokens", "12"], stderr=subprocess.PIPE, text=True)
+    # One of its own for each process of tests: they may start at the same moment.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [sys.executable, "-m", "moe_hf", "chat", "--web", "--port", port, "--model", str(model_folder)]
+    process = subprocess.Popen([*words, "--device", "cpu", "--max_new_tokens", "12"], stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("the chat is at "):
             break
