@@ -13,11 +13,11 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import hf_api
 
-from moe_hf.base.errors import first_line
+from moe_hf.base.errors import CheckpointError, first_line
 from moe_hf.base.files import atomic_file
 from moe_hf.config.decoder import MoEDecoderConfig
 from moe_hf.models.cards.card import CARD_FILE, PICTURES, is_unedited, placeholder
-from moe_hf.models.cards.described import described_card, logged_rows
+from moe_hf.models.cards.described import counts_of, described_card, logged_rows
 from moe_hf.models.cards.loading import Loading, task_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.sharing.push import (
@@ -159,25 +159,16 @@ class SharesOnHub(Trainer):
         if not self._uploads:
             for leftover in output_dir.glob(f"{_STAGING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        staging = output_dir / f"{_STAGING}{step}"
-        checkpoint = Path(checkpoint_folder)
-        files = {name: _linked(path, staging / name) for name, path in shared_files(checkpoint).files.items()}
-        if (output_dir / METRICS_NAME).is_file():
-            # It is still written.
-            files[METRICS_NAME] = Path(shutil.copyfile(output_dir / METRICS_NAME, staging / METRICS_NAME))
-        whole = {
-            HubStrategy.CHECKPOINT: "last-checkpoint",
-            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
-        }.get(HubStrategy(self.args.hub_strategy))
-        if whole is not None:
-            inside = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-            names = [f"{whole}/{path.relative_to(checkpoint).as_posix()}" for path in inside]
-            files |= {name: _linked(path, staging / name) for name, path in zip(names, inside, strict=True)}
+        try:
+            files = self._staged(Path(checkpoint_folder), output_dir / f"{_STAGING}{step}")
+        except (CheckpointError, OSError) as error:
+            self._tell_failed(error)
+            return
         card = self._card(str(self.hub_model_id), []) if self._card_config() is not None else None
         # transformers' own, which does one after the other.
         job = hf_api().run_as_future(
             _upload_staged,
-            staging=staging,
+            staging=output_dir / f"{_STAGING}{step}",
             files=files,
             card=card,
             repo_id=self.hub_model_id,
@@ -186,6 +177,26 @@ class SharesOnHub(Trainer):
             message=f"Training in progress, step {step}",
         )
         self._uploads = [*self._uploads, job]
+
+    def _staged(self, checkpoint: Path, staging: Path) -> dict[str, Path | bytes]:
+        """Links to the files of a checkpoint that go up, by their names on the Hub."""
+        metrics = Path(str(self.args.output_dir), METRICS_NAME)
+        files: dict[str, Path | bytes] = {}
+        for name, path in shared_files(checkpoint).files.items():
+            files[name] = _linked(path, staging / name)
+        if metrics.is_file():
+            # It is still written.
+            files[METRICS_NAME] = metrics.read_bytes()
+        whole = {
+            HubStrategy.CHECKPOINT: "last-checkpoint",
+            HubStrategy.ALL_CHECKPOINTS: checkpoint.name,
+        }.get(HubStrategy(self.args.hub_strategy))
+        if whole is not None:
+            for path in sorted(checkpoint.rglob("*")):
+                name = f"{whole}/{path.relative_to(checkpoint).as_posix()}"
+                if path.is_file():
+                    files[name] = _linked(path, staging / name)
+        return files
 
     def _finish_current_push(self) -> None:
         for job in self._uploads:
@@ -198,11 +209,14 @@ class SharesOnHub(Trainer):
         for job in self._uploads:
             error = job.exception() if job.done() else None
             if error is not None:
-                logger.warning(
-                    f"a checkpoint was not pushed to {self.hub_model_id}: {first_line(error)}. Training goes on, and "
-                    f"{self.args.output_dir} has it"
-                )
+                self._tell_failed(error)
         self._uploads = [job for job in self._uploads if not job.done()]
+
+    def _tell_failed(self, error: BaseException) -> None:
+        logger.warning(
+            f"a checkpoint was not pushed to {self.hub_model_id}: {first_line(error)}. Training goes on, and "
+            f"{self.args.output_dir} has it"
+        )
 
     def _card_config(self) -> PreTrainedConfig | None:
         """The configuration that a card is written of; None for an adapter."""
@@ -222,7 +236,9 @@ class SharesOnHub(Trainer):
             has_tokenizer=self.processing_class is not None,
         )
         numbers = logged_rows(self.state.global_step, self.state.log_history)
-        return described_card(name, get_moe_model_info(config), loading, pipeline_tag, numbers, pictures, **metadata)
+        return described_card(
+            name, counts_of(config, get_moe_model_info), loading, pipeline_tag, numbers, pictures, **metadata
+        )
 
 
 def share_output(

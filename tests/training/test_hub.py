@@ -157,3 +157,30 @@ def test_an_adapter_is_pushed_as_peft_saves_it(hub, tmp_path):
     trainer.push_to_hub()
     assert split_card(card(hub)).metadata["library_name"] == "peft"
     assert not [name for name in hub.names(REPO) if name.endswith(".bin")]
+
+
+def test_a_disk_that_takes_no_copy_is_told_and_stops_no_training(hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("moe_hf.training.hub.logger", logging.getLogger("told"))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "no space left")
+
+    # Of every kind: a file system without links asks for copies.
+    monkeypatch.setattr("moe_hf.training.hub.os.link", full)
+    monkeypatch.setattr("moe_hf.training.hub.shutil.copyfile", full)
+    trainer = trainer_of(tmp_path)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    said = [record.message for record in caplog.records if record.name == "told"]
+    assert len(said) == 2
+    assert "no space left" in said[0]
+    assert hub.names(REPO) == set()
+
+
+def test_a_disk_without_links_gets_copies(hub, tmp_path, monkeypatch):
+    def no_links(*args, **kwargs):
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr("moe_hf.training.hub.os.link", no_links)
+    trainer_of(tmp_path, max_steps=1).train()
+    assert "model.safetensors" in hub.names(REPO)

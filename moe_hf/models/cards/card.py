@@ -117,13 +117,15 @@ def metadata_of(
     Args:
         tags: more than those that follow from `is_sparse`.
         is_sparse: whether some layer has experts.
-        pipeline_tag: its task.
+        pipeline_tag: its task; empty where that is not known.
         license: as the Hub names it.
         base_model: what it was made of. A folder means nothing to a reader elsewhere, and is left out.
         datasets: ids of the Hub.
     """
     kind = ["mixture-of-experts", "moe"] if is_sparse else ["dense"]
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline_tag}
+    metadata: dict[str, Any] = {"library_name": "transformers"}
+    if pipeline_tag:
+        metadata["pipeline_tag"] = pipeline_tag
     if license:
         metadata["license"] = license
     metadata["tags"] = list(dict.fromkeys(["moe_hf", *kind, *tags]))

@@ -73,7 +73,7 @@ def card_of_folder(
     pictures = [picture for picture in PICTURES if (folder / picture).is_file()]
     numbers = logged_rows(*_logged(folder))
     tags = ["custom_code"] if loading.has_code else []
-    return described_card(name, None if config is None else count(config), loading, task, numbers, pictures, tags=tags)
+    return described_card(name, counts_of(config, count), loading, task, numbers, pictures, tags=tags)
 
 
 def loading_of_folder(folder: Path, has_code: bool | None = None) -> tuple[Loading, PreTrainedConfig | None]:
@@ -101,6 +101,17 @@ def loading_of_folder(folder: Path, has_code: bool | None = None) -> tuple[Loadi
 def _architecture(found: dict[str, Any]) -> str:
     names = found.get("architectures") or [""]
     return str(names[0]) if isinstance(names, list) else ""
+
+
+def counts_of(
+    config: PreTrainedConfig | None, count: Callable[[PreTrainedConfig], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What `count` says of a configuration; None where it cannot count such a model, or there is none."""
+    try:
+        return None if config is None else count(config)
+    # It knows language models; of others it fails in the ways of the class that it tries to build.
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError):
+        return None
 
 
 def sizes_of(info: dict[str, Any]) -> list[tuple[str, str]]:

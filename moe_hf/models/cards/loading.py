@@ -1,5 +1,6 @@
 """Says in a model card how the model is loaded, with this package and without it."""
 
+import re
 from typing import NamedTuple
 
 
@@ -22,8 +23,11 @@ class Loading(NamedTuple):
 
 
 _PART = " They are a part of moe_hf, under the Apache License 2.0."
+_CAUSAL = ("AutoModelForCausalLM", "text-generation")
+# The first end that fits counts.
 _TASKS = {
-    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "ForCausalLM": _CAUSAL,
+    "LMHeadModel": _CAUSAL,
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }
@@ -32,10 +36,13 @@ _TASKS = {
 def task_of(architecture: str) -> tuple[str, str]:
     """Auto class and task of a model by the name of its class; one that says nothing is a causal language model.
 
-    >>> task_of("GPT2WithMoE"), task_of("MixtralForSequenceClassification")[0]
-    (('AutoModelForCausalLM', 'text-generation'), 'AutoModelForSequenceClassification')
+    The task is empty where the class is for one that is not known here.
+
+    >>> task_of("GPT2WithMoE"), task_of("MixtralForSequenceClassification")[0], task_of("ViTForImageClassification")
+    (('AutoModelForCausalLM', 'text-generation'), 'AutoModelForSequenceClassification', ('AutoModel', ''))
     """
-    return next((task for end, task in _TASKS.items() if architecture.endswith(end)), _TASKS["ForCausalLM"])
+    usual = ("AutoModel", "") if re.search(r"For[A-Z]", architecture) else _CAUSAL
+    return next((task for end, task in _TASKS.items() if architecture.endswith(end)), usual)
 
 
 def how_to_load(name: str, loading: Loading) -> str:

@@ -78,3 +78,12 @@ def test_the_numbers_of_a_checkpoint_are_the_last_ones(tiny_model, tmp_path):
     (tmp_path / "trainer_state.json").write_text("[1]")
     with pytest.raises(CheckpointError, match=r"trainer_state.json holds a list"):
         card_of_folder(tmp_path, "me/tiny", get_moe_model_info)
+
+
+def test_a_model_that_cannot_be_counted_has_a_card_without_sizes(tmp_path):
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    text = card_of_folder(tmp_path, "me/vit", get_moe_model_info)
+    assert "| parameters |" not in text
+    assert 'AutoModel.from_pretrained("me/vit")' in text
+    assert "pipeline_tag" not in split_card(text).metadata

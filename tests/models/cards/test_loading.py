@@ -34,6 +34,7 @@ def test_a_classifier_is_loaded_as_one():
     text = how_to_load("me/moe", Loading("gpt2_moe", True, auto_class=auto_class))
     assert 'AutoModelForSequenceClassification.from_pretrained("me/moe")' in text
     assert "chat" not in text
+    assert task_of("GPT2LMHeadModel") == task_of("OlmoeForCausalLM") == task_of("") == task_of("GPT2WithMoE")
     assert task_of("GPT2WithMoEModel") == ("AutoModel", "feature-extraction")
 
 
