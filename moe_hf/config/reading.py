@@ -35,6 +35,9 @@ class ReadConfig(DerivedFields):
         transformers assigns the overrides after construction, when the validation has already seen the old values;
         here they go in first.
         """
+        if cls.__module__.startswith("moe_hf."):
+            # An exported model names the code beside it, which this class is not, and which saving it would not copy.
+            config_dict = {key: value for key, value in config_dict.items() if key != "auto_map"}
         names = {*cls.__dataclass_fields__, *cls.attribute_map}
         # transformers itself treats these two, since dtype may be "auto".
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in names - {"dtype", "torch_dtype"}}

@@ -82,7 +82,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("me/moe", trust_remote_code=True)
-ids = AutoTokenizer.from_pretrained("me/moe")("a b c", return_tensors="pt").input_ids
+ids = AutoTokenizer.from_pretrained("me/moe", trust_remote_code=True)("a b c", return_tensors="pt").input_ids
 assert type(model).__module__.startswith("transformers_modules.me.moe."), type(model).__module__
 torch.save(model(ids).logits.detach(), sys.argv[1])
 """

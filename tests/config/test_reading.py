@@ -28,6 +28,15 @@ def test_foreign_keys_of_a_hub_config_are_kept(tiny_config: MakeConfig, name: st
     assert getattr(tiny_config(**{name: "x"}), name) == "x"
 
 
+def test_code_beside_a_model_is_that_of_a_copy_of_the_class(tiny_config: MakeConfig) -> None:
+    found = {**tiny_config().to_dict(), "auto_map": {"AutoConfig": "modeling_gpt2_moe.GPT2WithMoEConfig"}}
+    assert not hasattr(GPT2WithMoEConfig.from_dict(found), "auto_map")
+    copy = type(
+        "GPT2WithMoEConfig", (GPT2WithMoEConfig,), {"__module__": "transformers_modules.mine.modeling_gpt2_moe"}
+    )
+    assert copy.from_dict(found).auto_map == found["auto_map"]
+
+
 def test_overrides_of_a_saved_configuration_are_validated(tiny_config: MakeConfig, tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="num_experts_per_tok=9"):

@@ -168,6 +168,7 @@ def main() -> None:
     for name, (_, expected) in models.items():
         model = AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True)
         assert type(model).__module__.startswith("moe_hf."), "the package that is imported does not come first"
+        assert not hasattr(model.config, "auto_map"), "saved again it would name code that is not there"
         own[name] = (model, expected)
     goes_on(own)
     goes_on(models)
