@@ -137,6 +137,12 @@ def test_what_the_hub_would_refuse_at_the_end_is_refused_before_training(
         trainer_of(tmp_path, hub_token=token or None, hub_model_id=name)
 
 
+def test_a_private_run_is_not_pushed_to_a_public_repository(hub, tmp_path):
+    hub.add(REPO, {"a.txt": b""})
+    with pytest.raises(CheckpointError, match="me/run is there already and public"):
+        trainer_of(tmp_path, hub_private_repo=True)
+
+
 def test_a_card_on_the_hub_that_somebody_changed_stays(hub, tmp_path):
     hub.add(REPO, {CARD_FILE: b"---\nlicense: mit\n---\n# Mine\n"})
     trainer = trainer_of(tmp_path)
