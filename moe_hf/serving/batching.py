@@ -11,7 +11,7 @@ from typing import Any
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.cli.serving.utils import BaseGenerateManager
 
-from moe_hf.base.errors import ConfigError
+from moe_hf.base.errors import ConfigError, first_line
 from moe_hf.serving.calls import Call, current_call
 from moe_hf.serving.generation import Answer, fit_into_context, served_by, stream_error, take_stops
 from moe_hf.serving.metrics import Meter
@@ -53,9 +53,16 @@ class Together(BaseGenerateManager):
             setattr(own, name, value)
         pages: dict[str, Any] = {_PAGE_SIZE: _PAGE_TOKENS, "num_blocks": math.ceil(cache_tokens / _PAGE_TOKENS)}
         model: Any = served.model
-        self._batching = model.init_continuous_batching(
-            own, ContinuousBatchingConfig(per_request_processors=True, max_batch_tokens=512, **pages)
-        )
+        config = ContinuousBatchingConfig(per_request_processors=True, max_batch_tokens=512, **pages)
+        try:
+            self._batching = model.init_continuous_batching(own, config)
+        except ConfigError:
+            raise
+        # A model of transformers' own whose layers it has no pages for.
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"{served.name} can't be served with --continuous_batching: {first_line(error)}; leave that out"
+            ) from error
         self._batching.start()
         self._meter, self._name = meter, served.name
         self._limit = cache_tokens

@@ -14,6 +14,7 @@ import pytest
 from moe_hf.serving.application import build_application
 
 CHAT = "/v1/chat/completions"
+BEARER = {"Authorization": "Bearer s3cret"}
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -205,6 +206,10 @@ def test_sigterm_finishes_the_answers_and_lets_nobody_in(start_server, folders) 
     settings = {"model": "babbler", "prompt": "abc", "temperature": 0}
     stream = client.completions.create(max_tokens=200, stream=True, **settings)
     pieces = [next(stream)]
+    waiting = http.client.HTTPConnection(server.url.removeprefix("http://").removesuffix("/v1"), timeout=60)
+    body = json.dumps({"prompt": "abc", "temperature": 0, "max_tokens": 5})
+    waiting.request("POST", "/v1/completions", body, {"Content-Type": "application/json", **BEARER})
+    time.sleep(0.2)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.4)
     with pytest.raises(ConnectionRefusedError):
@@ -212,5 +217,8 @@ def test_sigterm_finishes_the_answers_and_lets_nobody_in(start_server, folders) 
     pieces += list(stream)
     assert sum(len(piece.choices[0].text) for piece in pieces) == 200
     assert pieces[-1].choices[0].finish_reason == "length"
+    # Who waited for a turn then has it.
+    assert json.loads(waiting.getresponse().read())["usage"]["completion_tokens"] == 5
+    waiting.close()
     out, err = server.process.communicate(timeout=30)
     assert (server.process.returncode, out, err) == (0, "", "")

@@ -7,6 +7,7 @@ import time
 
 import openai
 import pytest
+from transformers import MambaConfig, MambaForCausalLM
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.inference.text_model import CausalTextModel
@@ -136,6 +137,10 @@ def test_prompt_and_answer_may_take_all_pages_and_no_more(writer, asgi) -> None:
 def test_a_model_with_a_state_and_one_that_looks_back_are_refused(babbler, writer, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="layers that carry a state"):
         Together(served(babbler), 256, Meter())
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(babbler.tokenizer), hidden_size=8, num_hidden_layers=1, **ids))
+    with pytest.raises(ConfigError, match="mamba can't be served with --continuous_batching: Invalid layer type"):
+        Together(served(CausalTextModel(mamba, babbler.tokenizer, "mamba")), 256, Meter())
     monkeypatch.setattr(writer.model.generation_config, "repetition_penalty", 1.3)
     with pytest.raises(ConfigError, match="writer has a repetition_penalty"):
         Together(served(writer), 256, Meter())
