@@ -43,6 +43,13 @@ def check_address(host: str, port: int | None) -> None:
         raise _refused(host, port, error) from error
 
 
+def _ask_directly(host: str) -> None:
+    """Keeps a proxy out of the way between this process and the page, which gradio asks for once it is served."""
+    for name in ("no_proxy", "NO_PROXY"):
+        given = [word for word in os.environ.get(name, "").split(",") if word]
+        os.environ[name] = ",".join(dict.fromkeys([*given, "localhost", LOOPBACK, host]))
+
+
 def _refused(host: str, port: int | None, error: OSError) -> ConfigError:
     where = host if port is None else f"{host}, port {port}"
     return ConfigError(f"can't serve at {where}: {error.strerror or error}; choose with --port and --host")
@@ -64,6 +71,7 @@ def open_page(session: ChatSession, host: str = LOOPBACK, port: int | None = Non
     here = Path(__file__).parent
     layout = Layout(gradio, Tabs(session.model, session.settings), session.system or "")
     layout.blocks.queue(max_size=MOST_WAITING)
+    _ask_directly(host)
     try:
         _, address, _ = layout.blocks.launch(
             server_name=host,

@@ -1,6 +1,7 @@
 """A page, served, with a model that babbles letters until it is stopped."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -37,7 +38,14 @@ def address(model_folder):
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     words = [sys.executable, "-m", "moe_hf", "chat", "--web", "--port", port, "--model", str(model_folder)]
-    process = subprocess.Popen([*words, "--device", "cpu", "--max_new_tokens", "12"], stderr=subprocess.PIPE, text=True)
+    # Behind a proxy, as in many a company: what is on this machine must not be asked for there.
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    process = subprocess.Popen(
+        [*words, "--device", "cpu", "--max_new_tokens", "12"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | proxies,
+    )
     for line in process.stderr:
         if line.startswith("the chat is at "):
             break
