@@ -101,6 +101,8 @@ def chat_in_browser(args: argparse.Namespace) -> None:
     require_gradio()
     _quiet()
     page, address = open_page(_open_session(args), host, args.port)
+    if host not in (LOOPBACK, "localhost"):
+        print(f"whoever reaches {host} can talk: there is no password", file=sys.stderr)
     print(f"the chat is at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     try:
         # Until Ctrl-C: nothing else ends it.

@@ -32,12 +32,14 @@ def check_address(host: str, port: int | None) -> None:
     """Finds out whether the page can be served there, before a model is read.
 
     Raises:
-        ConfigError: the port is taken or no port, or the address is none of this machine.
+        ConfigError: the port is taken or no port, or the address is none of this machine, or is of IPv6.
     """
     if port is not None and not 1 <= port <= 65535:
         raise ConfigError(f"--port must be a whole number from 1 to 65535, got {port}")
+    if ":" in host:
+        raise ConfigError(f"--host must be a name or an IPv4 address such as {LOOPBACK} or 0.0.0.0, got {host!r}")
     try:
-        with socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.create_server((host, port or 0)):
             pass
     except OSError as error:
         raise _refused(host, port, error) from error

@@ -117,6 +117,7 @@ def test_it_listens_on_this_machine_alone(address) -> None:
     [
         (["--port", "{taken}"], "can't serve at 127.0.0.1, port {taken}"),
         (["--port", "70000"], "--port must be a whole number from 1 to 65535, got 70000"),
+        (["--host", "::1"], "--host must be a name or an IPv4 address"),
         (["--host", "198.51.100.7", "--port", "{free}"], "can't serve at 198.51.100.7"),
     ],
 )
