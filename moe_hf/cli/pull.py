@@ -6,6 +6,7 @@ import sys
 
 from huggingface_hub.utils import disable_progress_bars
 
+from moe_hf.base.tokenizer_source import TOKENIZER_FILES
 from moe_hf.cli.screen import Screen, in_bytes
 from moe_hf.sharing.pull import PullReport, pull_model
 
@@ -39,5 +40,6 @@ def _summary(report: PullReport, repo_id: str) -> str:
         lines.append(f"left out: {', '.join(report.left_out)} (pickles, which can run code)")
     if report.code:
         lines.append(f"code:     {', '.join(report.code)}; runs with trust_remote_code=True alone, so read it first")
-    lines.append(f"chat:     moe-hf chat --model {shlex.quote(str(report.folder))}")
+    if {*report.names} & {*TOKENIZER_FILES}:
+        lines.append(f"chat:     moe-hf chat --model {shlex.quote(str(report.folder))}")
     return "\n".join(lines)

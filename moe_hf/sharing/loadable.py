@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
@@ -29,6 +30,7 @@ def require_loadable(folder: Path) -> str | None:
     if model_class is None:
         return f"neither transformers nor moe_hf has a class {names[0] or 'for it (config.json names no architecture)'}"
     verbosity, draws = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_draws = not are_progress_bars_disabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     # Else transformers' own classes log the names of what does not fit, and their error has none.
@@ -45,7 +47,9 @@ def require_loadable(folder: Path) -> str | None:
     finally:
         logging.set_verbosity(verbosity)
         if draws:
+            # It turns those of huggingface_hub on as well.
             logging.enable_progress_bar()
+        (enable_progress_bars if hub_draws else disable_progress_bars)()
     wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     if wrong:
         raise CheckpointError(

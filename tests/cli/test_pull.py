@@ -31,3 +31,10 @@ def test_what_is_wrong_is_said_in_a_line(hub, tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.startswith(f"moe-hf pull: {text}")
         assert said.count("\n") == 1
+
+
+def test_a_model_without_a_tokenizer_is_not_to_be_talked_to(hub, saved_model, capsys, tmp_path):
+    files = {path.name: path.read_bytes() for path in saved_model.iterdir() if "token" not in path.name}
+    hub.add("me/moe", files)
+    assert main(["pull", "me/moe", str(tmp_path / "moe")]) == 0
+    assert "chat" not in capsys.readouterr().out

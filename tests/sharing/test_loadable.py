@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from moe_hf import CheckpointError, GPT2WithMoEForSequenceClassification
 from moe_hf.models.auto import FAMILIES
@@ -69,6 +71,24 @@ def test_what_cannot_be_compared_is_said_and_runs_no_code(tiny_model, tmp_path):
     with pytest.raises((CheckpointError, ValueError), match="hidden_size"):
         require_loadable(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("hub_draws", [False, True])
+def test_bars_are_drawn_afterwards_as_before(tiny_model, tmp_path, draws, hub_draws):
+    tiny_model().save_pretrained(tmp_path)
+    before = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    try:
+        _set_bars(draws, hub_draws)
+        require_loadable(tmp_path)
+        assert (logging.is_progress_bar_enabled(), not are_progress_bars_disabled()) == (draws, hub_draws)
+    finally:
+        _set_bars(*before)
+
+
+def _set_bars(draws, hub_draws):
+    (logging.enable_progress_bar if draws else logging.disable_progress_bar)()
+    (enable_progress_bars if hub_draws else disable_progress_bars)()
 
 
 def test_the_check_makes_no_weights(tiny_model, tmp_path):
