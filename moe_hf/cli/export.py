@@ -73,7 +73,7 @@ def _folder_summary(report: SelfContainedReport) -> str:
         f"code:         {entry} and {len(others)} files that it imports, {report.code_lines} lines",
         f"carried over: {', '.join(report.carried) or 'nothing'}",
         *(f"notice:       {notice}" for notice in report.notices),
-        f"load it:      AutoModelForCausalLM.from_pretrained({str(report.folder)!r}, trust_remote_code=True)",
+        f"load it:      {report.auto_class}.from_pretrained({str(report.folder)!r}, trust_remote_code=True)",
     ]
     return "\n".join(lines)
 

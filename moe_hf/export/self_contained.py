@@ -16,7 +16,7 @@ from moe_hf.export.flatten import Tables, flatten
 from moe_hf.models.auto import FAMILIES, Family
 from moe_hf.models.cards.card import CARD_FILE, PICTURES, is_unedited, placeholder, renamed, with_section
 from moe_hf.models.cards.described import card_of_folder, loading_of_folder
-from moe_hf.models.cards.loading import how_to_load
+from moe_hf.models.cards.loading import how_to_load, task_of
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.opened import OpenedModel, open_model, weight_files
@@ -39,6 +39,7 @@ class SelfContainedReport(NamedTuple):
     Attributes:
         folder: where.
         model_type: of the model.
+        auto_class: of transformers, which loads it.
         code_files: names of the files of code, the entry first.
         code_lines: lines of code in all.
         weight_bytes: bytes of the files with weights.
@@ -48,6 +49,7 @@ class SelfContainedReport(NamedTuple):
 
     folder: Path
     model_type: str
+    auto_class: str
     code_files: list[str]
     code_lines: int
     weight_bytes: int
@@ -100,6 +102,7 @@ def export_self_contained(
     return SelfContainedReport(
         given,
         opened.model_type,
+        _auto_class(opened, family),
         [entry, *(name for name in code if name != entry)],
         sum(len(text.splitlines()) for text in code.values()),
         sum(sizes),
@@ -204,6 +207,10 @@ def _architectures(opened: OpenedModel, family: Family) -> list[str]:
     return opened.config.get("architectures") or [family.causal_lm.__name__]
 
 
+def _auto_class(opened: OpenedModel, family: Family) -> str:
+    return task_of(str(_architectures(opened, family)[0]))[0]
+
+
 def _notices(config: MoEDecoderConfig) -> list[str]:
     learners = {"sigmoid_bias", "expert_choice", "expert_threshold"} & {*config.router_of_sparse_layer}
     if not learners:
@@ -235,12 +242,16 @@ def _license() -> str | None:
 def _card(opened: OpenedModel, name: str, family: Family, folder: Path) -> str:
     """The source's README, or a new one, with how to load the model."""
     path = opened.folder / CARD_FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is no text in UTF-8 ({error}); save it as such") from error
     if text is None:
         return card_of_folder(folder, placeholder(name), get_moe_model_info)
     if is_unedited(text):
         loading, _ = loading_of_folder(folder)
         return with_section(renamed(text, placeholder(name)), how_to_load(placeholder(name), loading))
+    auto_class = _auto_class(opened, family)
     # Of an earlier export.
     text = text.partition(f"\n{_HEADING}\n")[0].rstrip()
     return f"""{text}
@@ -251,9 +262,9 @@ The code of this model is in this folder: a part of moe_hf, under the Apache Lic
 `{_entry_of(family)}.py`, before you let it run:
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 Where moe_hf is installed, `import moe_hf` takes its place and no code of this folder runs.

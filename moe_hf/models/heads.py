@@ -118,7 +118,11 @@ class MoEHeadModel(MoEPreTrainedModel):
 
 
 class MoEForCausalLM(MoEHeadModel, GenerationMixin):
-    """Next-token prediction."""
+    """Next-token prediction.
+
+    Families name `GenerationMixin` among their own bases: only there transformers looks for it where a model brings its
+    code along, and it would make a class of its own, which no pickle finds.
+    """
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}

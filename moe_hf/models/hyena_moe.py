@@ -1,5 +1,7 @@
 """The Hyena family: long convolutions between gates, and experts in place of some FFNs."""
 
+from transformers import GenerationMixin
+
 from moe_hf.config.hyena_moe import HyenaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
@@ -13,7 +15,7 @@ class HyenaWithMoEModel(MoEDecoderModel):
     dense_formats = formats_of(HyenaWithMoEConfig)
 
 
-class HyenaWithMoE(MoEForCausalLM):
+class HyenaWithMoE(MoEForCausalLM, GenerationMixin):
     """Hyena with experts that predicts the next token."""
 
     model_class = HyenaWithMoEModel

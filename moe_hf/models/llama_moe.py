@@ -1,5 +1,7 @@
 """The Llama family: grouped queries, rotary positions and gated FFNs, and experts in place of some of these."""
 
+from transformers import GenerationMixin
+
 from moe_hf.config.llama_moe import LlamaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
@@ -13,7 +15,7 @@ class LlamaWithMoEModel(MoEDecoderModel):
     dense_formats = formats_of(LlamaWithMoEConfig)
 
 
-class LlamaWithMoE(MoEForCausalLM):
+class LlamaWithMoE(MoEForCausalLM, GenerationMixin):
     """Llama with experts that predicts the next token."""
 
     model_class = LlamaWithMoEModel

@@ -1,5 +1,7 @@
 """The Mamba family: state space mixers, and experts behind or between them."""
 
+from transformers import GenerationMixin
+
 from moe_hf.config.mamba_moe import MambaWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
@@ -13,7 +15,7 @@ class MambaWithMoEModel(MoEDecoderModel):
     dense_formats = formats_of(MambaWithMoEConfig)
 
 
-class MambaWithMoE(MoEForCausalLM):
+class MambaWithMoE(MoEForCausalLM, GenerationMixin):
     """Mamba with experts that predicts the next token."""
 
     model_class = MambaWithMoEModel

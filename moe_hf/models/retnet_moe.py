@@ -1,5 +1,7 @@
 """The RetNet family: retention, gated FFNs behind RMSNorm, and experts in place of some FFNs."""
 
+from transformers import GenerationMixin
+
 from moe_hf.config.retnet_moe import RetNetWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
@@ -13,7 +15,7 @@ class RetNetWithMoEModel(MoEDecoderModel):
     dense_formats = formats_of(RetNetWithMoEConfig)
 
 
-class RetNetWithMoE(MoEForCausalLM):
+class RetNetWithMoE(MoEForCausalLM, GenerationMixin):
     """RetNet with experts that predicts the next token."""
 
     model_class = RetNetWithMoEModel

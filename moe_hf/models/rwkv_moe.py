@@ -1,5 +1,7 @@
 """The RWKV family: time mixing of version 7 or 4, and experts behind a shared token shift."""
 
+from transformers import GenerationMixin
+
 from moe_hf.config.rwkv_moe import RWKVWithMoEConfig
 from moe_hf.models.decoder import MoEDecoderModel
 from moe_hf.models.dense.formats import formats_of
@@ -13,7 +15,7 @@ class RWKVWithMoEModel(MoEDecoderModel):
     dense_formats = formats_of(RWKVWithMoEConfig)
 
 
-class RWKVWithMoE(MoEForCausalLM):
+class RWKVWithMoE(MoEForCausalLM, GenerationMixin):
     """RWKV with experts that predicts the next token."""
 
     model_class = RWKVWithMoEModel

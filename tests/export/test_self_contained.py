@@ -182,6 +182,20 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_lost(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mixtral", "own"]
 
 
+def test_a_model_is_loaded_by_the_class_of_its_head(tmp_path: Path) -> None:
+    config = tiny_family("gpt2").config
+    FAMILIES["gpt2_moe"].sequence_classification(config).save_pretrained(tmp_path / "labels")
+    (tmp_path / "labels" / "README.md").write_text("# Mine\n", encoding="utf-8")
+    report = export_self_contained(str(tmp_path / "labels"), tmp_path / "out")
+    assert report.auto_class == "AutoModelForSequenceClassification"
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "from transformers import AutoModelForSequenceClassification\n" in card
+    (tmp_path / "labels" / "README.md").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"README\.md is no text in UTF-8"):
+        export_self_contained(str(tmp_path / "labels"), tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_failed_export_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
     export_tiny("gpt2", tmp_path)
     before = load_file(tmp_path / "gpt2" / "model.safetensors")

@@ -150,6 +150,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(folder / name, trust_remote_code=True)
         assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
         assert type(model.config) is type(model).config_class, "two copies of the configuration"
+        assert type(model) is getattr(sys.modules[type(model).__module__], type(model).__name__), "not its own class"
         gives_the_logits(model, expected)
         generates(model, expected)
         switches_backends(model, expected)

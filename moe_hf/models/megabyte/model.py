@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationConfig
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -228,7 +228,7 @@ class MegaByteWithMoEModel(MegaBytePreTrainedModel, GlobalModel, LocalModel, Dra
         return joined(local, outputs, cache.routing, cache, wanted, lambda x: x[:, -1:], last)
 
 
-class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM):
+class MegaByteWithMoE(MegaBytePreTrainedModel, MoEForCausalLM, GenerationMixin):
     """MegaByte with experts that predicts the next byte."""
 
     model_class = MegaByteWithMoEModel
