@@ -67,11 +67,11 @@ def require_format(bits: int, group_size: int | None) -> None:
     Raises:
         ConfigError: `bits` is neither 8 nor 4, or `group_size` is not one of `GROUP_SIZES` at 4 and None at 8.
     """
-    if isinstance(bits, bool) or bits not in BITS:
+    if not isinstance(bits, int) or bits not in BITS:
         raise ConfigError(f"bits={bits!r} is not allowed; experts are stored in 8 or 4 bits")
     if bits == 8 and group_size is not None:
         raise ConfigError(f"group_size={group_size!r} has no meaning with bits=8, where each row has one scale")
-    if bits == 4 and (isinstance(group_size, bool) or group_size not in GROUP_SIZES):
+    if bits == 4 and (not isinstance(group_size, int) or group_size not in GROUP_SIZES):
         raise ConfigError(f"group_size={group_size!r} is not allowed; it must be one of {GROUP_SIZES}")
 
 

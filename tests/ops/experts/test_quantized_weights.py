@@ -83,6 +83,8 @@ def test_the_4_bit_codes_lie_as_pytorchs_product_packs_them() -> None:
     [
         (5, None, r"bits=5 is not allowed; experts are stored in 8 or 4 bits"),
         (True, None, r"bits=True is not allowed"),
+        (4.0, 32, r"bits=4.0 is not allowed"),
+        (4, 32.0, r"group_size=32.0 is not allowed"),
         (8, 32, r"group_size=32 has no meaning with bits=8"),
         (4, None, r"group_size=None is not allowed; it must be one of \(32, 64, 128\)"),
         (4, 48, r"group_size=48 is not allowed"),
