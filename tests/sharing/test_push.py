@@ -14,6 +14,8 @@ from moe_hf import CheckpointError, ConfigError
 from moe_hf.models.cards.card import CARD_FILE, is_unedited, placeholder, split_card
 from moe_hf.models.cards.described import card_of_folder
 from moe_hf.models.info import get_moe_model_info
+from moe_hf.quantization.directory import quantize_directory
+from moe_hf.quantization.quantization_config import MoEQuantizationConfig
 from moe_hf.sharing.push import push_folder
 
 REPO = "me/moe"
@@ -219,6 +221,16 @@ def test_tokens_are_never_logged(hub, folder, monkeypatch, caplog, capfd):
     said = caplog.text + "".join(capfd.readouterr())
     assert "/api/repos/create" in said
     assert secret not in said
+
+
+def test_a_quantised_model_is_pushed_and_loads_from_the_hub(hub, folder, tmp_path):
+    quantize_directory(str(folder), tmp_path / "small", MoEQuantizationConfig(8))
+    report = push_folder(tmp_path / "small", REPO)
+    assert report.notice == "the weights are quantised"
+    assert 'from_pretrained("me/moe")' in hub.content(REPO, CARD_FILE).decode()
+    here, there = (AutoModelForCausalLM.from_pretrained(place) for place in (tmp_path / "small", REPO))
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(here(ids).logits, there(ids).logits)
 
 
 class TestCard:
