@@ -25,6 +25,8 @@ _PAGE_SIZE = "page_size" if "page_size" in ContinuousBatchingConfig.__dataclass_
 # Of the processors of logits, transformers makes those whose setting is not neutral when it starts; each request then
 # brings its own values.
 _NOT_NEUTRAL = {"do_sample": True, "temperature": 0.5, "top_k": 2, "top_p": 0.5}
+_FAILED = "the model has failed; restart the server"
+_WATCH_SECONDS = 0.5
 
 
 class Together(BaseGenerateManager):
@@ -56,6 +58,7 @@ class Together(BaseGenerateManager):
         config = ContinuousBatchingConfig(per_request_processors=True, max_batch_tokens=512, **pages)
         try:
             self._batching = model.init_continuous_batching(own, config)
+            _start(self._batching)
         except ConfigError:
             raise
         # A model of transformers' own whose layers it has no pages for.
@@ -63,7 +66,6 @@ class Together(BaseGenerateManager):
             raise ConfigError(
                 f"{served.name} can't be served with --continuous_batching: {first_line(error)}; leave that out"
             ) from error
-        self._batching.start()
         self._meter, self._name = meter, served.name
         self._limit = cache_tokens
         self._running = 0
@@ -72,7 +74,7 @@ class Together(BaseGenerateManager):
     @property
     def is_alive(self) -> bool:
         """Whether the thread that generates still runs."""
-        return self._batching.background_thread_status.fatal_error is None
+        return self._batching.background_thread_status.fatal_error is None and self._batching.is_running()
 
     def generate_streaming(
         self,
@@ -115,7 +117,7 @@ class Together(BaseGenerateManager):
         fit_into_context(call, len(ids), gen_config, self._limit)
         settings = self._settings(call, gen_config)
         if not self.is_alive:
-            raise RequestError(503, "the model has failed; restart the server", "server_error")
+            raise RequestError(503, _FAILED, "server_error")
         number = str(uuid.uuid4())
         answer = _Together(call, take_stops(gen_config), hand_over, self._meter, parser)
         answer.count_prompt(len(ids))
@@ -143,10 +145,21 @@ class Together(BaseGenerateManager):
                 answer.end()
                 finish(early=not output.is_finished())
 
+        loop = asyncio.get_running_loop()
+
+        def watch() -> None:
+            # What is asked for while the thread dies, transformers may never come to.
+            if not done and not self.is_alive:
+                hand_over(stream_error(RuntimeError(_FAILED)))
+                finish()
+            elif not done:
+                loop.call_later(_WATCH_SECONDS, watch)
+
         answer.on_cancel = finish
         self._count(1)
         self._batching.register_result_handler(number, take)
         self._batching.add_request(ids, request_id=number, streaming=True, **settings)
+        loop.call_later(_WATCH_SECONDS, watch)
         return answer
 
     def _settings(self, call: Call, gen_config: Any) -> dict[str, Any]:
@@ -182,6 +195,15 @@ class _Together(Answer):
     def cancel(self) -> None:
         super().cancel()
         self.on_cancel()
+
+
+def _start(batching: Any) -> None:
+    """Starts the thread that generates, and waits until it has its pages: 5.17 finds only there that it can't."""
+    batching.start()
+    while batching.batch_processor is None:
+        if not batching.is_running():
+            raise ValueError(batching.background_thread_status.fatal_error or "its thread has ended")
+        time.sleep(0.01)
 
 
 def _looks_back(config: Any) -> bool:

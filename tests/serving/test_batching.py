@@ -139,7 +139,7 @@ def test_a_model_with_a_state_and_one_that_looks_back_are_refused(babbler, write
         Together(served(babbler), 256, Meter())
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     mamba = MambaForCausalLM(MambaConfig(vocab_size=len(babbler.tokenizer), hidden_size=8, num_hidden_layers=1, **ids))
-    with pytest.raises(ConfigError, match="mamba can't be served with --continuous_batching: Invalid layer type"):
+    with pytest.raises(ConfigError, match=r"mamba can't be served with --continuous_batching: \w"):
         Together(served(CausalTextModel(mamba, babbler.tokenizer, "mamba")), 256, Meter())
     monkeypatch.setattr(writer.model.generation_config, "repetition_penalty", 1.3)
     with pytest.raises(ConfigError, match="writer has a repetition_penalty"):
@@ -150,8 +150,22 @@ def test_a_thread_that_died_is_told_by_every_answer_and_by_health(writer, asgi, 
     app = build_application([served(writer)], cache_tokens=256)
     with monkeypatch.context() as patch:
         patch.setattr(writer.model, "forward", lambda *args, **kwargs: [][0])
-        with pytest.raises(RuntimeError, match="list index out of range"):
+        with pytest.raises(RuntimeError, match=r"list index out of range|the model has failed"):
             ask(asgi, app, max_tokens=3)
-    assert "the model has failed" in ask(asgi, app).error
-    assert (asgi(app, "GET", "/health").status, ask(asgi, app).status) == (503, 503)
+        end = time.monotonic() + 20
+        while asgi(app, "GET", "/health").status != 503:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    reply = ask(asgi, app)
+    assert (reply.status, "the model has failed" in reply.error) == (503, True)
     app.close()
+
+
+def test_what_comes_while_the_thread_dies_is_not_left_waiting(writer, asgi, monkeypatch) -> None:
+    app = build_application([served(writer)], cache_tokens=256)
+    # The thread is gone, and nobody has noticed yet.
+    app.close()
+    alive = iter([True])
+    monkeypatch.setattr(Together, "is_alive", property(lambda self: next(alive, False)))
+    with pytest.raises(RuntimeError, match="the model has failed"):
+        ask(asgi, app, max_tokens=3)
