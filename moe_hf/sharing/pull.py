@@ -17,7 +17,7 @@ from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import atomic_folder, one_disk_error
 from moe_hf.models.dense.checkpoint_files import listed
 from moe_hf.sharing.hub_errors import in_words
-from moe_hf.sharing.shared_files import PICKLED, require_model_names, require_sound_files
+from moe_hf.sharing.shared_files import is_pickle, require_model_names, require_sound_files
 
 _CHUNK = 2**20
 
@@ -72,7 +72,7 @@ def pull_model(
         files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     _require_plain_names(files, repo_id)
     require_model_names(repo_id, files)
-    left_out = sorted(name for name in files if name.endswith(PICKLED))
+    left_out = sorted(name for name in files if is_pickle(name))
     wanted = {name: file for name, file in files.items() if name not in left_out and name != ".gitattributes"}
     with _staging(destination) as staging, one_disk_error(destination):
         with in_words(repo_id, commit):
@@ -85,10 +85,13 @@ def pull_model(
         for name, file in wanted.items():
             _require_same(staging / name, file, repo_id)
         require_sound_files(staging, wanted)
+        # What came into the folder meanwhile is somebody's. Asked here, what has arrived stays for the next call.
+        require_free_folder(given, overwrite)
         with atomic_folder(destination) as aside:
             for name in wanted:
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, aside / name)
+            require_free_folder(given, overwrite)
     size = sum(file.size for file in wanted.values())
     code = sorted(name for name in wanted if name.endswith(".py"))
     return PullReport(given, commit, sorted(wanted), size, left_out, code)
@@ -100,13 +103,16 @@ def _require_plain_names(names: Iterable[str], repo_id: str) -> None:
     for name in names:
         parts = name.split("/")
         plain = all(
-            part not in ("", ".", "..") and part.isprintable() and not {"\\", ":"} & set(part) and part != ".git"
+            part.isprintable()
+            and not {"\\", ":"} & set(part)
+            # Some systems know no case, and leave out dots and spaces at the end.
+            and part.rstrip(". ").casefold() not in ("", ".git")
             for part in parts
         )
         if not plain or PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
             bad.append(repr(name))
         # There the downloader keeps what it knows of the files beside it.
-        elif parts[0] == ".cache":
+        elif parts[0].rstrip(". ").casefold() == ".cache":
             bad.append(repr(name))
     if bad:
         raise CheckpointError(

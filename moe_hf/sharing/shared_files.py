@@ -17,11 +17,13 @@ ADAPTER = frozenset(("adapter_config.json", "adapter_model.safetensors"))
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """Every name that transformers gives to weights, or to the index of their shards."""
 
-PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+_PICKLED = (".bin", ".pt", ".pth", ".pth.tar", ".pkl", ".pickle", ".dill", ".ckpt", ".joblib", ".npy", ".npz")
 _STATE = re.compile(r"(optimizer|scheduler|scaler|rng_state|run_state).*\.(pt|pth|bin)|(trainer_state|manifest)\.json")
 _STATE_FOLDERS = re.compile(r"checkpoint-\d+.*|tmp-.*|optimizer_.*|pytorch_model_fsdp.*|global_step.*|__pycache__")
-_TEXT = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".py", ".jinja", ".toml", ".cfg", ".ini", ".log", ".sh", "")
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+# Not searched for tokens: they are large, and hold numbers.
+_NUMBERS = (".safetensors", ".png", ".jpg", ".jpeg", ".gif", ".webp")
+# Also behind an escaped end of a line, as in the JSON of notebooks.
+_TOKEN = re.compile(rb"(?:\b|\\[nrt])hf_(?:[A-Za-z0-9]{30}|(?:oauth|jwt)_[\w.=-]{20})")
 _CHUNK = 2**20
 _OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
 
@@ -81,7 +83,16 @@ def _files(folder: Path, left_out: dict[str, str]) -> Iterable[Path]:
 def _reason(path: Path) -> str:
     if _STATE.fullmatch(path.name):
         return "training state"
-    return "a pickle, which can run code" if path.suffix.lower() in PICKLED else ""
+    return "a pickle, which can run code" if is_pickle(path.name) else ""
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of this name may be a pickle, which can run code when it is read.
+
+    >>> is_pickle("A.BIN"), is_pickle("model.bin.json")
+    (True, False)
+    """
+    return name.lower().endswith(_PICKLED)
 
 
 def _strays(folder: Path, files: dict[str, Path]) -> list[str]:
@@ -107,7 +118,7 @@ def require_model_names(where: object, names: Iterable[str]) -> None:
         return
     if "config.json" not in names:
         raise CheckpointError(f"{where} has no config.json; name that of a model")
-    pickled = sorted(name for name in names if name.endswith(PICKLED))
+    pickled = sorted(name for name in names if is_pickle(name))
     why = f" but pickles ({listed(pickled)}), which can run code" if pickled else ""
     raise CheckpointError(
         f"{where} has no {WEIGHTS}{why}; load the model where you trust it and save_pretrained it, which writes one"
@@ -161,7 +172,7 @@ def _tensors(path: Path) -> set[str]:
 
 
 def require_no_secrets(files: Iterable[Path], token: str | None = None) -> None:
-    """Check that no text among the files holds a token of the Hub.
+    """Check that no file holds a token of the Hub, in UTF-8 or UTF-16; weights and pictures are not searched.
 
     Args:
         files: the files.
@@ -171,7 +182,7 @@ def require_no_secrets(files: Iterable[Path], token: str | None = None) -> None:
         CheckpointError: one does; the text names the file, never the token.
     """
     for path in files:
-        if path.suffix.lower() in _TEXT and _holds_token(path, (token or "").encode()):
+        if path.suffix.lower() not in _NUMBERS and _holds_token(path, (token or "").encode()):
             raise CheckpointError(
                 f"{path} holds what looks like a token of the Hub, which everybody could read; take it out, and "
                 "revoke it if it was ever shared"
@@ -183,8 +194,9 @@ def _holds_token(path: Path, token: bytes) -> bool:
         rest = b""
         # With what may be the head of a token that two chunks share.
         while chunk := file.read(_CHUNK):
-            text = rest + chunk
-            if _TOKEN.search(text) or (token and token in text):
+            rest += chunk
+            # Without zeros, UTF-16 is ASCII.
+            if any(_TOKEN.search(text) or (token and token in text) for text in (rest, rest.replace(b"\0", b""))):
                 return True
-            rest = text[-512:]
+            rest = rest[-1024:]
     return False

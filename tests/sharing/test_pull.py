@@ -33,13 +33,15 @@ def contents(folder):
 
 def test_a_pulled_model_is_the_one_that_the_hub_has(stored, files, tmp_path):
     stored.add(REPO, {"pytorch_model.bin": b"x", "model.py": b"raise SystemExit", "more/notes.txt": b"here"})
+    pickles = ["evil.BIN", "m.dill", "o.npy", "p.pth.tar", "pytorch_model.bin", "x.PKL"]
+    stored.add(REPO, dict.fromkeys(pickles, b"x"))
     report = pull_model(REPO, tmp_path / "a" / "moe")
     wanted = {**files, "model.py": b"raise SystemExit", "more/notes.txt": b"here"}
     assert contents(tmp_path) == {f"a/moe/{name}": content for name, content in wanted.items()}
     assert report.commit == stored.repos[REPO].branches["main"]
     assert report.size == sum(map(len, wanted.values()))
     assert report.names == sorted(wanted)
-    assert report.left_out == ["pytorch_model.bin"]
+    assert report.left_out == pickles
     assert report.code == ["model.py"]
     assert stored.leaks == []
 
@@ -138,6 +140,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused_and_fetched_anew(stored
     [
         *("../evil.txt", "a/../../evil.txt", "/etc/evil.txt", "a//b.txt", "..\\evil.txt", "C:/evil.txt", "a:b"),
         *("a\x1b.txt", ".cache/huggingface/x", ".git/config", "sub/.git/hooks/x", "./a"),
+        *(".GIT/config", ".git./config", ".Cache/huggingface/x"),
     ],
 )
 def test_names_that_lead_out_are_refused_before_anything_is_fetched(stored, name, tmp_path):
@@ -190,6 +193,24 @@ def test_a_full_folder_is_kept_unless_it_is_a_model_to_replace(stored, files, tm
     assert stored.requests == []
     (tmp_path / "moe" / "config.json").write_text("{}")
     pull_model(REPO, tmp_path / "moe", overwrite=True)
+    assert contents(tmp_path / "moe") == files
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_into_the_folder_meanwhile_is_kept(stored, files, tmp_path, overwrite):
+    def write():
+        (tmp_path / "moe").mkdir(exist_ok=True)
+        (tmp_path / "moe" / "notes.txt").write_text("mine")
+
+    stored.on.append((r"GET /storage/", write))
+    with pytest.raises(CheckpointError, match=r"moe (already exists|is not the folder of a model)"):
+        pull_model(REPO, tmp_path / "moe", overwrite=overwrite)
+    assert contents(tmp_path / "moe") == {"notes.txt": b"mine"}
+    # Nothing is fetched twice.
+    (tmp_path / "moe" / "notes.txt").unlink()
+    before = len([request for request in stored.requests if request.startswith("GET /storage/")])
+    pull_model(REPO, tmp_path / "moe")
+    assert len([request for request in stored.requests if request.startswith("GET /storage/")]) == before
     assert contents(tmp_path / "moe") == files
 
 

@@ -29,6 +29,7 @@ def test_pickles_checkpoints_state_and_hidden_files_stay(folder):
     before = set(shared_files(folder).files)
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", INDEX} <= before
     put(folder, "training_args.bin", "optimizer.pt", "rng_state_0.pth", "trainer_state.json", "manifest.json", "a.PKL")
+    put(folder, "p.pth.tar", "m.Dill", "o.npy", "s.npz")
     put(
         folder,
         "checkpoint-3/model.safetensors",
@@ -42,7 +43,10 @@ def test_pickles_checkpoints_state_and_hidden_files_stay(folder):
     found = shared_files(folder)
     assert set(found.files) == before | {"sub/kept.txt", "weights/model.bin.json"}
     assert found.left_out == {
-        **dict.fromkeys(("training_args.bin", "a.PKL", "s/b.pt"), "a pickle, which can run code"),
+        **dict.fromkeys(
+            ("training_args.bin", "a.PKL", "s/b.pt", "p.pth.tar", "m.Dill", "o.npy", "s.npz"),
+            "a pickle, which can run code",
+        ),
         **dict.fromkeys(("optimizer.pt", "rng_state_0.pth", "trainer_state.json", "manifest.json"), "training state"),
         **dict.fromkeys(("checkpoint-3/", "tmp-checkpoint-4/", "optimizer_0/"), "training state"),
         "model-00099-of-00099.safetensors": f"{INDEX} does not name it",
@@ -142,3 +146,25 @@ def test_a_token_is_found_wherever_it_lies_and_not_repeated(tmp_path, chunks):
     require_no_secrets([tmp_path / "run.yaml"])
     with pytest.raises(CheckpointError):
         require_no_secrets([tmp_path / "run.yaml"], token="hf_short")
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.ipynb", "a.csv", "a.rst", "a.env", "a.html", "run.bak", "a.TXT", "LICENSE", "tool.gguf"]
+)
+def test_a_token_is_found_in_files_of_any_other_kind(tmp_path, name):
+    (tmp_path / name).write_text('{"source": ["token:\\nhf_' + "Ab3" * 11 + 'x_old"]}')
+    with pytest.raises(CheckpointError, match=rf"{name} holds what looks like a token"):
+        require_no_secrets([tmp_path / name])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("token", ["hf_" + "Ab3" * 11 + "x", "hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJz-dW_I.x", "my own one"])
+def test_every_kind_of_token_is_found_in_either_encoding(tmp_path, token, encoding):
+    (tmp_path / "a.txt").write_bytes(f"a: {token}\n".encode(encoding))
+    with pytest.raises(CheckpointError, match=r"a.txt holds what looks like a token"):
+        require_no_secrets([tmp_path / "a.txt"], token="my own one")
+
+
+def test_numbers_are_not_searched(tmp_path):
+    (tmp_path / "a.safetensors").write_text("hf_" + "A" * 34)
+    require_no_secrets([tmp_path / "a.safetensors"])

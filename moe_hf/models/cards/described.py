@@ -94,8 +94,15 @@ def loading_of_folder(folder: Path, has_code: bool | None = None) -> tuple[Loadi
         has_code=bool(found.get("auto_map")) if has_code is None else has_code,
         auto_class=task_of(_architecture(found))[0],
         has_tokenizer=any((folder / file).is_file() for file in TOKENIZER_FILES),
+        is_quantized=is_quantized(found),
     )
     return loading, config
+
+
+def is_quantized(found: dict[str, Any]) -> bool:
+    """Whether a `config.json` is of a model whose experts this package has quantised."""
+    quantization = found.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "moe_hf"
 
 
 def _architecture(found: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ class Loading(NamedTuple):
         has_code: whether Python files beside the weights define it (`auto_map` in its `config.json`).
         auto_class: the Auto class that gives it.
         has_tokenizer: whether a tokenizer lies beside it; None where that is not known yet.
+        is_quantized: whether this package has quantised its experts.
     """
 
     model_type: str
@@ -20,6 +21,7 @@ class Loading(NamedTuple):
     has_code: bool = False
     auto_class: str = "AutoModelForCausalLM"
     has_tokenizer: bool | None = True
+    is_quantized: bool = False
 
 
 _PART = " They are a part of moe_hf, under the Apache License 2.0."
@@ -48,9 +50,15 @@ def task_of(architecture: str) -> tuple[str, str]:
 def how_to_load(name: str, loading: Loading) -> str:
     """The section of a card that says how to load the model of this id."""
     parts = ["## Use\n"]
-    if loading.is_own:
-        parts += ["With `moe_hf`:\n", _code(name, loading, ["import moe_hf  # registers the architecture"])]
-    if loading.has_code:
+    if loading.is_own or loading.is_quantized:
+        registers = "the architecture" if loading.is_own else "how the experts are quantised"
+        parts += ["With `moe_hf`:\n", _code(name, loading, [f"import moe_hf  # registers {registers}"])]
+    if loading.is_quantized:
+        parts.append(
+            "Don't load it without `moe_hf`: transformers does not know by itself how the experts are quantised. Where "
+            "it can build the model at all, it warns and leaves them random.\n"
+        )
+    elif loading.has_code:
         parts += [
             f"Without {'`moe_hf`' if loading.is_own else 'another package'}: the Python files of this repository "
             f"define the model.{_PART if loading.is_own else ''} Read them; `trust_remote_code=True` lets transformers "

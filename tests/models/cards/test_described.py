@@ -28,11 +28,15 @@ def test_it_counts_parameters_and_shows_the_pictures_that_are_there(tiny_model, 
     assert split_card(text).metadata["tags"] == ["moe_hf", "mixture-of-experts", "moe"]
 
 
-def test_a_model_of_transformers_own_needs_nothing_else(tmp_path):
+def test_a_model_of_transformers_own_needs_nothing_else_unless_it_is_quantised(tmp_path):
     native_moe("mixtral").save_pretrained(tmp_path / "moe")
     text = card_of_folder(tmp_path / "moe", "me/mixtral", get_moe_model_info)
     assert "import moe_hf" not in text
     assert "| active per token |" in text
+    path = tmp_path / "moe" / "config.json"
+    quantised = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "moe_hf", "bits": 8}}
+    path.write_text(json.dumps(quantised))
+    assert "import moe_hf" in card_of_folder(tmp_path / "moe", "me/mixtral", get_moe_model_info)
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, head_dim=8
     )

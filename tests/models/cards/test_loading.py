@@ -45,3 +45,11 @@ def test_its_code_is_python(code):
     assert len(blocks) == 1 + code
     for block in blocks:
         compile(block.split("```")[0], "card", "exec")
+
+
+@pytest.mark.parametrize(("is_own", "has_code"), [(False, False), (True, False), (True, True)])
+def test_quantised_experts_need_the_package(is_own, has_code):
+    text = how_to_load("me/moe", Loading("mixtral", is_own, has_code, is_quantized=True))
+    assert "import moe_hf" in text
+    assert "leaves them random" in text
+    assert not any(words in text for words in ("nothing else is needed", "Python files"))
