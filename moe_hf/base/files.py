@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,18 @@ def atomic_file(path: str | os.PathLike, private: bool = False) -> Iterator[Path
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike, require_free: Callable[[], None] | None = None) -> Iterator[Path]:
     """A temporary folder to fill; on leaving without an error it is renamed to `path` in one atomic step.
 
-    A folder that is already at `path` is removed only once the new one has taken its place.
+    A folder that is already at `path` is removed only once the new one has taken its place. A symbolic link stays one:
+    what it leads to is replaced.
+
+    Args:
+        path: the folder.
+        require_free: raises where `path` may not be replaced; called when all is written, since others may have put
+            something there meanwhile.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_disk_error(path), _names_aside(path) as (aside, old):
         # That of an earlier process with this number stands here only beside a living writer.
@@ -63,6 +69,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             for entry in sorted(aside.rglob("*")):
                 flush(entry)
             flush(aside)
+            if require_free is not None:
+                require_free()
             try:
                 # A kill between the two renames leaves nothing at `path`; the next writer puts the old one back.
                 if path.exists():
@@ -76,7 +84,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                 os.replace(old, aside)
             flush(path.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
 
 
 @contextmanager

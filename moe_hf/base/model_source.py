@@ -76,16 +76,19 @@ def find_model(source: str, gguf_file: str | None = None, needs_owner: bool = Fa
 
 
 def _refuse_damaged(folder: Path) -> None:
-    """Refuse a folder whose small files are no JSON objects, or whose model no machine could build."""
+    """Refuse a folder whose small files are no JSON objects, or whose model or its text part has layers without end."""
     # What reads them fails in ways that say nothing, or takes a list for a dictionary.
     contents = {name: json_object(folder / name) for name in _OBJECTS if (folder / name).is_file()}
     config = contents.get("config.json", {})
-    for name in _NUMBERS_OF_LAYERS & config.keys():
-        if isinstance(config[name], int) and config[name] > _MOST_LAYERS:
-            raise CheckpointError(
-                f"{folder}/config.json says {name}={config[name]}; at most {_MOST_LAYERS} are built: correct it, or "
-                "download it again"
-            )
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for name in sorted(_NUMBERS_OF_LAYERS & part.keys()):
+            number = part[name]
+            if isinstance(number, str | float) or (isinstance(number, int) and number > _MOST_LAYERS):
+                raise CheckpointError(
+                    f"{folder}/config.json says {name}={number!r}; it must be a whole number, and at most "
+                    f"{_MOST_LAYERS} are built: correct it, or download it again"
+                )
 
 
 def _packaged(name: str) -> ModelSource:

@@ -118,13 +118,20 @@ def _rows(config: Any, info: dict) -> list[tuple[str, str, str]]:
         ),
         ("context_length", str(info["context_length"]), "tokens"),
         ("flops_per_token", f"{info['flops_per_token'] / 1e9:.2f}G", "forward, at full context"),
-        *_stored(config),
-        ("weight_bytes", in_bytes(info["weight_bytes"]), "float32"),
-        (
-            "train_state_bytes",
-            in_bytes(info["train_state_bytes"]),
-            "weights, gradients, AdamW moments; float32",
-        ),
+        *_sizes(config, info),
+    ]
+
+
+def _sizes(config: Any, info: dict) -> list[tuple[str, str, str]]:
+    weights = in_bytes(info["weight_bytes"])
+    stored = _stored(config)
+    if stored:
+        # It can't be trained as it is.
+        return [*stored, ("weight_bytes", weights, "if it were float32")]
+    state = in_bytes(info["train_state_bytes"])
+    return [
+        ("weight_bytes", weights, "float32"),
+        ("train_state_bytes", state, "weights, gradients, AdamW moments; float32"),
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def export_self_contained(
     files = _weight_files(opened.folder)
     sizes = [file.stat().st_size for file in files]
     notices = _notices(config)
-    with atomic_folder(destination) as aside:
+    with atomic_folder(destination, partial(require_free_folder, destination, overwrite)) as aside:
         require_space(destination, sum(sizes), "another disk")
         for number, file in enumerate(files, start=1):
             shutil.copyfile(file, aside / file.name)

@@ -1,5 +1,7 @@
 """Writes the folder of a model whose experts are stored in 8 or 4 bits, from one with floats: atomically."""
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,15 +10,19 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from moe_hf.base.destination import require_free_folder
 from moe_hf.base.errors import CheckpointError
 from moe_hf.base.files import atomic_folder
+from moe_hf.base.model_source import find_model
 from moe_hf.layers.experts.quantized import quantized_stack_of
-from moe_hf.models.cards.card import CARD_FILE, metadata_of, placeholder, table, written_card
+from moe_hf.models.cards.card import CARD_FILE, metadata_of, placeholder, split_card, table, told_name, written_card
 from moe_hf.models.dense.checkpoint_files import listed
 from moe_hf.models.upcycling.companions import carry_over
 from moe_hf.models.upcycling.opened import OpenedModel, open_model
+from moe_hf.models.upcycling.weights import require_shard_size
 from moe_hf.quantization.quantization_config import MoEQuantizationConfig
 from moe_hf.quantization.quantizer import quantized_modules
 
 _FLOAT32 = 4
+# Fields of a card's metadata that rounding changes nothing of.
+_KEPT = ("license", "license_name", "license_link", "datasets", "language")
 
 _USE = """## Use
 
@@ -29,6 +35,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
 ```
+
+Without `import moe_hf` transformers loads it too, but **with random experts**: it only warns that it knows no such
+quantization and that weights are missing.
 """
 
 
@@ -80,24 +89,32 @@ def quantize_directory(
 
     Raises:
         CheckpointError: the source is no whole float model, or the destination is taken. Nothing is written then.
-        ConfigError: the source has no experts, or they do not fit into the format.
+        ConfigError: the source has no experts, or they do not fit into the format, or a size is none.
     """
-    given, destination = Path(destination), Path(destination).absolute()
+    given = Path(os.path.expanduser(destination))
+    destination = given.absolute()
+    require_shard_size(max_shard_size)
+    # Asked before it is opened: of a GGUF file that would load all of it.
+    if (file := find_model(source).gguf_file) is not None:
+        raise CheckpointError(
+            f"{source} is a GGUF file ({file}), whose weights are quantised already; name a model in safetensors"
+        )
     opened = open_model(source)
     if opened.folder.resolve().is_relative_to(destination.resolve()):
         raise CheckpointError(f"{destination} holds the source {source}, which would be lost; choose another folder")
     require_free_folder(destination, overwrite)
+    kept = _kept_metadata(opened.folder)
     model = _loaded(opened, config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     expert_weights, expert_bytes = _of_experts(model)
-    with atomic_folder(destination) as aside:
+    with atomic_folder(destination, partial(require_free_folder, destination, overwrite)) as aside:
         model.save_pretrained(aside, max_shard_size=max_shard_size)
         carried = carry_over(opened, aside)
         weight_bytes = sum(path.stat().st_size for path in aside.glob("*.safetensors"))
         report = QuantizeReport(
             given, config, parameters + expert_weights, expert_weights, expert_bytes, weight_bytes, carried
         )
-        (aside / CARD_FILE).write_text(_card(source, destination.name, report), encoding="utf-8")
+        (aside / CARD_FILE).write_text(_card(source, destination.name, report, kept), encoding="utf-8")
     return report
 
 
@@ -128,9 +145,18 @@ def _of_experts(model: Any) -> tuple[int, int]:
     return weights, size
 
 
-def _card(source: str, name: str, report: QuantizeReport) -> str:
+def _kept_metadata(folder: Path) -> dict[str, Any]:
+    """What the source's card says that holds for the new model too; nothing where it has none that can be read."""
+    path = folder / CARD_FILE
+    try:
+        metadata = split_card(path.read_text(encoding="utf-8")).metadata if path.is_file() else {}
+    except (CheckpointError, UnicodeDecodeError):
+        return {}
+    return {name: metadata[name] for name in _KEPT if metadata.get(name)}
+
+
+def _card(source: str, name: str, report: QuantizeReport, kept: dict[str, Any]) -> str:
     config = report.config
-    told = Path(source).name if Path(source).exists() else source
     scales = (
         f"in groups of {config.group_size} with a scale and a zero each" if config.group_size else "one scale per row"
     )
@@ -141,9 +167,10 @@ def _card(source: str, name: str, report: QuantizeReport) -> str:
     ]
     sections = [
         f"# {name}",
-        f"`{told}` with the weights of its experts rounded to {config.bits} bits, {scales}.\nAll else is as it was.",
+        f"`{told_name(source)}` with the weights of its experts rounded to {config.bits} bits, {scales}.\n"
+        "All else is as it was.",
         table(rows),
         _USE.format(name=placeholder(name)),
     ]
-    metadata = metadata_of(["quantized"], True, base_model=source)
+    metadata = {**metadata_of(["quantized"], True, base_model=source), **kept}
     return written_card(placeholder(name), metadata, sections)

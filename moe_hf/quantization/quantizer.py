@@ -22,6 +22,7 @@ from moe_hf.layers.experts.quantized import (
     require_shapes,
     weight_names,
 )
+from moe_hf.models.dense.checkpoint_files import listed
 from moe_hf.ops.experts.quantized_weights import empty_weights
 from moe_hf.quantization.quantization_config import METHOD, MoEQuantizationConfig
 
@@ -34,6 +35,10 @@ class MoEQuantizer(HfQuantizer):
     """
 
     quantization_config: MoEQuantizationConfig
+
+    def __init__(self, quantization_config: MoEQuantizationConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._refused: list[str] = []
 
     @property
     def _format(self) -> tuple[int, int | None]:
@@ -68,6 +73,8 @@ class MoEQuantizer(HfQuantizer):
                 empty_weights(shape_EOI, *self._format, torch.device("meta"))
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self._refused:
+            raise CheckpointError(f"{listed(self._refused)}; look for what made them so, or name another checkpoint")
         for name, module in quantized_modules(model):
             if self.pre_quantized:
                 _require_loaded(name, module)
@@ -83,7 +90,7 @@ class MoEQuantizer(HfQuantizer):
 
     def get_quantize_ops(self) -> ConversionOps:
         """What quantises one stack."""
-        return _QuantizeStack(*self._format)
+        return _QuantizeStack(*self._format, self._refused)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """The codes and scales are tensors like others."""
@@ -101,10 +108,14 @@ class MoEQuantizer(HfQuantizer):
 
 
 class _QuantizeStack(ConversionOps):
-    """Takes the numbers of one stack and leaves codes and scales in its module."""
+    """Takes the numbers of one stack and leaves codes and scales in its module.
 
-    def __init__(self, bits: int, group_size: int | None) -> None:
-        self.bits, self.group_size = bits, group_size
+    What can't be quantised goes into `refused`, and zeros take its place: of an error that is raised here transformers
+    makes one of its own, which does not say the reason.
+    """
+
+    def __init__(self, bits: int, group_size: int | None, refused: list[str]) -> None:
+        self.bits, self.group_size, self.refused = bits, group_size, refused
 
     @torch.no_grad()
     def convert(
@@ -122,7 +133,11 @@ class _QuantizeStack(ConversionOps):
         path, _, name = full_layer_name.rpartition(".")
         module = model.get_submodule(path)
         weight = value[0] if isinstance(value, list) else value
-        quantize_weight(module, name, weight, self.bits, self.group_size)
+        try:
+            quantize_weight(module, name, weight, self.bits, self.group_size)
+        except CheckpointError as error:
+            self.refused.append(f"{full_layer_name}: {error}")
+            quantize_weight(module, name, torch.zeros_like(weight), self.bits, self.group_size)
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}

@@ -120,3 +120,37 @@ def test_a_folder_that_a_kill_between_two_renames_took_away_is_put_back(tmp_path
         _fill_and_fail(atomic_folder(target), "new")
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_came_meanwhile_is_not_replaced_where_that_is_refused(tmp_path):
+    target = tmp_path / "model"
+
+    def require_free() -> None:
+        if target.exists():
+            raise RuntimeError("taken")
+
+    def write() -> None:
+        with atomic_folder(target, require_free) as aside:
+            (aside / "new").touch()
+            target.mkdir()
+            (target / "letter").touch()
+
+    with pytest.raises(RuntimeError, match="taken"):
+        write()
+    assert [path.name for path in target.iterdir()] == ["letter"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links ask for rights there")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder_stays_one_and_what_it_leads_to_is_replaced(tmp_path, exists):
+    target, link = tmp_path / "far" / "model", tmp_path / "link"
+    if exists:
+        target.mkdir(parents=True)
+        (target / "old").touch()
+    link.symlink_to(target)
+    with atomic_folder(link) as aside:
+        (aside / "new").touch()
+    assert link.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "model", "new"]

@@ -171,3 +171,14 @@ def test_the_bar_of_gguf_comes_back(capsys) -> None:
         assert list(reading.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert capsys.readouterr().err == ""
     assert reading.tqdm is drawn
+
+
+@pytest.mark.parametrize("number", [10**9, "9", 12.0, float("inf")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_layers_without_end_and_what_is_no_number_of_them_are_refused(tmp_path, number, nested) -> None:
+    part = {"num_hidden_layers": number}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": part, "n_layer": None} if nested else part))
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers=.*must be a whole number, and at most 10000"):
+        find_model(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 10_000, "text_config": None}))
+    assert find_model(str(tmp_path)) == ModelSource(str(tmp_path))

@@ -24,6 +24,9 @@ def test_it_tells_what_it_wrote_and_the_folder_serves(model_folder, tmp_path, ca
     assert main(["info", str(out)]) == 0
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["experts_stored_in", "8", "bits"] in [row[:3] for row in rows]
+    [weights] = [" ".join(row) for row in rows if row[:1] == ["weight_bytes"]]
+    assert "if it were float32" in weights
+    assert not [row for row in rows if row[:1] == ["train_state_bytes"]]
 
     assert main(["chat", "--model", str(out), "-p", "hello", "--max_new_tokens", "4"]) == 0
     assert capsys.readouterr().out.strip()
@@ -35,6 +38,7 @@ def test_it_tells_what_it_wrote_and_the_folder_serves(model_folder, tmp_path, ca
         (["--bits", "4"], "rows of 16 weights are no whole groups of group_size=32; use bits=8"),
         (["--group_size", "32"], "group_size=32 has no meaning with bits=8"),
         (["--bits", "5"], "invalid choice: 5"),
+        (["--max_shard_size", "banana"], "max_shard_size='banana' is not allowed"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(model_folder, words, text, tmp_path, capsys) -> None:

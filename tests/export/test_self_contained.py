@@ -208,3 +208,17 @@ def test_failed_export_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
     assert before.keys() == load_file(tmp_path / "gpt2" / "model.safetensors").keys()
     assert AutoConfig.from_pretrained(tmp_path / "gpt2").model_type == "gpt2_moe"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "gpt2-source", "gpt2.expected"]
+
+
+def test_what_came_while_it_was_written_stays(tmp_path: Path) -> None:
+    tiny_family("gpt2").save_pretrained(tmp_path / "source")
+    out = tmp_path / "out"
+
+    def come(done: int, total: int) -> None:
+        out.mkdir()
+        (out / "letter.txt").write_text("dear")
+
+    with pytest.raises(CheckpointError, match="out already exists"):
+        export_self_contained(str(tmp_path / "source"), out, on_progress=come)
+    assert [path.name for path in out.iterdir()] == ["letter.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]

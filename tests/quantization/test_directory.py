@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from moe_hf import CheckpointError, ConfigError, GPT2WithMoEForSequenceClassification, MoEQuantizationConfig
 from moe_hf.base.optional import is_available
 from moe_hf.export.gguf_file import export_gguf
+from moe_hf.models.cards.card import CARD_FILE, split_card
 from moe_hf.models.upcycling.directory import upcycle_directory
 from moe_hf.quantization.directory import quantize_directory
 from moe_hf.quantization.quantizer import quantized_modules
@@ -95,3 +96,49 @@ def test_a_quantised_folder_is_no_source_of_another(source, tmp_path) -> None:
         with pytest.raises(CheckpointError, match=r"out is quantised \(moe_hf\); name the model in float32"):
             make()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_while_it_worked_stays(source, overwrite, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+
+    def carry_over(*_: object) -> list[str]:
+        out.mkdir()
+        (out / "letter.txt").write_text("dear")
+        return []
+
+    monkeypatch.setattr("moe_hf.quantization.directory.carry_over", carry_over)
+    with pytest.raises(CheckpointError, match="out"):
+        quantize_directory(str(source), out, MoEQuantizationConfig(), overwrite=overwrite)
+    assert (out / "letter.txt").read_text() == "dear"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_can_not_be_is_refused_before_anything_is_loaded(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("moe_hf.quantization.directory._loaded", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ConfigError, match="max_shard_size='banana' is not allowed"):
+        quantize_directory(str(source), tmp_path / "out", MoEQuantizationConfig(), max_shard_size="banana")
+    if is_available("gguf"):
+        (tmp_path / "m.gguf").touch()
+        with pytest.raises(CheckpointError, match=r"is a GGUF file \(m\.gguf\)"):
+            quantize_directory(str(tmp_path / "m.gguf"), tmp_path / "out", MoEQuantizationConfig())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_names_no_folder_and_keeps_the_license(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    shutil.copytree(source, tmp_path / "home")
+    said = "---\nlicense: mit\ndatasets: [owner/texts]\ntags: [x]\n---\n\n# Mine\n"
+    (tmp_path / "home" / "README.md").write_text(said)
+    monkeypatch.chdir(tmp_path / "home")
+    for name, destination in (("~/home", "~/first"), (".", tmp_path / "second")):
+        report = quantize_directory(name, destination, MoEQuantizationConfig())
+        card = split_card((report.folder / CARD_FILE).read_text())
+        assert "`home` with the weights" in card.body
+        assert "with random experts" in card.body
+        assert "base_model" not in card.metadata
+        assert (card.metadata["license"], card.metadata["datasets"]) == ("mit", ["owner/texts"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "home", "second"]
+    (tmp_path / "home" / "README.md").write_bytes(b"---\nlicense: [\n---\n")
+    quantize_directory(".", tmp_path / "third", MoEQuantizationConfig())

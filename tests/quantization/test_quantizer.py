@@ -186,3 +186,13 @@ def test_quantising_what_is_left_on_the_disk_is_refused(folder: Path) -> None:
         AutoModelForCausalLM.from_pretrained(
             folder.parent / "float", device_map={"": "disk"}, quantization_config=MoEQuantizationConfig()
         )
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path) -> None:
+    model = native_moe("mixtral", intermediate_size=64)
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[2, 3, 4] = torch.nan
+    model.save_pretrained(tmp_path)
+    for config in (MoEQuantizationConfig(8), MoEQuantizationConfig(4)):
+        with pytest.raises(CheckpointError, match=r"1\.mlp\.experts\.down_proj: expert 2 has weights that are NaN"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)

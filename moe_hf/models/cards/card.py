@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -104,6 +105,12 @@ def with_metadata(text: str, metadata: dict[str, Any]) -> str:
     return text if split_card(text).metadata else f"---\n{_yaml(metadata)}---\n\n{_FRONT.sub('', text)}"
 
 
+def told_name(source: str) -> str:
+    """What a card calls the model that a person named: of a folder or file its name alone, else the id on the Hub."""
+    path = Path(os.path.expanduser(source))
+    return path.resolve().name if path.exists() else source
+
+
 def metadata_of(
     tags: Iterable[str],
     is_sparse: bool,
@@ -129,7 +136,7 @@ def metadata_of(
     if license:
         metadata["license"] = license
     metadata["tags"] = list(dict.fromkeys(["moe_hf", *kind, *tags]))
-    if base_model and not Path(base_model).exists():
+    if base_model and not Path(os.path.expanduser(base_model)).exists():
         metadata["base_model"] = base_model
     if datasets:
         metadata["datasets"] = list(datasets)

@@ -1,12 +1,12 @@
 """Writes a model's directory from another's, mostly an MoE from a dense one: one tensor at a time, and atomically."""
 
+import os
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.serialization._base import parse_size_to_int
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -28,7 +28,7 @@ from moe_hf.models.upcycling.native_formats import NATIVE_FORMATS, cannot_upcycl
 from moe_hf.models.upcycling.opened import OpenedModel, open_model
 from moe_hf.models.upcycling.own import plan_own
 from moe_hf.models.upcycling.planned import ParameterCounts, PlannedModel
-from moe_hf.models.upcycling.weights import write_weights, written_size
+from moe_hf.models.upcycling.weights import require_shard_size, write_weights, written_size
 
 logger = logging.get_logger(__name__)
 
@@ -96,11 +96,12 @@ def upcycle_directory(
         ConfigError: an override is not allowed.
     """
     # Named as it was given; "." has no name of its own.
-    given, destination = Path(destination), Path(destination).absolute()
+    given = Path(os.path.expanduser(destination))
+    destination = given.absolute()
     _require_target(target, branches, kept_experts)
     if kept_experts is not None:
         overrides["kept_experts"] = kept_experts
-    _require_size(max_shard_size)
+    require_shard_size(max_shard_size)
     models = [open_model(source, gguf_file), *map(open_model, branches)]
     for model in models:
         if model.folder.resolve().is_relative_to(destination.resolve()):
@@ -116,7 +117,7 @@ def upcycle_directory(
         logger.warning(note)
     total = sum(written_size(value, config.dtype) for value in plan.state.values())
 
-    with atomic_folder(destination) as aside:
+    with atomic_folder(destination, partial(require_free_folder, destination, overwrite)) as aside:
         # Here what a killed run left behind is gone.
         require_space(destination, total, "fewer experts, half precision, or another disk")
         num_shards = write_weights(plan.state, aside, config.dtype, max_shard_size, on_shard)
@@ -177,13 +178,6 @@ def _maker(source: str, model_type: str, target: str | None) -> Callable[..., Pl
     if family_of_dense(model_type) is not None:
         return plan_own
     raise cannot_upcycle(source, model_type, dense_model_types())
-
-
-def _require_size(max_shard_size: str) -> None:
-    try:
-        parse_size_to_int(max_shard_size)
-    except ValueError as error:
-        raise ConfigError(f"max_shard_size={max_shard_size!r} is not allowed; it must be a size such as 2GB") from error
 
 
 def _odd_widths(plan: PlannedModel, dtype: torch.dtype) -> str:

@@ -1,10 +1,8 @@
 """Writes the README of an upcycled model: what it was made of, how, and whether it still computes the same."""
 
-from pathlib import Path
-
 from moe_hf.base.model_source import PACKAGED_MODELS
 from moe_hf.config.decoder import MoEDecoderConfig
-from moe_hf.models.cards.card import metadata_of, placeholder, size_rows, table, written_card
+from moe_hf.models.cards.card import metadata_of, placeholder, size_rows, table, told_name, written_card
 from moe_hf.models.cards.loading import Loading, how_to_load
 from moe_hf.models.upcycling.planned import PlannedModel
 
@@ -23,16 +21,16 @@ def model_card(source: str, name: str, plan: PlannedModel, note: str = "", has_t
     """
     is_sparse = bool(plan.wanted.sparse_layers)
     logits = f"It does not give the source's logits: {'; '.join(plan.changes)}." if plan.changes else _SAME_LOGITS
-    told = Path(source).name if Path(source).exists() else source
     config = plan.config
     loading = Loading(config.model_type, isinstance(config, MoEDecoderConfig), has_tokenizer=has_tokenizer)
+    origin = f"{plan.origin} `{told_name(source)}`"
     base_model = None if source in PACKAGED_MODELS else source
     return written_card(
         placeholder(name),
         metadata_of(["upcycled"], is_sparse, base_model=base_model),
         [
             f"# {name}",
-            f"{plan.origin} `{told}`. It has\nnot been trained since. {logits}{f' {note}' if note else ''}",
+            f"{origin}. It has\nnot been trained since. {logits}{f' {note}' if note else ''}",
             table(_rows(plan, is_sparse)),
             how_to_load(placeholder(name), loading),
         ],

@@ -16,7 +16,7 @@ from moe_hf.models.dense.checkpoint_files import indexed_files, open_slices, ref
 from moe_hf.models.dense.lazy_tensors import Loaded
 
 # Pickled weights are not even downloaded.
-_WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors"]
+_WANTED = ["*.json", "*.txt", "*.jinja", "*.model", "*.safetensors", "README.md"]
 
 
 class OpenedModel(NamedTuple):

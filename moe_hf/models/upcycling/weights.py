@@ -7,11 +7,25 @@ from typing import BinaryIO
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub.serialization._base import parse_size_to_int
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.models.dense.lazy_tensors import LazyTensor, name_of_dtype
 
 # The format asks for a header whose end, and so the first tensor, is aligned to this many bytes.
 _ALIGNED = 8
+
+
+def require_shard_size(max_shard_size: str) -> None:
+    """Do nothing where it is a size of files, such as "2GB".
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parse_size_to_int(max_shard_size)
+    except ValueError as error:
+        raise ConfigError(f"max_shard_size={max_shard_size!r} is not allowed; it must be a size such as 2GB") from error
 
 
 def write_weights(

@@ -172,16 +172,18 @@ def _codes_of_groups(weight_NG: torch.Tensor, scale_N1: torch.Tensor, zero_N1: t
 
 @torch.no_grad()
 def dequantized(weights: QuantizedWeights, expert: int, dtype: torch.dtype) -> torch.Tensor:
-    """One expert's weights as numbers, (O, I); from 4 bits it is a transposed view."""
+    """One expert's weights as numbers, (O, I), rounded once to `dtype`; from 4 bits it is a transposed view."""
     codes, scales = weights.codes[expert], weights.scales[expert]
+    # float16 has no number near the scales of very small weights.
+    wide = torch.promote_types(dtype, torch.float32)
     if weights.bits == 8:
-        return codes.to(dtype).mul_(scales.to(dtype)[:, None])
+        return codes.to(wide).mul_(scales.to(wide)[:, None]).to(dtype)
     blocks, columns, half = codes.shape
-    weight_IBO = torch.empty(columns, blocks, 2, half, dtype=dtype, device=codes.device)
+    weight_IBO = torch.empty(columns, blocks, 2, half, dtype=wide, device=codes.device)
     weight_IBO[:, :, 0] = (codes & _STEPS).transpose(0, 1)
     weight_IBO[:, :, 1] = (codes >> 4).transpose(0, 1)
     num_groups, padded_rows, _ = scales.shape
     weight_GIO = weight_IBO.view(num_groups, columns // num_groups, padded_rows)
-    scale_GO, zero_GO = scales.to(dtype).unbind(dim=-1)
+    scale_GO, zero_GO = scales.to(wide).unbind(dim=-1)
     weight_GIO.sub_(_MIDDLE).mul_(scale_GO[:, None]).add_(zero_GO[:, None])
-    return weight_GIO.view(columns, padded_rows)[:, : weights.rows].t()
+    return weight_GIO.view(columns, padded_rows)[:, : weights.rows].to(dtype).t()

@@ -13,6 +13,7 @@ from moe_hf.models.cards.card import (
     size_rows,
     split_card,
     table,
+    told_name,
     with_metadata,
     with_section,
     written_card,
@@ -25,11 +26,17 @@ def card(name="YOUR-NAME/moe"):
     return written_card(name, METADATA, ["# moe", f'Load "{name}", not "{name}-large".', table([("size", "3")])])
 
 
-def test_metadata_can_be_read_back_and_says_only_what_is_known(tmp_path):
+def test_metadata_can_be_read_back_and_says_only_what_is_known(tmp_path, monkeypatch):
     assert split_card(card()).metadata == METADATA
     assert METADATA["tags"] == ["moe_hf", "mixture-of-experts", "moe", "upcycled"]
     assert not {"base_model", "datasets"} & set(METADATA)
-    assert "base_model" not in metadata_of([], True, base_model=str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path.parent))
+    for folder in (str(tmp_path), f"~/{tmp_path.name}"):
+        assert "base_model" not in metadata_of([], True, base_model=folder)
+        assert told_name(folder) == tmp_path.name
+    monkeypatch.chdir(tmp_path)
+    assert (told_name("."), told_name("openai/gpt2")) == (tmp_path.name, "openai/gpt2")
     assert metadata_of([], False, base_model="openai/gpt2") == {
         **{"library_name": "transformers", "pipeline_tag": "text-generation"},
         **{"tags": ["moe_hf", "dense"], "base_model": "openai/gpt2"},

@@ -219,3 +219,23 @@ def test_what_a_killed_run_left_is_gone_before_space_is_looked_for(dense_folder,
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0 if leftover.exists() else usage.free))
     upcycle_directory(str(dense_folder), tmp_path / "moe")
     assert [path.name for path in tmp_path.iterdir()] == ["moe"]
+
+
+def test_what_came_while_it_was_written_stays(dense_folder, tmp_path):
+    def come(done, total):
+        (tmp_path / "moe").mkdir(exist_ok=True)
+        (tmp_path / "moe" / "letter.txt").write_text("dear")
+
+    with pytest.raises(CheckpointError, match="moe already exists"):
+        upcycle_directory(str(dense_folder), tmp_path / "moe", on_shard=come)
+    assert [path.name for path in (tmp_path / "moe").iterdir()] == ["letter.txt"]
+
+
+def test_home_is_filled_in_and_the_card_names_no_folder(dense_folder, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    shutil.copytree(dense_folder, tmp_path / "dense")
+    upcycle_directory("~/dense", "~/moe", num_experts=3)
+    card = (tmp_path / "moe" / "README.md").read_text(encoding="utf-8")
+    assert "`dense`" in card
+    assert "base_model" not in card

@@ -118,3 +118,11 @@ def test_empty_has_the_shapes_and_types_of_the_whole() -> None:
         for found, expected in zip(empty[:2], whole[:2], strict=True):
             assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
         assert (empty.rows, empty.columns, empty.bits) == (whole.rows, whole.columns, whole.bits) == (100, I, bits)
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(8, None), (4, 32)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_they_are_rounded_once(bits, group_size, dtype) -> None:
+    # Scales that float16 has no number near.
+    weights = quantized(numbers(scale=2e-6), bits, group_size)
+    assert torch.equal(all_numbers(weights, dtype), all_numbers(weights).to(dtype))
