@@ -4,9 +4,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from moe_hf.base.errors import ConfigError
 from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.text.chat_template import Message
+
+
+class ContextFullError(ConfigError):
+    """The conversation is longer than the model behind a server takes."""
 
 
 class Completion(NamedTuple):

@@ -1,12 +1,13 @@
 """A conversation with a model: its messages, its settings, and what is done to them."""
 
+import math
 import random
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from moe_hf.base.errors import ConfigError
-from moe_hf.inference.answering import TextModel
+from moe_hf.inference.answering import Completion, ContextFullError, TextModel
 from moe_hf.inference.routing_recorder import RoutingTrace
 from moe_hf.inference.settings import GenerationSettings
 from moe_hf.text.chat_template import Message
@@ -225,15 +226,17 @@ class ChatSession:
         self.stop.clear()
         # Before generating: should that fail, the question is not lost.
         self.pending = question
-        completion = self.model.complete(
-            prompt_ids,
-            settings._replace(max_new_tokens=budget),
-            seed,
-            on_text,
-            self.stop,
-            self.record_routing,
-            self.on_routing,
-        )
+        while True:
+            try:
+                completion = self._complete(prompt_ids, settings._replace(max_new_tokens=budget), seed, on_text)
+                break
+            except ContextFullError:
+                left = len(self.exchanges) - unseen
+                if left == 0:
+                    raise
+                # A server does not tell its limit beforehand. A quarter, so that few questions are refused.
+                unseen += math.ceil(left / 4)
+                prompt_ids = self.model.encode(self._messages(unseen, question))
         if completion.stopped:
             reason = "stop"
         elif completion.num_tokens < budget and self.stop.is_set():
@@ -255,6 +258,11 @@ class ChatSession:
             num_unseen=2 * unseen,
             routing=completion.routing,
         )
+
+    def _complete(
+        self, prompt_ids: Sequence[Any], settings: GenerationSettings, seed: int, on_text: Callable[[str], None]
+    ) -> Completion:
+        return self.model.complete(prompt_ids, settings, seed, on_text, self.stop, self.record_routing, self.on_routing)
 
     def _messages(self, skip: int, question: str | None) -> list[Message]:
         messages = [] if self.system is None else [Message(role="system", content=self.system)]

@@ -11,19 +11,23 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# The word that leaves a setting to the server, and the settings that may be left so.
+UNSET = "unset"
+_MAY_BE_UNSET = ("top_k", "repetition_penalty")
 
 
 class GenerationSettings(NamedTuple):
     """What `/set` can change; `SETTINGS` holds the range of each field.
 
-    `seed` None means a fresh seed per answer; the seed that was used stands in the reply.
+    `seed` None means a fresh seed per answer; the seed that was used stands in the reply. `top_k` and
+    `repetition_penalty` None leave it to the server, or to the model's own generation config.
     """
 
     temperature: float = 0.7
     top_p: float = 0.95
-    top_k: int = 50
+    top_k: int | None = 50
     max_new_tokens: int = 256
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = 1.0
     seed: int | None = None
     do_sample: bool = True
 
@@ -90,7 +94,7 @@ def parse_setting(key: str, text: str) -> Any:
     text = text.strip().lower()
     if rule.kind == "bool" and text in _BOOLS:
         return _BOOLS[text]
-    if rule.kind == "seed" and text == "random":
+    if (rule.kind == "seed" and text == "random") or (key in _MAY_BE_UNSET and text == UNSET):
         return None
     if rule.kind != "bool":
         try:
@@ -149,6 +153,7 @@ def show_settings(settings: GenerationSettings) -> list[tuple[str, str, str]]:
     """Name, current value and explanation of each setting, for a table."""
     rows = []
     for key, value in settings._asdict().items():
-        shown = "random" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        nothing = "random" if key == "seed" else UNSET
+        shown = nothing if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         rows.append((key, shown, f"{SETTINGS[key].help}; {SETTINGS[key].allowed}"))
     return rows

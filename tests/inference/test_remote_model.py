@@ -84,6 +84,45 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(talker, monkeypat
         assert ChatSession(RemoteTextModel.connect(url), GREEDY).ask("hi", print).text == "hello you"
 
 
+@pytest.mark.parametrize("key", ["supersecret\r\n", "superse\rcret", "supersécret"])
+def test_a_key_that_no_header_takes_is_not_shown(url, key, monkeypatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    if key.strip() == "supersecret":
+        assert RemoteTextModel.connect(url, "talker").name == "talker"
+        return
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY must be one word") as caught:
+        RemoteTextModel.connect(url, "talker")
+    assert "superse" not in str(caught.value)
+
+
+def test_a_password_in_the_url_is_not_shown(url) -> None:
+    secret = url.replace("//", "//user:s3cret@")
+    model = RemoteTextModel.connect(secret, "talker")
+    assert (model.place, "s3cret" in model.no_experts) == (url, False)
+    with pytest.raises(ConfigError) as wrong:
+        RemoteTextModel.connect(secret, "absent")
+    with pytest.raises(ConnectionError) as nobody:
+        RemoteTextModel.connect("http://user:s3cret@127.0.0.1:9/v1")
+    assert "s3cret" not in f"{wrong.value} {nobody.value}"
+
+
+def test_a_server_on_this_machine_is_asked_without_a_proxy(url, monkeypatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert ChatSession(RemoteTextModel.connect(url, "talker"), GREEDY).ask("hi", print).text == "hello you"
+
+
+def test_a_long_conversation_goes_on_without_its_oldest_turns(url, talker) -> None:
+    far = ChatSession(RemoteTextModel.connect(url, "talker"), GREEDY._replace(max_new_tokens=4))
+    unseen = [far.ask("hi" * 6, lambda text: None).num_unseen for _ in range(9)]
+    assert unseen[0] == 0 < unseen[-1]
+    assert len(far.exchanges) == 9
+    # The rest of it is what fits.
+    assert len(talker.encode(far.messages[unseen[-1] : -1])) < talker.context_limit
+
+
 def test_where_nobody_answers_one_line_says_so() -> None:
     with pytest.raises(ConnectionError, match=r"no answer from http://127\.0\.0\.1:9/v1"):
         RemoteTextModel.connect("http://127.0.0.1:9/v1")
@@ -124,11 +163,53 @@ def test_a_server_that_lists_and_counts_nothing_can_be_talked_to() -> None:
     with running(other) as url:
         with pytest.raises(ConfigError, match="lists no models; name one"):
             RemoteTextModel.connect(url)
-        reply = ChatSession(RemoteTextModel.connect(url, "m"), GREEDY).ask("hi", print)
+        model = RemoteTextModel.connect(url, "m")
+        session = ChatSession(model, model.own_settings._replace(do_sample=False, max_new_tokens=24))
+        reply = session.ask("hi", print)
+        session.settings = GenerationSettings()
+        session.ask("hi", print)
     assert (reply.text, reply.num_tokens, reply.finish_reason) == ("ab", 24, "max_new_tokens")
     sent = other.asked[0]
     assert (sent["temperature"], sent["max_tokens"], sent["stream"]) == (0, 24, True)
     assert not {"top_k", "top_p", "repetition_penalty"} & sent.keys()
+    # What is set is sent, also where it is what a chat here begins with.
+    assert (other.asked[1]["top_k"], other.asked[1]["repetition_penalty"]) == (50, 1.0)
+
+
+def other_answers(content: bytes, kind: bytes = b"application/json") -> Any:
+    """A server that answers this to everything, with 200."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    return app
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"data": [{}]}', b'{"data": 3}', b"{", b"<html></html>"])
+@pytest.mark.parametrize("kind", [b"text/html", b"application/json"])
+def test_what_is_no_list_of_models_is_told_in_one_line(content, kind) -> None:
+    with running(other_answers(content, kind)) as url, pytest.raises((ConfigError, ConnectionError)) as caught:
+        RemoteTextModel.connect(url)
+    assert url in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b'{"choices": [{"message": {"content": "hi"}}]}', b"<html></html>", b""])
+def test_an_answer_without_events_is_no_empty_answer(content) -> None:
+    with running(other_answers(content)) as url, pytest.raises(ConnectionError, match="sent no events"):
+        ChatSession(RemoteTextModel(url, "m"), GREEDY).ask("hi", print)
+
+
+def test_null_may_stand_anywhere_in_an_answer() -> None:
+    contents = [None, {"content": None}, {"content": 3}, {"content": "a"}]
+    events = [{"choices": None}, {"choices": 1}, {}, {"choices": [None]}]
+    events += [{"choices": [{"delta": delta}]} for delta in contents]
+    usage = {"prompt_tokens": None, "completion_tokens": None}
+    with running(OtherServer(*events, {"choices": [], "usage": usage}, "[DONE]")) as url:
+        reply = ChatSession(RemoteTextModel(url, "m"), GREEDY).ask("hi", print)
+    assert (reply.text, reply.num_tokens, reply.num_prompt_tokens, reply.finish_reason) == ("a", 1, 0, "stop")
 
 
 @pytest.mark.parametrize("events", [[piece("a")], [piece("a"), {"error": "it is out of memory"}]])

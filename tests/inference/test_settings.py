@@ -75,7 +75,7 @@ def test_a_model_s_value_out_of_range_is_left_out():
 
 
 def test_the_table_spells_values_as_set_takes_them():
-    settings = GenerationSettings(do_sample=False, top_k=3)
+    settings = GenerationSettings(do_sample=False, top_k=3, repetition_penalty=None)
     again = GenerationSettings()
     for key, value, _ in show_settings(settings):
         again = with_setting(again, key, value)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from moe_hf.inference.settings import SETTINGS, GenerationSettings, parse_setting
+from moe_hf.inference.settings import SETTINGS, UNSET, GenerationSettings, parse_setting
 
 STEP = 0.05
 
@@ -16,7 +16,9 @@ def setting_controls(gradio: ModuleType, settings: GenerationSettings) -> list[A
     for key, value in settings._asdict().items():
         rule = SETTINGS[key]
         texts = {"label": key.replace("_", " "), "info": f"{rule.help}; {rule.allowed}"}
-        if rule.kind == "float":
+        if value is None:
+            controls.append(made.Textbox("random" if rule.kind == "seed" else UNSET, **texts))
+        elif rule.kind == "float":
             # Twice the largest usual value is far enough, unless the model itself asks for more.
             most = max(value, min(rule.high, 2 * max(map(float, rule.usual.split()))))
             controls.append(made.Slider(STEP, most, value=value, step=STEP, **texts))
@@ -25,7 +27,7 @@ def setting_controls(gradio: ModuleType, settings: GenerationSettings) -> list[A
         elif rule.kind == "int":
             controls.append(made.Number(value, precision=0, minimum=rule.low, maximum=rule.high, **texts))
         else:
-            controls.append(made.Textbox("random" if value is None else str(value), **texts))
+            controls.append(made.Textbox(str(value), **texts))
     return controls
 
 

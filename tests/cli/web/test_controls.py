@@ -23,6 +23,17 @@ def test_every_setting_has_a_control_with_its_value_and_its_help(config) -> None
     assert (controls["temperature"]["maximum"], controls["top p"]["maximum"]) == (2.0, 1)
 
 
+def test_what_the_server_decides_is_a_text_that_gives_it_back() -> None:
+    kinds = ("Slider", "Number", "Checkbox", "Textbox")
+    made = SimpleNamespace(
+        **dict.fromkeys(kinds, lambda *words, value=None, **options: words[-1] if value is None else value)
+    )
+    settings = GenerationSettings(top_k=None, repetition_penalty=None)
+    values = setting_controls(made, settings)
+    assert values.count("unset") == 2
+    assert settings_from(values) == settings
+
+
 def test_a_model_that_asks_for_more_than_is_usual_gets_it() -> None:
     made = SimpleNamespace(
         Slider=lambda low, high, **options: high, **dict.fromkeys(("Number", "Checkbox", "Textbox"), made_of)
