@@ -17,6 +17,7 @@ from moe_hf.bench.mixers.layers import layer_case
 from moe_hf.bench.mixers.report import LENGTHS, PERPLEXITIES
 from moe_hf.bench.mixers.sizes import LayerSize
 from moe_hf.bench.mixers.suite import MIXERS_SUITE
+from moe_hf.layers.experts.interface import OWN_EXPERTS_FUNCTIONS
 
 TINY = "--tokens 8 --hidden_size 8 --expert_width 16 --num_experts 4 --clock cpu --budget 0 --samples 1".split()
 
@@ -68,7 +69,9 @@ def test_nothing_measured_is_no_success(capsys):
 
 def test_wrong_backend_is_named_and_fails_the_command(monkeypatch, capsys):
     sorted_backend = ALL_EXPERTS_FUNCTIONS["sorted"]
-    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "sorted", lambda *given: sorted_backend(*given) * 1.01)
+    # transformers' table for its classes, and that of this package's own experts.
+    for table in (ALL_EXPERTS_FUNCTIONS._global_mapping, OWN_EXPERTS_FUNCTIONS):
+        monkeypatch.setitem(table, "sorted", lambda *given: sorted_backend(*given) * 1.01)
     assert main(["bench", "experts", "--modes", "forward", "--backends", "eager", "sorted", *TINY]) == 1
     out = capsys.readouterr().out
     assert "not measured: sorted: WRONG" in out
