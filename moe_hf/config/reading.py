@@ -1,6 +1,7 @@
 """How a configuration is read from files, overridden on loading, and written: what `config.json` may say."""
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -99,7 +100,9 @@ class ReadConfig(DerivedFields):
             found, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except (TypeError, AttributeError, RecursionError, OSError) as error:
             # transformers says of text that is no JSON what it says of a file that it cannot get.
-            if isinstance(error, OSError) and not isinstance(error.__context__, ValueError):
+            if isinstance(error, OSError) and not isinstance(
+                error.__context__, json.JSONDecodeError | UnicodeDecodeError
+            ):
                 raise
             raise CheckpointError(
                 f"the config.json of {pretrained_model_name_or_path} is no JSON object ({error}); download it again"
