@@ -8,12 +8,13 @@ from pathlib import Path
 from transformers.utils import logging
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.base.loopback import is_loopback
 from moe_hf.base.model_source import find_model
 from moe_hf.base.optional import require
 from moe_hf.inference.model_files import newest_model
 from moe_hf.inference.settings import DEVICES, DTYPES
 from moe_hf.inference.text_model import CausalTextModel
-from moe_hf.serving.listening import LOOPBACK, serve, take_address, url_of
+from moe_hf.serving.listening import serve, take_address, url_of
 
 KEY_VARIABLE = "MOE_HF_API_KEY"
 _LOG_LEVELS = ("error", "warning", "info", "debug")
@@ -54,8 +55,11 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf serve") -> int:
             )
         )
     cache_tokens = args.cache_tokens if args.continuous_batching else 0
-    app = build_application(served, key, args.max_body_bytes, args.max_requests, cache_tokens)
-    if key is None and args.host not in LOOPBACK:
+    is_private = is_loopback(taken.getsockname()[0])
+    app = build_application(
+        served, key, args.max_body_bytes, args.max_requests, cache_tokens, loopback_only=is_private and key is None
+    )
+    if key is None and not is_private:
         sys.stderr.write(f"{prog}: anyone who reaches {args.host} can use the models; set {KEY_VARIABLE} to a secret\n")
 
     def on_ready() -> None:

@@ -1,11 +1,11 @@
 """How a server is reached: its checked address, the key, and no secret of either in what is shown."""
 
-import ipaddress
 import os
 from typing import Any
 from urllib.parse import urlsplit
 
 from moe_hf.base.errors import ConfigError
+from moe_hf.base.loopback import is_loopback
 from moe_hf.base.optional import require
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -58,14 +58,6 @@ def client_options(url: str, is_async: bool = False) -> dict[str, Any]:
         make = openai.DefaultAsyncHttpxClient if is_async else openai.DefaultHttpxClient
         options["http_client"] = make(trust_env=False)
     return options
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 def _key() -> str:

@@ -29,6 +29,7 @@ def build_application(
     max_body_bytes: int = 2**20,
     max_requests: int = 1024,
     cache_tokens: int = 0,
+    loopback_only: bool = False,
 ) -> Gate:
     """An ASGI application that serves the models.
 
@@ -39,6 +40,7 @@ def build_application(
         max_requests: most requests at once, those that wait for their turn included.
         cache_tokens: generate the answers of a model together, with so many tokens kept at once for each model; 0 has
             them take turns.
+        loopback_only: refuse requests that call the server by a name that is none of this machine.
 
     Raises:
         ConfigError: the models can't be served together.
@@ -65,7 +67,8 @@ def build_application(
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) in _KEPT]
     _add_metrics(app, meter)
     _add_error_handlers(app)
-    return Gate(app, frozenset((*_KEPT, METRICS_PATH)), meter, state.shutdown, api_key, max_body_bytes, max_requests)
+    paths = frozenset((*_KEPT, METRICS_PATH))
+    return Gate(app, paths, meter, state.shutdown, api_key, max_body_bytes, max_requests, loopback_only)
 
 
 def _add_metrics(app: Any, meter: Meter) -> None:

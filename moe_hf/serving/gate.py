@@ -7,6 +7,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from moe_hf.base.loopback import is_loopback
 from moe_hf.serving.calls import Call, begin_call
 from moe_hf.serving.metrics import Meter
 from moe_hf.serving.requests import RequestError
@@ -34,6 +35,8 @@ class Gate:
         api_key: what requests must bear; None lets everyone in.
         max_body_bytes: most bytes of a request's body.
         max_requests: most requests at once; what comes then is told to come back.
+        loopback_only: answer only who calls this server by a name of this machine. A page of another site, whose name
+            was made to lead here, sends that name.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class Gate:
         api_key: str | None = None,
         max_body_bytes: int = 2**20,
         max_requests: int = 1024,
+        loopback_only: bool = False,
     ) -> None:
         self._app, self._paths, self._meter = app, paths, meter
         self.close = close
         self._key = None if api_key is None else api_key.encode()
         self._max_body_bytes, self._max_requests = max_body_bytes, max_requests
+        self._loopback_only = loopback_only
         self._running = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -74,11 +79,12 @@ class Gate:
                 self._meter.add("moe_hf_requests_total", path=path, status=str(answer.status or "none"))
 
     async def _let_in(self, scope: Message, receive: Receive, answer: "_Sending") -> None:
+        self._check_host(scope)
         self._check_key(scope)
         if self._running > self._max_requests:
             raise RequestError(503, f"{self._max_requests} requests are running; try again later", "overloaded")
         _check_kind(scope)
-        body = await self._body(scope, receive)
+        body = b"" if scope["path"] in OPEN_PATHS else await self._body(scope, receive)
         if body is None:
             return
         call = begin_call()
@@ -101,6 +107,14 @@ class Gate:
         # First, so that the thread sees it whatever the task does with being cancelled.
         call.stop.set()
         answering.cancel()
+
+    def _check_host(self, scope: Message) -> None:
+        # Browsers always send it.
+        given = dict(scope["headers"]).get(b"host")
+        if self._loopback_only and given is not None and not is_loopback(_name_of(given.decode("latin-1"))):
+            raise RequestError(
+                421, "without an API key only localhost and 127.0.0.1 are served; set a key", "wrong_host"
+            )
 
     def _check_key(self, scope: Message) -> None:
         if self._key is None or scope["path"] in OPEN_PATHS:
@@ -135,6 +149,11 @@ class Gate:
                         return bytes(body)
         except TimeoutError as error:
             raise RequestError(408, f"the body did not come within {SLOWEST_BODY:.0f} s", "timeout") from error
+
+
+def _name_of(host: str) -> str:
+    """The host of `host:port`, without the brackets of `[::1]:port`."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _check_kind(scope: Message) -> None:

@@ -217,15 +217,15 @@ def fit_into_context(
     if prompt_length == 0:
         raise RequestError(400, "the prompt has no tokens; write something to continue")
     served = served_by(call)
-    limits = [limit for limit in (served.context_limit, most_tokens) if limit is not None]
-    if not limits:
+    limits = {f"the context of {served.name}": served.context_limit, "--cache_tokens of the server": most_tokens}
+    known = [(limit, name) for name, limit in limits.items() if limit is not None]
+    if not known:
         return
-    limit = min(limits)
+    limit, holder = min(known)
     if prompt_length >= limit:
         raise RequestError(
             400,
-            f"the prompt has {prompt_length} tokens, the context of {served.name} holds {limit} for prompt and answer; "
-            "shorten it",
+            f"the prompt has {prompt_length} tokens, {holder} holds {limit} for prompt and answer; shorten it",
             "context_length_exceeded",
         )
     gen_config.max_new_tokens = min(gen_config.max_new_tokens or limit, limit - prompt_length)

@@ -11,11 +11,12 @@ from moe_hf.base.optional import require
 
 # Connections that wait to be accepted; a burst of clients must not be refused.
 _BACKLOG = 2048
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def take_address(host: str, port: int) -> socket.socket:
-    """A socket that holds the address but does not listen yet, so that a mistake shows before models are read.
+    """A socket that holds the address, so that a mistake shows before models are read.
+
+    It listens: bound alone, a second server could take the same address. Who connects early waits.
 
     Args:
         host: a name or an address of this machine.
@@ -32,6 +33,7 @@ def take_address(host: str, port: int) -> socket.socket:
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
+        taken.listen(_BACKLOG)
     except OSError as error:
         taken.close()
         raise ConfigError(f"can't listen on {host} port {port}: {error.strerror}; give another --port") from error
@@ -53,7 +55,7 @@ def serve(app: Any, taken: socket.socket, log_level: str, on_ready: Callable[[],
         app: an ASGI application.
         taken: from `take_address`; closed at the end.
         log_level: of the server's log; `info` has a line per request.
-        on_ready: called when clients can connect.
+        on_ready: called when clients are answered.
 
     Raises:
         KeyboardInterrupt: the signal was Ctrl-C.
@@ -61,7 +63,6 @@ def serve(app: Any, taken: socket.socket, log_level: str, on_ready: Callable[[],
     uvicorn = require("uvicorn", "the server")
     config = uvicorn.Config(app, log_level=log_level, access_log=log_level in ("info", "debug"), lifespan="on")
     server = uvicorn.Server(config)
-    taken.listen(_BACKLOG)
     on_ready()
     in_main_thread = threading.current_thread() is threading.main_thread()
     # uvicorn raises the signal again when it is done; by then it has had its effect.

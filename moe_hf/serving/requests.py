@@ -49,7 +49,8 @@ def _is_stop(value: Any) -> bool:
 
 def _is_bias(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        token.isascii() and token.isdigit() and _is_number(bias) and -100 <= bias <= 100
+        # Longer ones are no ids, and Python reads no number of thousands of digits.
+        token.isascii() and token.isdigit() and len(token) <= 10 and _is_number(bias) and -100 <= bias <= 100
         for token, bias in value.items()
     )
 

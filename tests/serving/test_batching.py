@@ -129,7 +129,7 @@ def test_prompt_and_answer_may_take_all_pages_and_no_more(writer, asgi) -> None:
     try:
         usage = ask(asgi, app, prompt="x" * 200, temperature=3.0).json["usage"]
         assert usage["total_tokens"] <= 256
-        assert "holds 256 for prompt and answer" in ask(asgi, app, prompt="x" * 256).error
+        assert "--cache_tokens of the server holds 256 for prompt and answer" in ask(asgi, app, prompt="x" * 256).error
     finally:
         app.close()
 

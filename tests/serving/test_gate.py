@@ -100,6 +100,58 @@ def test_who_leaves_stops_the_call(after_body) -> None:
     assert meter.value("moe_hf_requests_running") == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [(b"evil.example:8123", 421), (b"127.0.0.1.evil.example", 421), (b"[::2]:1", 421), (b"\xff", 421), (b"", 421)],
+)
+def test_without_a_key_only_names_of_this_machine_are_served(host, status) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", host)]
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": headers}
+    asyncio.run(Gate(echo, PATHS, Meter(), loopback_only=True)(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert b"set a key" in sent[1]["body"]
+
+
+@pytest.mark.parametrize("host", [b"localhost:8123", b"127.0.0.1:8123", b"[::1]:8123", b"localhost"])
+def test_names_of_this_machine_are_served(host) -> None:
+    sent: list[Any] = []
+    bodies = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        if bodies:
+            return bodies.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", host)]}
+    asyncio.run(Gate(echo, PATHS, Meter(), loopback_only=True)(scope, receive, send))
+    assert sent[0]["status"] == 200
+
+
+def test_a_body_is_not_waited_for_where_anyone_may_ask() -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/health", "headers": [(b"content-length", b"9")]}
+    asyncio.run(asyncio.wait_for(Gate(echo, PATHS, Meter(), api_key="k")(scope, receive, send), 10))
+    assert sent[0]["status"] == 200
+
+
 def test_more_requests_than_allowed_are_told_to_come_back(asgi) -> None:
     statuses: list[int] = []
 

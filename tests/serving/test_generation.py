@@ -96,6 +96,10 @@ def test_a_prompt_must_fit_and_leaves_the_rest_to_the_answer(models) -> None:
     for length, message in ((96, "96 tokens, the context of talker holds 96"), (0, "no tokens")):
         with pytest.raises(RequestError, match=message):
             fit_into_context(call, length, config)
+    with pytest.raises(RequestError, match="80 tokens, --cache_tokens of the server holds 64"):
+        fit_into_context(call, 80, config, 64)
+    with pytest.raises(RequestError, match="99 tokens, the context of talker holds 96"):
+        fit_into_context(call, 99, config, 1000)
 
 
 def test_an_error_within_a_stream_stays_json() -> None:

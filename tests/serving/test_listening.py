@@ -14,7 +14,6 @@ def test_a_free_port_is_taken_and_told() -> None:
 
 def test_an_address_that_is_taken_or_elsewhere_is_refused() -> None:
     with take_address("127.0.0.1", 0) as taken:
-        taken.listen()
         with pytest.raises(ConfigError, match=r"can't listen on 127\.0\.0\.1 port \d+: Address already in use"):
             take_address("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(ConfigError, match=r"can't listen on 192\.0\.2\.1"):

@@ -61,6 +61,7 @@ def test_parts_of_a_message_become_one_text() -> None:
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
         ("messages", [{"role": "assistant", "content": "", "tool_calls": [{}]}]),
         ("generation_config", "{}"),
+        ("logit_bias", {"1" * 5000: 1}),
         ("temprature", 1),
     ],
 )

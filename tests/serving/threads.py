@@ -18,7 +18,6 @@ from moe_hf.serving.served import ServedModel
 def running(app: Any) -> Iterator[str]:
     """The URL of an ASGI application, while it runs."""
     taken = take_address("127.0.0.1", 0)
-    taken.listen()
     url = url_of(taken)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([taken],))
