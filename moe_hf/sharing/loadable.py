@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from moe_hf.base.errors import CheckpointError, ConfigError, first_line
 from moe_hf.config.decoder import MoEDecoderConfig
+from moe_hf.models.cards.described import is_quantized
 from moe_hf.models.cards.loading import task_of
 from moe_hf.models.dense.checkpoint_files import json_object, listed
 
@@ -24,8 +25,13 @@ def require_loadable(folder: Path) -> str | None:
     """
     found = json_object(folder / "config.json")
     names = found.get("architectures") or [""]
-    model_class = _class_of(folder, str(names[0])) if isinstance(names, list) else None
-    if found.get("quantization_config"):
+    model_type = found.get("model_type")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{folder / 'config.json'} has architectures={names!r}; write a list of names of classes")
+    if not isinstance(model_type, str | None):
+        raise CheckpointError(f"{folder / 'config.json'} has model_type={model_type!r}; write the name of a type")
+    model_class = _class_of(folder, names[0])
+    if found.get("quantization_config") and not is_quantized(found):
         return "the weights are quantised"
     if model_class is None:
         return f"neither transformers nor moe_hf has a class {names[0] or 'for it (config.json names no architecture)'}"
@@ -34,7 +40,7 @@ def require_loadable(folder: Path) -> str | None:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     # Else transformers' own classes log the names of what does not fit, and their error has none.
-    options = {"ignore_mismatched_sizes": model_class is getattr(transformers, str(names[0]), None)}
+    options = {"ignore_mismatched_sizes": model_class is getattr(transformers, names[0], None)}
     try:
         _, info = model_class.from_pretrained(
             folder, device_map="meta", output_loading_info=True, local_files_only=True, use_safetensors=True, **options

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
@@ -63,7 +63,8 @@ def pull_model(
         ConfigError: the Hub takes no such name.
         OSError: the Hub cannot be reached, or the disk is full.
     """
-    given, destination = Path(destination), Path(destination).absolute()
+    given = Path(destination).expanduser()
+    destination = given.absolute()
     require_free_folder(given, overwrite)
     api = HfApi()
     with in_words(repo_id, revision):
@@ -124,12 +125,19 @@ def _require_plain_names(names: Iterable[str], repo_id: str) -> None:
 def _staging(destination: Path) -> Iterator[Path]:
     """The folder beside the destination in which files arrive; it stays when the body fails, for the next call."""
     staging = destination.with_name(f".{destination.name}.pulling")
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging / ".lock", timeout=0)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder: in it, a file of the repository could take its place.
+    lock = staging.with_name(f"{staging.name}.lock")
     try:
-        with lock:
-            yield staging
-            shutil.rmtree(staging)
+        with FileLock(lock, timeout=0):
+            try:
+                staging.mkdir(exist_ok=True)
+                yield staging
+                shutil.rmtree(staging)
+            finally:
+                # Windows removes no file that is open: there it stays, and is locked again by the next call.
+                with suppress(PermissionError):
+                    lock.unlink(missing_ok=True)
     except Timeout as error:
         raise CheckpointError(f"another call is pulling into {destination}; wait for it, or stop it") from error
 

@@ -1,18 +1,19 @@
 """Pushes a model's folder to the Hub: everything in one commit, or nothing."""
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.constants import REGEX_COMMIT_OID
 from huggingface_hub.utils import validate_repo_id
 
 from moe_hf.base.errors import CheckpointError, ConfigError
 from moe_hf.models.cards.card import CARD_FILE, is_unedited, renamed, split_card, with_metadata, with_section
 from moe_hf.models.cards.described import card_of_folder, loading_of_folder
 from moe_hf.models.cards.loading import how_to_load
+from moe_hf.models.dense.checkpoint_files import listed
 from moe_hf.models.info import get_moe_model_info
 from moe_hf.sharing.hub_errors import in_words
 from moe_hf.sharing.loadable import require_loadable
@@ -24,6 +25,9 @@ from moe_hf.sharing.shared_files import (
     require_sound_files,
     shared_files,
 )
+
+# Where the code of a model begins, by the custom of transformers.
+_CODE = re.compile(r"modeling_\w+\.py")
 
 
 class PushReport(NamedTuple):
@@ -105,7 +109,7 @@ def push_folder(
     folder = Path(folder).expanduser()
     with in_words(repo_id):
         validate_repo_id(repo_id)
-    if revision is not None and REGEX_COMMIT_OID.fullmatch(revision):
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ConfigError(f"revision={revision!r} is a commit, to which nothing can be added; name a branch")
     shared = shared_files(folder)
     require_model_names(folder, [*shared.files, *shared.left_out])
@@ -124,6 +128,8 @@ def push_folder(
     files |= {name: content.encode() for name, content in (added or {}).items()}
     if text is not None:
         files[CARD_FILE] = text.encode()
+    if not is_adapter:
+        _require_code_beside_code(files, repository)
     url, commit = push_files(files, repository, message or "Upload model with moe_hf", token)
     return PushReport(
         repo_id=repository.repo_id,
@@ -209,6 +215,16 @@ def stale_weights(files: Iterable[str], repository: Repository) -> list[str]:
     return [name for name in repository.names if WEIGHT_FILE.fullmatch(name) and name not in names]
 
 
+def _require_code_beside_code(files: Iterable[str], repository: Repository) -> None:
+    """Refuse to leave the code of a self-contained push beside a `config.json` and a card that know nothing of it."""
+    there = sorted(name for name in repository.names if _CODE.fullmatch(name))
+    if there and not any(_CODE.fullmatch(name) for name in files):
+        raise CheckpointError(
+            f"{repository.repo_id} holds code that defines its model ({listed(there)}), and this push has none; push "
+            "with --self_contained as before, delete the Python files there first, or push to another repository"
+        )
+
+
 def card_there(repository: Repository, token: str) -> str | None:
     """The card that a repository has; None without one."""
     if CARD_FILE not in repository.names:
@@ -243,10 +259,14 @@ def _card(
     # None: the folder's own config.json says so.
     has_code = True if added and any(file.endswith(".py") for file in added) else None
     if own is not None and not is_unedited(own):
-        if split_card(own).metadata:
-            return own, f"{CARD_FILE} of the folder"
-        metadata = split_card(card_of_folder(folder, name, get_moe_model_info)).metadata
-        return with_metadata(own, metadata), f"{CARD_FILE} of the folder, with metadata added"
+        more = []
+        if not split_card(own).metadata:
+            own = with_metadata(own, split_card(card_of_folder(folder, name, get_moe_model_info, has_code)).metadata)
+            more.append("metadata")
+        if has_code and "trust_remote_code" not in own:
+            own = f"{own.rstrip()}\n\n{how_to_load(name, loading_of_folder(folder, has_code)[0])}"
+            more.append("how to load it")
+        return own, f"{CARD_FILE} of the folder" + (f", with {' and '.join(more)} added" if more else "")
     there = card_there(repository, token)
     if there is not None and not is_unedited(there):
         return None, "the one on the Hub, which somebody wrote or changed"

@@ -25,7 +25,11 @@ _NUMBERS = (".safetensors", ".png", ".jpg", ".jpeg", ".gif", ".webp")
 # Also behind an escaped end of a line, as in the JSON of notebooks.
 _TOKEN = re.compile(rb"(?:\b|\\[nrt])hf_(?:[A-Za-z0-9]{30}|(?:oauth|jwt)_[\w.=-]{20})")
 _CHUNK = 2**20
-_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json")
+# What is read where a model or its tokenizer is loaded.
+_OBJECTS = (
+    *("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "added_tokens.json", "special_tokens_map.json", "preprocessor_config.json"),
+)
 
 
 class SharedFiles(NamedTuple):
@@ -152,6 +156,11 @@ def require_sound_files(folder: Path, names: Iterable[str]) -> None:
     if INDEX in names:
         indexed_files(folder / INDEX)
         placed: dict[str, str] = json_object(folder / INDEX)["weight_map"]
+        if unknown := sorted(set(placed.values()) - set(tensors)):
+            raise CheckpointError(
+                f"{folder / INDEX} names {listed(unknown)}, which is not by this name among the files that are shared; "
+                "save the model again, with its shards beside the index"
+            )
         lost = [tensor for tensor, file in placed.items() if tensor not in tensors[file]]
         if lost:
             raise CheckpointError(

@@ -10,6 +10,8 @@ from transformers.utils import logging
 
 from moe_hf import CheckpointError, GPT2WithMoEForSequenceClassification
 from moe_hf.models.auto import FAMILIES
+from moe_hf.quantization.directory import quantize_directory
+from moe_hf.quantization.quantization_config import MoEQuantizationConfig
 from moe_hf.sharing.loadable import require_loadable
 from tests.models.families import KINDS, tiny_family
 from tests.models.native_moes import NATIVE_MOES, native_moe
@@ -46,6 +48,28 @@ def test_a_missing_or_misfitting_parameter_is_refused(damage, native, tiny_model
     damage(tensors, next(name for name in tensors if name.endswith("norm.weight")))
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"norm\.weight"):
+        require_loadable(tmp_path)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_quantised_model_is_compared_too(native, tiny_model, tmp_path):
+    model = native_moe("mixtral") if native else tiny_model()
+    model.save_pretrained(tmp_path / "whole")
+    quantize_directory(str(tmp_path / "whole"), tmp_path / "small", MoEQuantizationConfig(8))
+    assert require_loadable(tmp_path / "small") is None
+    tensors = load_file(tmp_path / "small" / "model.safetensors")
+    del tensors[next(name for name in tensors if name.endswith("up_codes"))]
+    save_file(tensors, tmp_path / "small" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="up_codes"):
+        require_loadable(tmp_path / "small")
+
+
+@pytest.mark.parametrize("change", [{"architectures": {"a": 1}}, {"architectures": [7]}, {"model_type": ["x"]}])
+def test_names_that_are_none_are_refused(tiny_model, tmp_path, change):
+    tiny_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=rf"has {next(iter(change))}=.*; write"):
         require_loadable(tmp_path)
 
 

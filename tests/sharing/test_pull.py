@@ -215,9 +215,8 @@ def test_what_came_into_the_folder_meanwhile_is_kept(stored, files, tmp_path, ov
 
 
 def test_two_pulls_into_one_folder_are_not_mixed(stored, tmp_path):
-    (tmp_path / ".moe.pulling").mkdir()
     with (
-        FileLock(tmp_path / ".moe.pulling" / ".lock"),
+        FileLock(tmp_path / ".moe.pulling.lock"),
         pytest.raises(CheckpointError, match="another call is pulling"),
     ):
         pull_model(REPO, tmp_path / "moe")
@@ -244,6 +243,23 @@ def test_a_hub_that_is_not_asked_or_not_there_is_said(stored, tmp_path, monkeypa
     stored.close()
     with pytest.raises(OSError, match="cannot be reached for me/moe"):
         pull_model(REPO, tmp_path / "moe")
+
+
+def test_a_repository_may_have_a_file_that_is_called_lock(stored, files, tmp_path):
+    stored.add(REPO, {".lock": b"theirs"})
+    held = []
+    stored.on.append((r"GET /storage/", lambda: held.append((tmp_path / ".moe.pulling.lock").exists())))
+    pull_model(REPO, tmp_path / "moe")
+    assert held == [True]
+    assert contents(tmp_path) == {f"moe/{name}": content for name, content in (files | {".lock": b"theirs"}).items()}
+
+
+def test_a_folder_may_be_named_from_home(stored, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert pull_model(REPO, "~/moe").folder == tmp_path / "home" / "moe"
+    assert contents(tmp_path / "home" / "moe") == files
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_listing_of_several_pages_is_read_to_its_end(stored, files, tmp_path, monkeypatch):

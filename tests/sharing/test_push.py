@@ -116,6 +116,21 @@ def test_a_branch_is_made_and_pushed_to(hub, folder):
     assert [config.max_new_tokens for config in configs] == [7, 9]
 
 
+def test_a_date_is_the_name_of_a_branch(hub, folder):
+    assert push_folder(folder, REPO, revision="20261130").commit == hub.repos[REPO].branches["20261130"]
+
+
+def test_the_code_of_an_earlier_push_does_not_stay_beside_a_model_that_knows_nothing_of_it(hub, folder):
+    code = {"modeling_gpt2_moe.py": "pass\n", "config.json": (folder / "config.json").read_text()}
+    push_folder(folder, REPO, added=code)
+    head = hub.repos[REPO].branches["main"]
+    with pytest.raises(CheckpointError, match=r"holds code that defines its model \(modeling_gpt2_moe.py\)"):
+        push_folder(folder, REPO)
+    assert hub.repos[REPO].branches["main"] == head
+    push_folder(folder, REPO, added={**code, "modeling_gpt2_moe.py": "...\n"})
+    assert hub.content(REPO, "modeling_gpt2_moe.py") == b"...\n"
+
+
 def test_a_commit_of_somebody_else_in_between_is_not_written_over(hub, folder):
     push_folder(folder, REPO)
     (folder / "generation_config.json").write_text('{"max_new_tokens": 9}')
@@ -226,7 +241,7 @@ def test_tokens_are_never_logged(hub, folder, monkeypatch, caplog, capfd):
 def test_a_quantised_model_is_pushed_and_loads_from_the_hub(hub, folder, tmp_path):
     quantize_directory(str(folder), tmp_path / "small", MoEQuantizationConfig(8))
     report = push_folder(tmp_path / "small", REPO)
-    assert report.notice == "the weights are quantised"
+    assert report.notice is None
     assert 'from_pretrained("me/moe")' in hub.content(REPO, CARD_FILE).decode()
     here, there = (AutoModelForCausalLM.from_pretrained(place) for place in (tmp_path / "small", REPO))
     ids = torch.tensor([[5, 6, 7]])
@@ -251,6 +266,19 @@ class TestCard:
         (folder / CARD_FILE).write_text(own)
         push_folder(folder, REPO)
         assert hub.content(REPO, CARD_FILE).decode() == own
+
+    @pytest.mark.parametrize("front", ["", "---\nlicense: mit\n---\n"])
+    def test_a_card_of_ones_own_gets_a_section_on_the_code_that_goes_with_it(self, hub, folder, front):
+        (folder / CARD_FILE).write_text(front + self.OWN)
+        report = push_folder(folder, REPO, added={"modeling_gpt2_moe.py": "pass\n"})
+        card = hub.content(REPO, CARD_FILE).decode()
+        assert report.card.endswith("how to load it added")
+        assert self.OWN in card
+        assert f'from_pretrained("{REPO}", trust_remote_code=True)' in card
+        assert (folder / CARD_FILE).read_text() == front + self.OWN
+        (folder / CARD_FILE).write_text(card)
+        push_folder(folder, REPO, added={"modeling_gpt2_moe.py": "pass\n"})
+        assert hub.content(REPO, CARD_FILE).decode() == card
 
     def test_a_written_card_gets_the_name_of_the_repository(self, hub, folder):
         (folder / CARD_FILE).write_text(card_of_folder(folder, placeholder("moe"), get_moe_model_info))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -126,13 +127,22 @@ def index_of(change):
         (lambda path: (path.parent / INDEX).write_text("{"), "not readable as JSON"),
         (lambda path: (path.parent / "config.json").write_text("[]"), "not a JSON object"),
         (lambda path: (path.parent / "tokenizer_config.json").write_text("["), "not readable as JSON"),
+        (lambda path: cut(path.parent / "tokenizer.json"), "not readable as JSON"),
+        (lambda path: (path.parent / "vocab.json").write_text('{"a": 1'), "not readable as JSON"),
+        *(
+            (index_of(lambda index, name, file=file: index.update({name: file})), f"names {file}, which is not by")
+            for file in ("./config.safetensors", ".a.safetensors", "checkpoint-1/a.safetensors")
+        ),
     ],
 )
 def test_damaged_files_are_refused(folder, damage, text):
     require_sound_files(folder, shared_files(folder).files)
+    for name in ("config", ".a", "checkpoint-1/a"):
+        put(folder, f"{name}.safetensors")
+        shutil.copy(min(folder.glob("model-*.safetensors")), folder / f"{name}.safetensors")
     damage(min(folder.glob("model-*.safetensors")))
     with pytest.raises(CheckpointError, match=re.escape(text)):
-        require_sound_files(folder, [path.name for path in folder.iterdir()])
+        require_sound_files(folder, [path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "."])
 
 
 @pytest.mark.parametrize("chunks", [0, 2**20 - 10])
