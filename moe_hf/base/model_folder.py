@@ -1,8 +1,10 @@
 """Reads what a model's folder says of itself, without loading it: whether it is whole, its type, its parameters."""
 
-import json
 import math
 from pathlib import Path
+
+from moe_hf.base.errors import CheckpointError
+from moe_hf.base.files import json_object
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
@@ -18,10 +20,9 @@ def weights_file(folder: Path) -> Path | None:
 def model_type_in(folder: Path) -> str | None:
     """What `config.json` calls the type of the model; None where it can't be read."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        name = json_object(folder / "config.json").get("model_type")
+    except (OSError, CheckpointError):
         return None
-    name = config.get("model_type") if isinstance(config, dict) else None
     return name if isinstance(name, str) else None
 
 
@@ -38,7 +39,7 @@ def stored_parameters(folder: Path) -> int | None:
         for path in _weight_files(folder):
             with safe_open(path, framework="numpy") as file:
                 count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, CheckpointError, SafetensorError):
         return None
     return count or None
 
@@ -47,9 +48,8 @@ def _weight_files(folder: Path) -> list[Path]:
     whole, index = (folder / name for name in WEIGHTS)
     if whole.is_file() or not index.is_file():
         return [whole] if whole.is_file() else []
-    names = json.loads(index.read_text(encoding="utf-8"))
-    shards = names.get("weight_map") if isinstance(names, dict) else None
+    shards = json_object(index).get("weight_map")
     if not isinstance(shards, dict):
         raise ValueError(f"{index} has no weight_map")
     # An index names files beside it: one that leads elsewhere is not followed.
-    return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
+    return [folder / Path(name).name for name in sorted({str(name) for name in shards.values()})]

@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_hf.base.errors import ConfigError
 from moe_hf.base.printable import printable
 from moe_hf.cli.screen import in_bytes
-from moe_hf.inference.local_models import Removal, plan_removal
+from moe_hf.inference.removing_models import Removal, plan_removals
 
 
 def main(argv: list[str] | None = None, prog: str = "moe-hf rm") -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None, prog: str = "moe-hf rm") -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     args = parser.parse_args(argv)
     # All of them first: a wrong name leaves everything there.
-    removals = [plan_removal(name, args.runs_dir) for name in args.names]
+    removals = plan_removals(args.names, args.runs_dir)
     kept = 0
     for removal in removals:
         if not (args.yes or _agreed(removal)):

@@ -44,14 +44,14 @@ def test_an_index_does_not_lead_out_of_its_folder(folder) -> None:
     assert stored_parameters(inner) is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"model_type": 3}', '{"a":' * 100_000])
 def test_what_cant_be_read_is_not_known(folder, content) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_text(content)
     assert (model_type_in(folder), stored_parameters(folder)) == (None, None)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 1, "b": "x", "c": []}}'])
 def test_a_broken_index_is_not_counted(folder, content) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)

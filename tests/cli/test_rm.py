@@ -46,3 +46,11 @@ def test_one_wrong_name_leaves_all_of_them(runs, capsys, stdin) -> None:
     assert main(["rm", "one", "three", "--yes", "--runs_dir", str(runs)]) == 2
     assert "there is no model 'three'" in capsys.readouterr().err
     assert (runs / "one").exists()
+
+
+def test_one_inside_another_leaves_both(runs, capsys, stdin) -> None:
+    shutil.copytree(runs / "two", runs / "one" / "checkpoint-3")
+    names = ["one", str(runs / "one" / "checkpoint-3")]
+    assert main(["rm", *names, "--yes", "--runs_dir", str(runs)]) == 2
+    assert "name the outer one" in capsys.readouterr().err
+    assert (runs / "one" / "checkpoint-3").exists()

@@ -1,9 +1,12 @@
 """Models small enough to learn two answers by heart in a second, and a console that writes into a list."""
 
 import contextlib
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -149,3 +152,25 @@ def talk(talker, babbler, list_console):
         return chat
 
     return talk
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    small_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def here(saved, tmp_path, monkeypatch):
+    """The present folder, with two runs: a whole one with a checkpoint, and one that has only checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no-cache"))
+    for name in ("whole", "whole/checkpoint-10", "begun/checkpoint-9", "begun/checkpoint-10"):
+        shutil.copytree(saved, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "whole" / "run.yaml").write_text("")
+    (tmp_path / "runs" / "whole" / "logs").mkdir()
+    (tmp_path / "runs" / "empty").mkdir()
+    os.utime(tmp_path / "runs" / "begun" / "checkpoint-10" / "model.safetensors", (100, 100))
+    return tmp_path
