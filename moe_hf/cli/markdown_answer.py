@@ -2,10 +2,12 @@
 
 import re
 import time
+from collections import Counter
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.markdown import Markdown
+from rich.text import Text
 
 from moe_hf.cli.screen import Screen
 
@@ -13,6 +15,9 @@ from moe_hf.cli.screen import Screen
 _DRAWN_SHARE = 5
 _MOST_PER_SECOND = 15
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+# What shows in another form, or not at all: the language of a fence, the number of an item, the name of a character.
+_SHOWN_OTHERWISE = re.compile(r"^[ >]*(?:`{3,}|~{3,}) *([^\s`]+) *$|^[ >]*(\d{1,9})[.)] |&(#?\w+);", re.MULTILINE)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _ERASE_LINE, _ERASE_DOWN = "\x1b[K", "\x1b[J"
 
 
@@ -58,9 +63,13 @@ class MarkdownAnswer:
         self._text = ""
 
     def _drawn(self, text: str) -> str:
+        drawn = self._printed(as_markdown(text))
+        return drawn if keeps_all(text, drawn) else self._printed(Text(text))
+
+    def _printed(self, drawing: Markdown | Text) -> str:
         # One column less than there are: in the last one, terminals differ in where the cursor goes.
         with self._screen.capture() as capture:
-            self._screen.print(as_markdown(text), width=max(self._screen.width - 1, 2))
+            self._screen.print(drawing, width=max(self._screen.width - 1, 2))
         # Rich fills lines up; blanks at their ends would be copied from the terminal with them.
         return "\n".join(line.rstrip(" ") for line in capture.get().split("\n")).strip("\n")
 
@@ -104,16 +113,38 @@ def finished_blocks(text: str) -> int:
 
 
 def as_markdown(text: str) -> Markdown:
-    """The text as rich draws Markdown, but all of it: HTML is text, a line end is one, and links show where they lead.
+    """The text as rich draws Markdown, but more of it: HTML is text, a line end is one, and links show where they lead.
 
-    What a language model writes in tags is not to vanish.
+    What a language model writes in tags is not to vanish. An address that is defined elsewhere stays where it stands,
+    and a picture is a link to it.
     """
     drawn = Markdown("", hyperlinks=False)
-    drawn.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(text)
+    parser = (
+        MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).disable(["reference", "image"])
+    )
+    drawn.parsed = parser.parse(text)
     for token in drawn.parsed:
         for child in token.children or ():
             _keep_line_end(child)
     return drawn
+
+
+def keeps_all(text: str, drawn: str) -> bool:
+    """Whether every letter and digit of a text is in its drawing; only marks may be missing, if anything shows.
+
+    Rich and the parser drop what is nested deeply, what stands beside a table's columns, and what finds no room.
+
+    >>> keeps_all("| a |\\n|---|\\n| 1 | 2 |", " a \\n 1 ")
+    False
+    """
+    drawn = _COLOUR.sub("", drawn)
+    lost = _letters(text) - _letters(drawn)
+    otherwise = _letters("".join("".join(groups) for groups in _SHOWN_OTHERWISE.findall(text)))
+    return not lost - otherwise and (bool(drawn.strip()) or not text.strip())
+
+
+def _letters(text: str) -> Counter[str]:
+    return Counter(filter(str.isalnum, text))
 
 
 def _keep_line_end(token: Token) -> None:

@@ -171,3 +171,49 @@ def test_the_model_does_not_steer_the_terminal() -> None:
 )
 def test_a_block_ends_where_nothing_to_come_can_change_it(text, end) -> None:
     assert finished_blocks(text) == end
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("[r]: http://x.org\n\nsee [r]", ["http://x.org", "[r]"]),
+        ("![i](http://e.org/x.png)", ["http://e.org/x.png"]),
+        ("> " * 3000 + "x", ["x"]),
+        ("- " * 40 + "deep", ["deep"]),
+        ("````…a", ["…a"]),
+        ("```python", ["python"]),
+        ("````…", ["…"]),
+        ('[a](http://b.org "title")', ["http://b.org", "title"]),
+        ("| a |\n|---|\n| 1 | second |", ["second"]),
+    ],
+)
+def test_nothing_that_is_said_vanishes(text, shown) -> None:
+    where, terminal = screen(), Terminal(10)
+    answer = MarkdownAnswer(where)
+    answer.feed(text)
+    answer.end()
+    terminal.write(where.file.getvalue())
+    said = "".join(terminal.lines)
+    assert [words for words in shown if words not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("```python\nx = 1\n```", "x = 1"),
+        ("1. a\n1. b\n1. c", "3 c"),
+        ("a &amp; **b** &lt;c", "a & b <c"),
+        ("> ```py\n> x\n> ```", "x"),
+        ("7) one\n7) two", "8 two"),
+        (r"a\*b \_c", "a*b _c"),
+        ("a\n\n***", "-----"),
+    ],
+)
+def test_what_shows_in_another_form_is_drawn(text, drawn) -> None:
+    where, terminal = screen(), Terminal(10)
+    answer = MarkdownAnswer(where)
+    answer.feed(text)
+    answer.end()
+    terminal.write(where.file.getvalue())
+    assert drawn in "\n".join(terminal.lines)
+    assert "```" not in "".join(terminal.lines)
