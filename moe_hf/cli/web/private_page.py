@@ -1,5 +1,11 @@
-"""Headers by which the browser itself keeps the page to this host: an answer may name a picture anywhere."""
+"""Keeps the page to this host.
 
+By headers the browser itself does: an answer may name a picture anywhere. And a page that is served to this machine
+alone answers nobody who asks for it by another name: a site may have its name lead here.
+"""
+
+import ipaddress
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -15,14 +21,22 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 
+_REFUSAL = b"this page is served to this machine alone: ask for it by 127.0.0.1 or localhost, or serve it with --host\n"
+
 Message = MutableMapping[str, Any]
 
 
 class PrivatePage:
-    """An ASGI application around another: adds the headers to all that it sends."""
+    """An ASGI application around another: adds the headers to all that it sends.
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    Args:
+        app: the other.
+        host: the address that is listened at; on one of loopback only its names are answered.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], host: str) -> None:
         self._app = app
+        self._for_all = not is_loopback(host)
 
     async def __call__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -34,4 +48,31 @@ class PrivatePage:
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        if scope["type"] not in ("http", "websocket") or self._for_all or is_loopback(_asked_for(scope)):
+            await self._app(scope, receive, send_with_headers)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send_with_headers({"type": "http.response.start", "status": 421, "headers": headers})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is one of this machine to itself.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("127.0.0.1.example.org")
+    (True, True, False)
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _asked_for(scope: Message) -> str:
+    """The host that a request names, without its port; nothing if it names none, or several."""
+    hosts = [value for name, value in scope.get("headers", ()) if name == b"host"]
+    return re.sub(r":\d*$", "", hosts[0].decode("latin-1")) if len(hosts) == 1 else ""

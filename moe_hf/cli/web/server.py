@@ -93,7 +93,7 @@ def open_page(session: ChatSession, host: str = LOOPBACK, port: int | None = Non
             theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css_paths=[here / "page.css"],
             head=f"<script>{(here / 'page.js').read_text(encoding='utf-8')}</script>",
-            app_kwargs={"middleware": [(PrivatePage, (), {})]},
+            app_kwargs={"middleware": [(PrivatePage, (host,), {})]},
         )
     except OSError as error:
         raise _refused(host, port, error) from error

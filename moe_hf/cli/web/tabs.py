@@ -48,6 +48,11 @@ class Tab:
             self.routing = update.routing
             yield update
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is lost with it."""
+        return self._at_rest.is_set() and not self.session.exchanges and self.session.pending is None
+
     def configure(self, system: str, settings: GenerationSettings) -> None:
         """Takes the system message (empty: none) and the settings for what is asked next.
 
@@ -79,7 +84,8 @@ class Tab:
 
 
 class Tabs:
-    """The tabs that are open, by the name that the page gives each; those used least recently are forgotten.
+    """The tabs that are open, by the name that the page gives each; where they are too many, those go first in
+    which nothing was asked, then those used least recently.
 
     Args:
         model: answers all of them, one at a time.
@@ -99,8 +105,11 @@ class Tabs:
             if name not in self._tabs:
                 self._tabs[name] = Tab(ChatSession(self.model, self.settings), self._one_at_a_time)
             self._tabs.move_to_end(name)
-            while len(self._tabs) > MOST_TABS:
-                self._tabs.popitem(last=False)[1].cancelled.set()
+            if len(self._tabs) > MOST_TABS:
+                # All but the one that is asked for, those used least recently first.
+                others = list(self._tabs)[:-1]
+                forgotten = next((other for other in others if self._tabs[other].is_unused), others[0])
+                self._tabs.pop(forgotten).cancelled.set()
             return self._tabs[name]
 
     def stop(self, name: str) -> None:

@@ -108,6 +108,13 @@ def test_the_page_needs_nothing_from_elsewhere(address) -> None:
 
 
 @needs_gradio
+def test_a_name_that_somebody_has_lead_here_is_refused(address) -> None:
+    request = urllib.request.Request(f"{address}config", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="421"):
+        urllib.request.urlopen(request, timeout=10)
+
+
+@needs_gradio
 def test_it_listens_on_this_machine_alone(address) -> None:
     assert address.startswith("http://127.0.0.1:")
 

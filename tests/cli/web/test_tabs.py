@@ -78,6 +78,16 @@ def test_tabs_used_least_recently_are_forgotten(tabs, monkeypatch) -> None:
     assert tabs.of("b") is not second
 
 
+def test_tabs_in_which_nothing_was_asked_are_forgotten_first(tabs, monkeypatch) -> None:
+    monkeypatch.setattr("moe_hf.cli.web.tabs.MOST_TABS", 3)
+    talked = tabs.of("a")
+    list(talked.answer(lambda show: talked.session.ask("hi", show)))
+    for number in range(9):
+        tabs.of(f"made up {number}").reset()
+    assert tabs.of("a") is talked
+    assert not talked.cancelled.is_set()
+
+
 def test_a_new_tab_begins_with_the_settings_and_may_change_its_own(tabs) -> None:
     tab = tabs.of("a")
     tab.configure(" be brief ", GenerationSettings(top_k=3))
