@@ -4,10 +4,11 @@ By headers the browser itself does: an answer may name a picture anywhere. And a
 alone answers nobody who asks for it by another name: a site may have its name lead here.
 """
 
-import ipaddress
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from moe_hf.base.loopback import is_loopback
 
 # gradio's own scripts are written into the page and compile templates; from elsewhere nothing is loaded at all.
 _POLICY = (
@@ -58,21 +59,7 @@ class PrivatePage:
             await send({"type": "http.response.body", "body": _REFUSAL})
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is one of this machine to itself.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("127.0.0.1.example.org")
-    (True, True, False)
-    """
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def _asked_for(scope: Message) -> str:
-    """The host that a request names, without its port; nothing if it names none, or several."""
+    """The host that a request names, without port and brackets; nothing if it names none, or several."""
     hosts = [value for name, value in scope.get("headers", ()) if name == b"host"]
-    return re.sub(r":\d*$", "", hosts[0].decode("latin-1")) if len(hosts) == 1 else ""
+    return re.sub(r":\d*$", "", hosts[0].decode("latin-1")).strip("[]") if len(hosts) == 1 else ""
