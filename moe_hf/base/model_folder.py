@@ -29,7 +29,8 @@ def model_type_in(folder: Path) -> str | None:
 def stored_parameters(folder: Path) -> int | None:
     """The numbers in the safetensors files of a folder, by their headers; None where there are none to be read.
 
-    A matrix that two parts of a model share is stored, and counted, once.
+    A matrix that two parts of a model share is stored, and counted, once. Of quantised experts the codes are counted,
+    two in a byte at 4 bits, with the rows that fill up a block of 64.
     """
     # Only now: a command that lists nothing need not wait for it.
     from safetensors import SafetensorError, safe_open
@@ -38,7 +39,10 @@ def stored_parameters(folder: Path) -> int | None:
     try:
         for path in _weight_files(folder):
             with safe_open(path, framework="numpy") as file:
-                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+                for name in file.keys():
+                    stored = file.get_slice(name)
+                    halves = name.endswith("_codes") and stored.get_dtype() == "U8"
+                    count += 0 if name.endswith("_scales") else (1 + halves) * math.prod(stored.get_shape())
     except (OSError, ValueError, CheckpointError, SafetensorError):
         return None
     return count or None

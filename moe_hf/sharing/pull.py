@@ -64,7 +64,8 @@ def pull_model(
         OSError: the Hub cannot be reached, or the disk is full.
     """
     given = Path(destination).expanduser()
-    destination = given.absolute()
+    # What a link leads to: the files arrive beside it, on its disk.
+    destination = Path(os.path.realpath(given))
     require_free_folder(given, overwrite)
     api = HfApi()
     with in_words(repo_id, revision):

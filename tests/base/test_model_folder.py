@@ -56,3 +56,11 @@ def test_a_broken_index_is_not_counted(folder, content) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(content)
     assert stored_parameters(folder) is None
+
+
+def test_codes_of_quantised_experts_are_counted_as_the_weights_that_they_are(folder) -> None:
+    scales = numpy.zeros(7, dtype=numpy.float32)
+    for dtype, count in ((numpy.int8, 24), (numpy.uint8, 48)):
+        codes = numpy.zeros((2, 3, 4), dtype=dtype)
+        save_file({"a": numpy.zeros(5), "e.up_codes": codes, "e.up_scales": scales}, folder / "model.safetensors")
+        assert stored_parameters(folder) == 5 + count
