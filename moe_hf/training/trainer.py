@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from moe_hf.base.errors import CheckpointError, ConfigError
+from moe_hf.models.optim import decayed_names, moe_muon
 from moe_hf.ops.routing.balance import divisor
 from moe_hf.training.balance import RouterStateCallback
 from moe_hf.training.checkpoint import (
@@ -29,7 +30,6 @@ from moe_hf.training.hub import SharesOnHub
 from moe_hf.training.interrupt import InterruptRequest
 from moe_hf.training.loss_terms import LossTerms
 from moe_hf.training.metrics import append_metrics, keep_metrics_until, known_peak_flops
-from moe_hf.training.optim import decayed_names, moe_muon
 from moe_hf.training.processes import main_process_says
 from moe_hf.training.training_arguments import MOE_MUON, MoETrainingArguments
 from moe_hf.training.window import LoggingWindow

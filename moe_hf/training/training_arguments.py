@@ -12,7 +12,7 @@ from moe_hf.base.errors import ConfigError, did_you_mean
 from moe_hf.training.rules import Range, check_ranges
 
 MOE_MUON = "moe_muon"
-"""Value of `--optim` that stands for `moe_hf.training.optim.MoEMuon`."""
+"""Value of `--optim` that stands for `moe_hf.models.optim.MoEMuon`."""
 
 TRAINING_RANGES = {
     **dict.fromkeys(("seed", "data_seed"), Range(most=2**32 - 1)),

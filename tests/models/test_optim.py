@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
 from moe_hf.models.gpt2_moe import GPT2WithMoE
-from moe_hf.training.optim import (
+from moe_hf.models.optim import (
     MoEMuon,
     decayed_names,
     hidden_matrices,
