@@ -1,9 +1,8 @@
 """Muon for the hidden matrices and expert stacks of a model, AdamW for the rest, as one optimizer.
 
-Shapes: N matrices of one batch, R rows, C columns, M the smaller of the two, E experts.
+Shapes: E experts, R rows, C columns; n matrices of one piece.
 """
 
-import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -17,21 +16,26 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.models.decoder import MoEPreTrainedModel
+from moe_hf.ops.newton_schulz import NewtonSchulzRoom, newton_schulz_in
 
-# Jordan et al. 2024: the quintic that lifts singular values fastest, at the price of leaving them in about (0.7, 1.2).
-_QUINTIC = (3.4445, -4.7750, 2.0315)
-# Elements of one Newton-Schulz batch: enough to keep a device busy, 256 MB in float32.
-_BATCH_ELEMENTS = 2**26
+# Elements of one Newton-Schulz batch. On a CPU all its matrices stay in a core's cache from product to product; a
+# device is kept busy by 256 MB in float32.
+_CPU_BATCH_ELEMENTS, _BATCH_ELEMENTS = 2**18, 2**26
 _FUSED_DEVICES = ("cpu", "cuda")
 # As in transformers' Trainer.get_decay_parameter_names.
 _NEVER_DECAYED = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
-class _Matrix(NamedTuple):
-    """A parameter of a Muon group, and the direction in which its matrices shall move."""
+class _Piece(NamedTuple):
+    """Matrices [start, stop) of a parameter of a Muon group; a plain matrix is a stack of one."""
 
     parameter: torch.Tensor
-    direction_ERC: torch.Tensor
+    start: int
+    stop: int
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """These matrices of a tensor of the parameter's shape, (n, R, C), as a view."""
+        return tensor[None] if tensor.ndim == 2 else tensor[self.start : self.stop]
 
 
 class MoEMuon(torch.optim.Optimizer):
@@ -44,7 +48,7 @@ class MoEMuon(torch.optim.Optimizer):
         weight   = (1 - lr * weight_decay) * weight - lr * sqrt(max(1, outputs / inputs)) * O
 
     with O = Newton-Schulz of (1 - beta) * gradient + beta * momentum (Nesterov), the nearest half-orthogonal matrix.
-    Matrices of one size, of all layers and experts, go through Newton-Schulz as one batch. An "adamw" group is
+    Matrices of one size, of all layers and experts, go through Newton-Schulz in batches. An "adamw" group is
     `torch.optim.AdamW`, fused where the device has it.
 
     Args:
@@ -80,30 +84,37 @@ class MoEMuon(torch.optim.Optimizer):
         return loss
 
     def _muon_step(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        for batch in _same_size_batches(self._directions(group["momentum"], parameters)):
-            orthogonal_NRC = newton_schulz(
-                torch.cat([matrix.direction_ERC for matrix in batch]), precision=self.precision
-            )
-            counts = [len(matrix.direction_ERC) for matrix in batch]
-            for matrix, update_ERC in zip(batch, orthogonal_NRC.split(counts), strict=True):
-                parameter = matrix.parameter
-                update = update_ERC.reshape(parameter.shape)
-                outputs, inputs = parameter.shape[-2:]
-                if group["transposed"]:
-                    outputs, inputs = inputs, outputs
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = max(1.0, outputs / inputs) ** 0.5
-                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        if parameters:
+            momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        for bucket in _same_sizes(parameters).values():
+            room = None
+            for batch in _batches(bucket):
+                count = sum(stop - start for _, start, stop in batch)
+                # The first batch of a size is the largest.
+                if room is None:
+                    like_1RC = batch[0].of(batch[0].parameter)[:1]
+                    room = NewtonSchulzRoom.like(like_1RC.expand(count, -1, -1), self.precision)
+                self._move(group, batch, room.first(count))
 
-    def _directions(self, beta: float, parameters: list[torch.Tensor]) -> Iterable[_Matrix]:
-        for parameter in parameters:
-            gradient, state = parameter.grad, self.state[parameter]
+    def _move(self, group: dict[str, Any], batch: list[_Piece], room: NewtonSchulzRoom) -> None:
+        counts = [stop - start for _, start, stop in batch]
+        for piece, direction_nRC in zip(batch, room.matrix_NRC.split(counts), strict=True):
+            gradient, momentum = piece.parameter.grad, self.state[piece.parameter]["momentum_buffer"]
             assert gradient is not None
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            momentum = state["momentum_buffer"].lerp_(gradient, 1 - beta)
-            direction = gradient.lerp(momentum, beta)
-            yield _Matrix(parameter, direction if direction.ndim == 3 else direction[None])
+            torch.lerp(piece.of(gradient), piece.of(momentum), group["momentum"], out=direction_nRC)
+        for piece, update_nRC in zip(batch, newton_schulz_in(room).split(counts), strict=True):
+            weight_nRC = piece.of(piece.parameter)
+            outputs, inputs = weight_nRC.shape[1:]
+            if group["transposed"]:
+                outputs, inputs = inputs, outputs
+            if group["weight_decay"]:
+                weight_nRC.mul_(1 - group["lr"] * group["weight_decay"])
+            weight_nRC.add_(update_nRC, alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
 
     def _adamw_step(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
         states = [self.state[parameter] for parameter in parameters]
@@ -132,74 +143,30 @@ class MoEMuon(torch.optim.Optimizer):
         )
 
 
-def newton_schulz(matrix_NRC: torch.Tensor, steps: int = 5, precision: torch.dtype | None = None) -> torch.Tensor:
-    """Every matrix with its singular values pushed to about 1, (0.7, 1.2), by a quintic iteration (Jordan et al. 2024).
-
-    Long float32 matrices iterate on their small square products, as X X^T, and multiply X once at the end: the same
-    polynomial with 40% fewer operations at C = 4 R. In bfloat16 that form would lose the small singular values.
-
-    Args:
-        matrix_NRC: wide or tall.
-        steps: iterations.
-        precision: None is bfloat16 on CUDA and on CPUs with instructions for it, else float32.
-
-    Returns:
-        (N, R, C), in the precision that was computed in.
-    """
-    rows, columns = matrix_NRC.shape[-2:]
-    if precision is None:
-        has_bfloat16 = matrix_NRC.is_cuda or (matrix_NRC.is_cpu and _cpu_multiplies_bfloat16())
-        precision = torch.bfloat16 if has_bfloat16 else torch.float32
-    # The Frobenius norm bounds the largest singular value: all begin in [0, 1], where the quintic lifts them.
-    x_NRC = (matrix_NRC / (matrix_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(precision)
-    # M is the shorter side: X X^T for wide matrices, X^T X for tall ones.
-    wide = rows <= columns
-    if precision == torch.float32 and max(rows, columns) >= 2 * min(rows, columns):
-        product_NMM = _polynomial_of_gram(x_NRC @ x_NRC.mT if wide else x_NRC.mT @ x_NRC, steps)
-        return product_NMM @ x_NRC if wide else x_NRC @ product_NMM
-    a, b, c = _QUINTIC
-    for _ in range(steps):
-        gram_NMM = x_NRC @ x_NRC.mT if wide else x_NRC.mT @ x_NRC
-        mix_NMM = torch.baddbmm(gram_NMM, gram_NMM, gram_NMM, beta=b, alpha=c)
-        x_NRC = torch.baddbmm(x_NRC, mix_NMM, x_NRC, beta=a) if wide else torch.baddbmm(x_NRC, x_NRC, mix_NMM, beta=a)
-    return x_NRC
+def _same_sizes(parameters: Iterable[torch.Tensor]) -> dict[tuple[Any, ...], list[torch.Tensor]]:
+    buckets: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        # Only these can be side by side in one tensor.
+        buckets[(parameter.shape[-2:], parameter.dtype, parameter.device)].append(parameter)
+    return buckets
 
 
-@functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for it; without them it is slower than float32. Older torch cannot tell."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _polynomial_of_gram(gram_NMM: torch.Tensor, steps: int) -> torch.Tensor:
-    """The matrix by which `steps` iterations multiply X, from X X^T alone."""
-    a, b, c = _QUINTIC
-    eye_MM = torch.eye(gram_NMM.shape[-1], device=gram_NMM.device)
-    product_NMM = None
-    for step in range(steps):
-        mix_NMM = torch.baddbmm(gram_NMM, gram_NMM, gram_NMM, beta=b, alpha=c)
-        factor_NMM = torch.add(mix_NMM, eye_MM, alpha=a)
-        product_NMM = factor_NMM if product_NMM is None else factor_NMM @ product_NMM
-        if step + 1 < steps:
-            # X X^T of the next X = factor X; all commute, being polynomials of the first gram matrix.
-            gram_NMM = factor_NMM @ gram_NMM @ factor_NMM
-    return eye_MM if product_NMM is None else product_NMM
-
-
-def _same_size_batches(matrices: Iterable[_Matrix]) -> Iterable[list[_Matrix]]:
-    buckets: dict[tuple[Any, ...], list[_Matrix]] = defaultdict(list)
-    for matrix in matrices:
-        direction = matrix.direction_ERC
-        # Only what `torch.cat` can join shares a batch.
-        buckets[(direction.shape[1:], direction.dtype, direction.device)].append(matrix)
-    for bucket in buckets.values():
-        batch: list[_Matrix] = []
-        for matrix in bucket:
-            if batch and sum(m.direction_ERC.numel() for m in [*batch, matrix]) > _BATCH_ELEMENTS:
+def _batches(parameters: list[torch.Tensor]) -> Iterable[list[_Piece]]:
+    """All matrices, cut and joined into batches as large as the first; the last one may be smaller."""
+    of_batch = _CPU_BATCH_ELEMENTS if parameters[0].is_cpu else _BATCH_ELEMENTS
+    most = max(1, of_batch // parameters[0].shape[-2:].numel())
+    batch, room = [], most
+    for parameter in parameters:
+        start, stop = 0, len(parameter) if parameter.ndim == 3 else 1
+        while start < stop:
+            end = min(stop, start + room)
+            batch.append(_Piece(parameter, start, end))
+            room -= end - start
+            start = end
+            if room == 0:
                 yield batch
-                batch = []
-            batch.append(matrix)
+                batch, room = [], most
+    if batch:
         yield batch
 
 

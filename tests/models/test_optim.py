@@ -7,17 +7,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.models import optim
 from moe_hf.models.gpt2_moe import GPT2WithMoE
 from moe_hf.models.optim import (
     MoEMuon,
     decayed_names,
     hidden_matrices,
     moe_muon,
-    newton_schulz,
     weight_decay_groups,
 )
 from moe_hf.training.trainer import MoETrainer
 from tests.models.families import KINDS, tiny_family
+from tests.ops.test_newton_schulz import reference_newton_schulz
 
 
 def tiny_moe(**overrides):
@@ -34,17 +35,6 @@ def give_gradients(model, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def reference_newton_schulz(matrix):
-    x = matrix.double()
-    transposed = x.shape[0] > x.shape[1]
-    x = x.T if transposed else x
-    x = x / x.norm()
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if transposed else x
-
-
 def reference_step(weight, gradient, momentum, lr, weight_decay, transposed=False):
     """One matrix, one step, in float64; returns the new weight and momentum."""
     if weight.ndim == 3:
@@ -57,33 +47,16 @@ def reference_step(weight, gradient, momentum, lr, weight_decay, transposed=Fals
     return weight, momentum
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 6), (3, 5, 7), (3, 7, 5), (2, 4, 40), (2, 40, 4), (3, 1, 7)])
-def test_newton_schulz_equals_the_plain_iteration_on_each_matrix(shape):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    expected = torch.stack([reference_newton_schulz(matrix) for matrix in matrices])
-    torch.testing.assert_close(newton_schulz(matrices, precision=torch.float32).double(), expected, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, None])
-def test_newton_schulz_pushes_singular_values_to_about_one(precision):
-    matrices = torch.randn(3, 16, 48, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(newton_schulz(matrices, precision=precision).float())
-    assert singular.min() > 0.6
-    assert singular.max() < 1.3
-
-
-def test_newton_schulz_keeps_an_expert_without_gradient_still():
-    matrices = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
-    matrices[1] = 0
-    assert newton_schulz(matrices)[1].abs().max() == 0
-
-
-def test_steps_equal_a_plain_loop_over_matrices_and_experts():
-    model = tiny_moe()
+@pytest.mark.parametrize("batch_elements", [1, 600, 2**18])
+def test_steps_equal_a_plain_loop_over_matrices_and_experts(batch_elements, monkeypatch):
+    # Whole matrices at least, and stacks cut in the middle.
+    monkeypatch.setattr(optim, "_CPU_BATCH_ELEMENTS", batch_elements)
+    model = tiny_moe(num_experts=4)
     muon = hidden_matrices(model)
     weights = {n: p.detach().double() for n, p in model.named_parameters() if n in muon}
     momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    optimizer = moe_muon(model, learning_rate=1e-3, muon_learning_rate=0.02, weight_decay=0.1, precision=torch.float32)
+    rates = {"learning_rate": 1e-3, "muon_learning_rate": 0.02, "weight_decay": 0.1}
+    optimizer = moe_muon(model, **rates, precision=torch.float32)
     for step in range(3):
         give_gradients(model, step)
         gradients = {name: p.grad.double() for name, p in model.named_parameters() if name in muon}
