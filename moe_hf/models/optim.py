@@ -18,8 +18,8 @@ from moe_hf.base.errors import ConfigError
 from moe_hf.models.decoder import MoEPreTrainedModel
 from moe_hf.ops.newton_schulz import NewtonSchulzRoom, newton_schulz_in
 
-# Elements of one Newton-Schulz batch. On a CPU all its matrices stay in a core's cache from product to product; a
-# device is kept busy by 256 MB in float32.
+# Elements of one Newton-Schulz batch: on a CPU for each thread, so that its matrices stay in the core's cache from
+# product to product; another device is kept busy by 256 MB in float32.
 _CPU_BATCH_ELEMENTS, _BATCH_ELEMENTS = 2**18, 2**26
 _FUSED_DEVICES = ("cpu", "cuda")
 # As in transformers' Trainer.get_decay_parameter_names.
@@ -153,7 +153,7 @@ def _same_sizes(parameters: Iterable[torch.Tensor]) -> dict[tuple[Any, ...], lis
 
 def _batches(parameters: list[torch.Tensor]) -> Iterable[list[_Piece]]:
     """All matrices, cut and joined into batches as large as the first; the last one may be smaller."""
-    of_batch = _CPU_BATCH_ELEMENTS if parameters[0].is_cpu else _BATCH_ELEMENTS
+    of_batch = _CPU_BATCH_ELEMENTS * torch.get_num_threads() if parameters[0].is_cpu else _BATCH_ELEMENTS
     most = max(1, of_batch // parameters[0].shape[-2:].numel())
     batch, room = [], most
     for parameter in parameters:

@@ -159,7 +159,7 @@ def test_ctrl_c_after_the_cases_keeps_them_and_what_came_before_it(tmp_path, cap
     [
         (
             ["bench", "expert"],
-            "unknown case 'expert'; allowed: router, experts, layer, block, model, moe_vs_dense; did",
+            "unknown case 'expert'; allowed: router, experts, layer, block, model, step, moe_vs_dense; did",
         ),
         (["bench", "--suite", "cpus"], "unknown bench suite 'cpus'"),
         (["bench", "--suite", "cpu", "--tokens", "4"], "leave out --tokens"),

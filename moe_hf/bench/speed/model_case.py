@@ -1,4 +1,4 @@
-"""The whole model: a training step with AdamW, and greedy generation, beside the dense model.
+"""The whole model: a training step with AdamW or with Muon, and greedy generation, beside the dense model.
 
 Shapes: B sequences, S positions, T = B * S tokens.
 """
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.bench.harness.arms import (
+    OWN,
     ROOF,
     TRAINING,
     TRANSFORMERS,
@@ -31,13 +32,16 @@ from moe_hf.bench.speed.layer_cases import exchange_experts, in_dtype, layer_bac
 from moe_hf.bench.speed.opponents import SUBJECT, family_of
 from moe_hf.bench.speed.sizes import Size
 from moe_hf.config.gpt2_moe import GPT2WithMoEConfig
+from moe_hf.config.presets import create_moe_config
 from moe_hf.models.gpt2_moe import GPT2WithMoE
+from moe_hf.models.optim import moe_muon
 
-MODEL = "model"
+MODEL, STEP = "model", "step"
 NUM_LAYERS = 4
 PROMPT, NEW_TOKENS = 16, 16
 DENSE_TWIN = "dense twin"
 STOCK_GPT2 = "transformers' GPT-2"
+EVERY_OTHER, EVERY_LAYER = "every other layer sparse", "every layer sparse"
 # So small that the weights stay where they are, however often the step is repeated.
 _LEARNING_RATE = 1e-7
 
@@ -70,6 +74,53 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
     for name, make in {DENSE_TWIN: lambda: GPT2WithMoE(twin_config), STOCK_GPT2: lambda: _stock_gpt2(size)}.items():
         arms.append(Arm(name, run(_seeded(make, size, options), ids_BS), ROOF))
     return Group(arms, skipped)
+
+
+def build_step(size: Size, mode: str, options: Options) -> Group:
+    """The recipe's training step: the tiny preset with experts of `size`, in half of its layers and in all of them.
+
+    The dense twin has one FFN in their place, as wide as what a token meets: its experts, and the shared one that
+    fills them up to the preset's width. A step is forward with the router losses, backward, gradient clipping and
+    `moe_muon` on T tokens in contexts of 256. The routers are fresh, so that loads are as uneven as at the start.
+    """
+    ids_BS = torch.randint(1024, batch_shape(size), generator=options.generator()).to(options.device)
+    sparse = {EVERY_OTHER: ["sparse", "dense"] * (NUM_LAYERS // 2), EVERY_LAYER: ["sparse"] * NUM_LAYERS}
+    arms = []
+    for name, layers in sparse.items():
+        if options.wants(name):
+            checked = _training_output(_tiny(size, layers, options, experts_implementation="eager"), ids_BS)
+            model = _tiny(size, layers, options)
+            arms.append(Arm(name, _muon_training(model, ids_BS), OWN, Check(_training_output(model, ids_BS), checked)))
+    twin = _tiny(size, ["dense"] * NUM_LAYERS, options)
+    arms.append(Arm(DENSE_TWIN, _muon_training(twin, ids_BS), ROOF))
+    return Group(arms)
+
+
+def _tiny(size: Size, layers: list[str], options: Options, **overrides: Any) -> PreTrainedModel:
+    experts = size.k * size.expert_width
+    shared = max(0, 4 * size.hidden_size - experts)
+    config = create_moe_config(
+        "tiny",
+        hidden_size=size.hidden_size,
+        max_position_embeddings=batch_shape(size)[1],
+        mlp_layer_types=layers,
+        num_experts=size.num_experts,
+        num_experts_per_tok=size.k,
+        moe_intermediate_size=size.expert_width,
+        shared_expert_intermediate_size=shared or None,
+        intermediate_size=experts + shared,
+        norm_topk_prob=size.k > 1,
+        hidden_act=size.activation,
+        router_type=size.router_type,
+        router_capacity_factor=size.capacity_factor,
+        **overrides,
+    )
+    return _seeded(lambda: GPT2WithMoE(config), size, options)
+
+
+def _muon_training(model: PreTrainedModel, ids_BS: torch.Tensor) -> Step:
+    optimizer = moe_muon(model, learning_rate=_LEARNING_RATE, muon_learning_rate=_LEARNING_RATE)
+    return partial(train_step, model, optimizer, ids_BS)
 
 
 def _moe(size: Size, backend: str, options: Options, reference: bool = False) -> PreTrainedModel:
@@ -143,4 +194,38 @@ def _training_output(model: PreTrainedModel, ids_BS: torch.Tensor) -> Output:
 MODEL_GOALS = tuple(
     Goal(f"GPT-2 256x4 train step / {words}", 1.2, SUBJECT, dense, 1.12, higher=False, case=MODEL, mode=TRAINING)
     for dense, words in ((STOCK_GPT2, STOCK_GPT2), (DENSE_TWIN, "this package's dense twin"))
+)
+
+# The tiny preset's own experts, and finer ones of which a token meets as much.
+TINY_STEP = Size(1536, 128, 128, 8, 1, activation="gelu_new")
+FINE_STEP = TINY_STEP._replace(num_experts=32, k=2)
+
+
+def _experts_of(shape: Size) -> Callable[[Any], bool]:
+    return lambda size: (
+        (size.num_experts, size.k, size.expert_width) == (shape.num_experts, shape.k, shape.expert_width)
+    )
+
+
+STEP_GOALS = (
+    Goal(
+        "tiny train step with Muon / its dense twin",
+        1.08,
+        EVERY_OTHER,
+        DENSE_TWIN,
+        higher=False,
+        case=STEP,
+        mode=TRAINING,
+        sizes=_experts_of(TINY_STEP),
+    ),
+    Goal(
+        "the same, every layer of 32 experts",
+        1.12,
+        EVERY_LAYER,
+        DENSE_TWIN,
+        higher=False,
+        case=STEP,
+        mode=TRAINING,
+        sizes=_experts_of(FINE_STEP),
+    ),
 )

@@ -15,7 +15,16 @@ from moe_hf.bench.speed.experts_case import EXPERTS, EXPERTS_CPU_GOALS, EXPERTS_
 from moe_hf.bench.speed.growth import GROWTH, MANY
 from moe_hf.bench.speed.growth_case import GROWTH_CPU_GOALS, GROWTH_GPU_GOALS, build_growth
 from moe_hf.bench.speed.layer_cases import build_block, build_layer
-from moe_hf.bench.speed.model_case import MODEL, MODEL_GOALS, build_model
+from moe_hf.bench.speed.model_case import (
+    FINE_STEP,
+    MODEL,
+    MODEL_GOALS,
+    STEP,
+    STEP_GOALS,
+    TINY_STEP,
+    build_model,
+    build_step,
+)
 from moe_hf.bench.speed.opponents import GPU_SUBJECT, PACKED, QUANTISED, SUBJECT, TRANSFORMERS_BACKENDS
 from moe_hf.bench.speed.report import SPEED_PAGE, UTILIZATION
 from moe_hf.bench.speed.router_case import ROUTER, build_routers
@@ -43,6 +52,7 @@ CASES: Registry[Kind] = Registry(
         "layer": Kind(build_layer, (FORWARD, TRAINING, DECODE), "router and experts, every backend"),
         "block": Kind(build_block, (FORWARD, TRAINING), "norms, attention, router and experts, every backend"),
         MODEL: Kind(build_model, (TRAINING, GENERATE), "a training step with AdamW, and generation, 4 layers"),
+        STEP: Kind(build_step, (TRAINING,), "the tiny recipe's training step, with Muon"),
     },
 )
 
@@ -117,6 +127,7 @@ def cpu_cases(quick: bool) -> list[Case]:
         *_cases(EXPERTS, TRAINING, [size._replace(dtype="bfloat16") for size in training], compared),
         *_growth(GROWING, SUBJECT),
         *_cases(MODEL, TRAINING, _vary([model], both), ("eager", "grouped_mm", SUBJECT)),
+        *(case_of(STEP, size, TRAINING) for size in _vary([TINY_STEP, FINE_STEP], both)),
     ]
 
 
@@ -153,7 +164,7 @@ def used_experts(sizes: Iterable[Size]) -> Further:
     return further
 
 
-CPU_GOALS = (*EXPERTS_CPU_GOALS, *MODEL_GOALS, *GROWTH_CPU_GOALS)
+CPU_GOALS = (*EXPERTS_CPU_GOALS, *MODEL_GOALS, *STEP_GOALS, *GROWTH_CPU_GOALS)
 GPU_GOALS = (*EXPERTS_GPU_GOALS, *GROWTH_GPU_GOALS)
 _FURTHER = used_experts([SMALL._replace(capacity_factor=factor) for factor in (None, 1.0, 1.25)])
 

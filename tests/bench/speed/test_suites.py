@@ -6,6 +6,7 @@ from moe_hf.bench.harness.arms import OWN, ROOF, TRAINING, Options
 from moe_hf.bench.harness.goals import judge
 from moe_hf.bench.harness.runner import run_cases
 from moe_hf.bench.speed.growth import FEW, MANY, at
+from moe_hf.bench.speed.model_case import EVERY_LAYER, EVERY_OTHER
 from moe_hf.bench.speed.suites import CASES, CPU_GOALS, GPU_GOALS, SPEED_SUITES, case_of, cpu_cases
 from tests.bench.measured import PLAN, SIZE, arm, group, measure
 
@@ -38,6 +39,8 @@ def test_cpu_suite_has_groups_for_every_row_of_its_table():
                 made = made._replace(arms=arms)
             if one.name == "model":
                 made = made._replace(arms=[arm(n, OWN, 1.0) for n in ("auto", "dense twin", "transformers' GPT-2")])
+            if one.name == "step":
+                made = made._replace(arms=[arm(n, OWN, 1.0) for n in (EVERY_OTHER, EVERY_LAYER, "dense twin")])
             if one.mode == "decode":
                 made = made._replace(arms=[*made.arms, *(arm(n, OWN, 1.0) for n in ("8 bits", "4 bits"))])
             groups.append(made)
