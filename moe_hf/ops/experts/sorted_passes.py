@@ -8,7 +8,6 @@ of a projection, P and Q those of any; z has F columns, or 2F where the activati
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.experts.activations import Activation, activate, activate_backward
@@ -85,13 +84,13 @@ def _project_into(
         return
     into_nO = out_nO if out_nO.dtype == dtype else x_nI.new_empty(out_nO.shape)
     # A group's products are short: no call more than they need, and casts for one expert at a time.
-    weight_EIO = weight_EOI.mT
-    for chunk, out_rO, x_rI in zip(chunks, _cut(into_nO, chunks), _cut(x_nI, chunks), strict=True):
-        weight_IO = weight_EIO[chunk.expert].to(dtype)
+    weight_EIO, start = weight_EOI.mT, chunks[0].start
+    for expert, first, last, _ in chunks:
+        out_rO, x_rI = into_nO[first - start : last - start], x_nI[first - start : last - start]
         if bias_EO is None:
-            torch.mm(x_rI, weight_IO, out=out_rO)
+            torch.mm(x_rI, weight_EIO[expert].to(dtype), out=out_rO)
         else:
-            torch.addmm(bias_EO[chunk.expert].to(dtype), x_rI, weight_IO, out=out_rO)
+            torch.addmm(bias_EO[expert].to(dtype), x_rI, weight_EIO[expert].to(dtype), out=out_rO)
     if into_nO is not out_nO:
         out_nO.copy_(into_nO)
 
@@ -129,7 +128,7 @@ def backward_pass(
             if dstack.down_EDF is not None:
                 _add_products(dstack.down_EDF, dout_nD, h_nF, chunks)
             if dstack.down_bias_ED is not None:
-                _add_sums(dstack.down_bias_ED, dout_nD, None, chunks)
+                _add_products(dstack.down_bias_ED[:, None], dout_nD.new_ones(stop - start, 1), dout_nD, chunks)
             if dx_ND is not None:
                 _project_into(dx_ND[start:stop], dz_nF, chunks, stack.up_EFD.mT)
             if dstack.up_EFD is not None:
@@ -137,7 +136,7 @@ def backward_pass(
                 _add_products(dstack.up_EFD, dz_nF, x_nD, chunks)
             if dstack.up_bias_EF is not None:
                 # The weights stand where ones would: dz is not weighed.
-                _add_sums(dstack.up_bias_EF, dz_nF, weight_n1[:, 0].to(dtype), chunks)
+                _add_products(dstack.up_bias_EF[:, None], weight_n1.to(dtype), dz_nF, chunks)
         dx_TD = None if dx_ND is None else combine_rows(dx_ND, rows.slot_N, weight_TK)
     dweight_TK = None if dweight_N is None else spread_slots(dweight_N, rows.slot_N, weight_TK)
     return Gradients(dx_TD, dweight_TK, dstack)
@@ -162,30 +161,7 @@ def _routing_gradient(
 
 def _add_products(gradient_EPQ: torch.Tensor, a_nP: torch.Tensor, b_nQ: torch.Tensor, chunks: Sequence[Chunk]) -> None:
     """Adds a^T b of each expert's rows to its part of the gradient, or sets it where they are its first."""
-    for chunk, a_rP, b_rQ in zip(chunks, _cut(a_nP, chunks), _cut(b_nQ, chunks), strict=True):
-        add_product(gradient_EPQ[chunk.expert], a_rP.t(), b_rQ, chunk.is_first)
-
-
-def _cut(rows_nP: torch.Tensor, chunks: Sequence[Chunk]) -> Sequence[torch.Tensor]:
-    """The rows of a group, chunk by chunk, as views."""
-    return rows_nP.split([chunk.stop - chunk.start for chunk in chunks])
-
-
-def _add_sums(
-    gradient_EP: torch.Tensor, rows_nP: torch.Tensor, weight_n: torch.Tensor | None, chunks: Sequence[Chunk]
-) -> None:
-    """Adds the sum of each expert's rows, each times its weight where there are weights, to its part of the gradient.
-
-    Or sets it where they are its first.
-    """
-    fits = rows_nP.is_cpu and rows_nP.dtype == gradient_EP.dtype == torch.float32
-    if not fits or len(chunks) == 1 or not all(chunk.is_first for chunk in chunks):
-        one_n1 = rows_nP.new_ones(len(rows_nP), 1) if weight_n is None else weight_n[:, None]
-        _add_products(gradient_EP[:, None], one_n1, rows_nP, chunks)
-        return
-    # Read once, by one call for all experts; as products with ones each would be a call of its own.
-    start = chunks[0].start
-    starts = torch.tensor([chunk.start - start for chunk in chunks])
-    rows_n = torch.arange(len(rows_nP))
-    sum_CP = F.embedding_bag(rows_n, rows_nP, starts, mode="sum", per_sample_weights=weight_n)
-    gradient_EP.index_copy_(0, torch.tensor([chunk.expert for chunk in chunks]), sum_CP)
+    a_Pn, start = a_nP.t(), chunks[0].start
+    for expert, first, last, is_first in chunks:
+        a_Pr, b_rQ = a_Pn[:, first - start : last - start], b_nQ[first - start : last - start]
+        add_product(gradient_EPQ[expert], a_Pr, b_rQ, is_first)
