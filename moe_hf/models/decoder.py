@@ -83,7 +83,11 @@ class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
 
     def _added(self, out_BSD: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """What a sublayer's output adds to the residual stream."""
-        out_BSD = self.dropout(norm(out_BSD) if self._norms_behind else out_BSD)
+        if self._norms_behind:
+            out_BSD = norm(out_BSD)
+        # Asked of the module itself: who samples with dropout (Gal and Ghahramani 2016) turns on these alone.
+        if self.dropout.training:
+            out_BSD = self.dropout(out_BSD)
         # No pass over the stream, and no rounding, where nothing is scaled.
         return out_BSD if self._multiplier == 1 else out_BSD * self._multiplier
 

@@ -92,6 +92,8 @@ def layer_inputs(given: Given, config: MoEDecoderConfig, attends: bool) -> Layer
 
 def _kinds_of_mask(config: MoEDecoderConfig) -> tuple[bool, bool]:
     """Whether some of the layers that attend have a sliding window, and whether some have none."""
+    if config.sliding_window is None:
+        return False, True
     windows = [config.window_of_layer(i) for i, mixer in enumerate(config.mixer_of_layer) if mixer == "attention"]
     return any(window is not None for window in windows), None in windows
 

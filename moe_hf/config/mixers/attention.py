@@ -90,8 +90,11 @@ class AttentionFields(PreTrainedConfig):
 
     def window_of_layer(self, layer_idx: int) -> int | None:
         """Keys that a query sees in an attention layer; None where it sees all before it."""
+        window = self.sliding_window
+        if window is None:
+            return None
         layers = self.sliding_window_layers
-        return self.sliding_window if layers is None or layer_idx in layers else None
+        return window if layers is None or layer_idx in layers else None
 
     def convert_rope_params_to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """transformers' hook, which would write its default angles into every configuration; here None stays None."""

@@ -54,7 +54,7 @@ def unpack(experts: nn.Module) -> None:
 
 def packed_stack_of(experts: nn.Module, stack: ExpertStack) -> PackedStack | None:
     """The packed weights where the module has them, they are up to date and no gradient is asked for."""
-    packed = None if torch.compiler.is_compiling() else _PACKED.get(experts)
+    packed = _PACKED.get(experts) if _PACKED and not torch.compiler.is_compiling() else None
     if packed is None:
         return None
     if _state(stack) != packed.state:

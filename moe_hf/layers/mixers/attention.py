@@ -66,6 +66,7 @@ class CausalAttention(Mixer):
         self.v_proj = nn.Linear(width, keys, bias=config.attention_bias)
         self.o_proj = nn.Linear(queries, width, bias=bool(config.attention_output_bias))
         self.q_norm, self.k_norm = _qk_norm(config, queries), _qk_norm(config, keys)
+        self.qk_norm = config.attention_qk_norm
         # Over queries, keys and values, each channel by itself (So et al. 2021, Primer): a key that knows the token
         # before it is what copying from the context needs.
         taps = config.mixer_short_conv
@@ -119,10 +120,10 @@ class CausalAttention(Mixer):
         # -1 heads: under tensor parallelism each rank's projections hold some of them only.
         heads = (batch, length, -1, self.head_dim)
         query, key, value = projected_BSX
-        if self.config.attention_qk_norm == "width":
+        if self.qk_norm == "width":
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (part.reshape(heads) for part in (query, key, value))
-        if self.config.attention_qk_norm == "head":
+        if self.qk_norm == "head":
             query, key = self.q_norm(query), self.k_norm(key)
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

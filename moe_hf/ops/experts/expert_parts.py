@@ -60,12 +60,11 @@ def rows_per_group(stack: ExpertStack, dtype: torch.dtype) -> int:
 
 def expert_of(stack: ExpertStack, expert: int, dtype: torch.dtype) -> ExpertStack:
     """One expert's weights, as views where `dtype` is theirs."""
-    return ExpertStack(
-        stack.up_EFD[expert].to(dtype),
-        stack.down_EDF[expert].to(dtype),
-        bias_of(stack.up_bias_EF, expert, dtype),
-        bias_of(stack.down_bias_ED, expert, dtype),
-    )
+    part = ExpertStack(*(None if weights is None else weights[expert] for weights in stack))
+    # In decoding even a cast that casts nothing is noticed.
+    if part.up_EFD.dtype == dtype:
+        return part
+    return ExpertStack(*(None if weights is None else weights.to(dtype) for weights in part))
 
 
 def bias_of(bias_EO: torch.Tensor | None, expert: int, dtype: torch.dtype) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ those of one group, F width of one expert; z has F columns, or 2F where the acti
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -57,10 +58,11 @@ def sorted_experts(
     return _without_gradients(call, activation)
 
 
-@torch.no_grad()
 def _without_gradients(call: ExpertCall, activation: Activation) -> torch.Tensor:
-    out_TD = few_tokens_experts(call, activation)
-    return forward_pass(activation, call, None)[0] if out_TD is None else out_TD
+    # A decoding step is already without, and notices the microseconds of entering again.
+    with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+        out_TD = few_tokens_experts(call, activation)
+        return forward_pass(activation, call, None)[0] if out_TD is None else out_TD
 
 
 def _forward(call: ExpertCall, activation: Activation, trains: bool) -> tuple[torch.Tensor, torch.Tensor]:

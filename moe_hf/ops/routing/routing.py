@@ -51,17 +51,23 @@ def top_k_routing(logits_TE: torch.Tensor, k: int, normalize: bool = True) -> Ro
     return Routes(weight_TK, expert_TK)
 
 
-def routing_weights(score_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: bool) -> torch.Tensor:
+def routing_weights(
+    score_TE: torch.Tensor, expert_TK: torch.Tensor, normalize: bool, may_be_empty: bool = True
+) -> torch.Tensor:
     """The scores of the chosen experts, (T, K); 0 in empty slots.
 
     Args:
         score_TE: non-negative scores.
         expert_TK: chosen experts; E marks an empty slot.
         normalize: scale each token's weights to sum to 1, where it has any expert at all.
+        may_be_empty: whether some slots may be; where none is, False saves looking.
     """
-    empty_TK = expert_TK >= score_TE.shape[-1]
-    # The id E is out of bounds for gather; what stands at 0 instead goes out again, its gradient too.
-    weight_TK = score_TE.gather(-1, expert_TK.masked_fill(empty_TK, 0)).masked_fill(empty_TK, 0.0)
+    if may_be_empty:
+        empty_TK = expert_TK >= score_TE.shape[-1]
+        # The id E is out of bounds for gather; what stands at 0 instead goes out again, its gradient too.
+        weight_TK = score_TE.gather(-1, expert_TK.masked_fill(empty_TK, 0)).masked_fill(empty_TK, 0.0)
+    else:
+        weight_TK = score_TE.gather(-1, expert_TK)
     if normalize:
         weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(weight_TK.dtype).tiny)
     return weight_TK

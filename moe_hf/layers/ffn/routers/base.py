@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from moe_hf.base.errors import ConfigError
 from moe_hf.layers.pickling import PicklesWithoutRecorder
+from moe_hf.ops.dtypes import without_autocast
 from moe_hf.ops.routing.load_statistics import expert_utilization, load_balance_std
 from moe_hf.ops.routing.routing import balanced_assignment, router_scores, routing_weights
 
@@ -77,7 +78,9 @@ class Router(PicklesWithoutRecorder, ABC):
 
     def weigh(self, logits_TE: torch.Tensor, expert_TK: torch.Tensor) -> torch.Tensor:
         """Weights (T, K) of the chosen experts, float32, with gradient for the logits."""
-        return routing_weights(router_scores(logits_TE, self.score), expert_TK, self.normalize)
+        # Routes that are replayed may come from a router that left slots empty.
+        may_be_empty = self.leaves_slots_empty or self.fixed_expert_TK is not None
+        return routing_weights(router_scores(logits_TE, self.score), expert_TK, self.normalize, may_be_empty)
 
     def forward(
         self,
@@ -96,7 +99,7 @@ class Router(PicklesWithoutRecorder, ABC):
         token_ids = None if token_ids is None else token_ids.reshape(-1)
         mask_T = None if mask_T is None else mask_T.reshape(-1) != 0
         # Scores stay in float32 even under autocast: in half precision near-ties flip experts.
-        with torch.autocast(device_type=x_TD.device.type, enabled=False):
+        with without_autocast(x_TD):
             logits_TE = self.logits(x_TD, token_ids)
             if self.fixed_expert_TK is not None:
                 expert_TK = _routes_for(x_TD.shape[0], self.fixed_expert_TK)
@@ -139,7 +142,8 @@ class LearnedRouter(Router):
             nn.init.normal_(self.weight, std=0.02)
 
     def _materialize(self, dim: int) -> None:
-        if isinstance(self.weight, nn.UninitializedParameter):
+        # Not `isinstance`, which parameters make slow.
+        if type(self.weight) is nn.UninitializedParameter:
             self.weight.materialize((self.num_experts, dim))
             nn.init.normal_(self.weight, std=0.02)
 
