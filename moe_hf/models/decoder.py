@@ -93,7 +93,10 @@ class DecoderLayer(PicklesWithoutRecorder, GradientCheckpointingLayer):
 
 
 class MoEPreTrainedModel(KnowsParameterKinds, PicklesWithoutRecorder, PushesCard, LoadsDense):
-    """What all families tell transformers about themselves, and how fresh weights are drawn."""
+    """What all families tell transformers about themselves, and how fresh weights are drawn.
+
+    transformers' `PreTrainedModel` comes with its bases.
+    """
 
     config: MoEDecoderConfig
     base_model_prefix = "model"

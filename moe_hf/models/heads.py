@@ -194,7 +194,7 @@ class MoEForCausalLM(MoEHeadModel, GenerationMixin):
                 skeleton.
             labels: (B, S), the input ids themselves (they are shifted here); -100 where no loss is wanted.
             output_router_logits: return one raw (B * S, E) tensor per sparse layer, `aux_loss`, and what
-                `MoECausalLMOutput` adds.
+                `MoECausalLMOutput` adds. False leaves the router losses out of a training loss.
             logits_to_keep: how many of the last positions get logits, 0 for all; or their indices.
             **kwargs: `num_items_in_batch` and `shift_labels` for the loss; `output_hidden_states`, ...
         """

@@ -220,7 +220,7 @@ class MoETrainer(SharesOnHub):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer; while training, with `LossTerms` (this package's models hold theirs), and measured.
+        """As in Trainer; while training, with `LossTerms` (models of this package balance by themselves), and measured.
 
         `inputs` may have "answers", True at the labels that evaluation would count, which is not for the model.
         """

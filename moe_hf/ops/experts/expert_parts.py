@@ -1,4 +1,4 @@
-"""The stacked weights of experts, one expert's part of them and of their gradients, and the dtype of the products.
+"""The stacked weights of experts, the part and the gradients of one expert, and the dtype of the products.
 
 Shapes: T tokens, D width, E experts, K experts per token, F width of one expert, O columns out of a projection.
 """

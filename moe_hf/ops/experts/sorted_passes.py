@@ -105,7 +105,8 @@ def backward_pass(
 ) -> Gradients:
     """The gradients of x, of the routing weights and of the stack, each where it is needed.
 
-    All are linear in a row's routing weight, so that it is multiplied where the rows are D wide, never F.
+    Those of x and of the stack are linear in a row's routing weight, which is multiplied where the rows are D wide,
+    never F; that of the routing weight itself takes the gradient as it comes.
     """
     x_TD, _, weight_TK, stack, dtype = call
     dstack = room_for_gradients(stack, needs.stack, rows.unused)

@@ -36,6 +36,10 @@ def test_full_collapse_reads_the_number_of_experts(experts: int) -> None:
     assert load_balance_loss([collapsed(9, experts)], 1).item() == pytest.approx(experts, rel=1e-6)
 
 
+def test_collapse_of_more_experts_per_token_reads_less_since_they_differ() -> None:
+    assert load_balance_loss([collapsed(9, 8)], 2).item() == pytest.approx(8 / 2, rel=1e-6)
+
+
 def test_a_value_computed_by_hand() -> None:
     # Probabilities (3/4, 1/4) twice and (1/4, 3/4) once: load (2/3, 1/3), mean probability (7/12, 5/12).
     logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0], [0.0, math.log(3)]])
