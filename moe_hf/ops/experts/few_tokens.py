@@ -12,9 +12,12 @@ from moe_hf.ops.experts.cpu_gemm import linear, linear_activated
 from moe_hf.ops.experts.expert_parts import ExpertCall, bias_of, expert_of, rows_per_group
 from moe_hf.ops.experts.expert_rows import combine_rows, room_for_rows, sort_rows
 
-# Up to here gathering the weights of every slot is cheaper than some 50 microseconds for each expert in a loop. One
-# token alone needs no rows sorted and none gathered: its loop takes some 25 microseconds for each expert.
+# Up to here gathering the weights of every slot is cheaper than some 50 microseconds for each expert in a loop.
 GATHERED_BYTES = 2**20
+# One token alone needs no rows sorted: its loop takes some 20 microseconds for each expert, where gathering takes 40
+# and the copies. So many experts it always visits one after the other, and more where each has more weights than that.
+LOOPED_EXPERTS = 2
+LOOPED_BYTES = 2**15
 # Up to here the hidden rows of all experts wait in the processor's cache while the weights stream by, first all up,
 # then all down.
 HIDDEN_BYTES = 2**20
@@ -26,12 +29,16 @@ def few_tokens_experts(call: ExpertCall, activation: Activation) -> torch.Tensor
     num_slots = expert_TK.numel()
     if num_slots == 0 or x_TD.device.type != "cpu":
         return None
-    if len(x_TD) == 1:
+    is_one = len(x_TD) == 1
+    if is_one and num_slots <= LOOPED_EXPERTS:
         return _one_token(call, activation)
-    if num_slots * stack.up_EFD[0].numel() * stack.up_EFD.element_size() <= GATHERED_BYTES:
+    expert_bytes = stack.up_EFD[0].numel() * stack.up_EFD.element_size()
+    if num_slots * expert_bytes <= GATHERED_BYTES and not (is_one and expert_bytes > LOOPED_BYTES):
         # A skipped slot has no weights to gather.
         if int(expert_TK.max()) < len(stack.up_EFD):
             return _gathered(call, activation)
+    if is_one:
+        return _one_token(call, activation)
     if rows_per_group(stack, dtype) == 0 and num_slots * stack.up_EFD.shape[1] * dtype.itemsize <= HIDDEN_BYTES:
         return _all_up_then_all_down(call, activation)
     return None

@@ -22,8 +22,9 @@ from tests.ops.experts.problems import (
 def test_decoding_forms_equal_the_reference(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     activation = Activation("silu", "concatenated")
     for kind in ("random", "skips", "one expert", "nothing"):
-        for limit in (0, 2**20):
+        for limit, looped in ((0, 0), (2**20, 0), (2**20, 2)):
             monkeypatch.setattr(few_tokens_experts, "GATHERED_BYTES", limit)
+            monkeypatch.setattr(few_tokens_experts, "LOOPED_EXPERTS", looped)
             arguments = (tokens_for(tokens), *routes(kind, tokens), stack_for(activation), activation)
             with torch.no_grad():
                 expected = reference_experts(*arguments)
@@ -45,6 +46,23 @@ def test_each_form_gives_what_the_reference_gives(tokens: int, monkeypatch: pyte
     found = few(call, activation)
     assert found is not None
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("experts", "small"), [(1, True), (2, True), (3, False)])
+def test_one_token_visits_few_or_large_experts_one_after_the_other(
+    experts: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = []
+    monkeypatch.setattr(few_tokens_experts, "_gathered", lambda *_: gathered.append(1))
+    expert, weight = torch.arange(experts)[None], torch.full((1, experts), 0.5)
+    call = ExpertCall(tokens_for(1), expert, weight, stack_for(Activation("gelu")), torch.float32)
+    found = few(call, Activation("gelu"))
+    assert bool(gathered) is not small
+    if not small:
+        # Of this size the copies of the weights would take longer.
+        monkeypatch.setattr(few_tokens_experts, "LOOPED_BYTES", 0)
+        found = few(call, Activation("gelu"))
+    torch.testing.assert_close(found, reference_experts(*call[:4], Activation("gelu")))
 
 
 def test_many_tokens_and_small_experts_are_left_to_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:

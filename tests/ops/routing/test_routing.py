@@ -64,6 +64,13 @@ def test_the_gradient_is_right() -> None:
     assert torch.autograd.gradcheck(lambda x: top_k_routing(x, 2).weight_TK, logits)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_weights_are_the_same_where_nobody_looks_for_empty_slots(normalize: bool) -> None:
+    score, expert = torch.rand(3, 4), torch.tensor([[0, 3], [2, 1], [1, 2]])
+    found = routing_weights(score, expert, normalize, may_be_empty=False)
+    assert torch.equal(found, routing_weights(score, expert, normalize))
+
+
 def test_weights_of_any_choice_are_scores_and_nothing_in_empty_slots() -> None:
     score = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     expert = torch.tensor([[0, 3], [4, 1], [4, 4]])
