@@ -77,22 +77,26 @@ def build_model(size: Size, mode: str, options: Options) -> Group:
 
 
 def build_step(size: Size, mode: str, options: Options) -> Group:
-    """The recipe's training step: the tiny preset with experts of `size`, in half of its layers and in all of them.
+    """The recipe's training step, or generation: the tiny preset, experts of `size` in half of its layers or in all.
 
     The dense twin has one FFN in their place, as wide as what a token meets: its experts, and the shared one that
     fills them up to the preset's width. A step is forward with the router losses, backward, gradient clipping and
-    `moe_muon` on T tokens in contexts of 256. The routers are fresh, so that loads are as uneven as at the start.
+    `moe_muon` on T tokens in contexts of 256; generation is as in `build_model`. The routers are fresh, so that loads
+    are as uneven as at the start.
     """
-    ids_BS = torch.randint(1024, batch_shape(size), generator=options.generator()).to(options.device)
+    training = mode == TRAINING
+    shape = batch_shape(size) if training else (size.tokens, PROMPT)
+    ids_BS = torch.randint(1024, shape, generator=options.generator()).to(options.device)
+    run, output_of = (_muon_training, _training_output) if training else (_generation, _logits)
     sparse = {EVERY_OTHER: ["sparse", "dense"] * (NUM_LAYERS // 2), EVERY_LAYER: ["sparse"] * NUM_LAYERS}
     arms = []
     for name, layers in sparse.items():
         if options.wants(name):
-            checked = _training_output(_tiny(size, layers, options, experts_implementation="eager"), ids_BS)
+            checked = output_of(_tiny(size, layers, options, experts_implementation="eager"), ids_BS)
             model = _tiny(size, layers, options)
-            arms.append(Arm(name, _muon_training(model, ids_BS), OWN, Check(_training_output(model, ids_BS), checked)))
+            arms.append(Arm(name, run(model, ids_BS), OWN, Check(output_of(model, ids_BS), checked)))
     twin = _tiny(size, ["dense"] * NUM_LAYERS, options)
-    arms.append(Arm(DENSE_TWIN, _muon_training(twin, ids_BS), ROOF))
+    arms.append(Arm(DENSE_TWIN, run(twin, ids_BS), ROOF))
     return Group(arms)
 
 
@@ -102,7 +106,7 @@ def _tiny(size: Size, layers: list[str], options: Options, **overrides: Any) -> 
     config = create_moe_config(
         "tiny",
         hidden_size=size.hidden_size,
-        max_position_embeddings=batch_shape(size)[1],
+        max_position_embeddings=max(batch_shape(size)[1], PROMPT + NEW_TOKENS),
         mlp_layer_types=layers,
         num_experts=size.num_experts,
         num_experts_per_tok=size.k,

@@ -52,7 +52,7 @@ CASES: Registry[Kind] = Registry(
         "layer": Kind(build_layer, (FORWARD, TRAINING, DECODE), "router and experts, every backend"),
         "block": Kind(build_block, (FORWARD, TRAINING), "norms, attention, router and experts, every backend"),
         MODEL: Kind(build_model, (TRAINING, GENERATE), "a training step with AdamW, and generation, 4 layers"),
-        STEP: Kind(build_step, (TRAINING,), "the tiny recipe's training step, with Muon"),
+        STEP: Kind(build_step, (TRAINING, GENERATE), "the tiny recipe's training step with Muon, and generation"),
     },
 )
 

@@ -49,7 +49,7 @@ class RotaryEmbedding(nn.Module):
             return Rotation((angle.cos() * scale).to(dtype), (angle.sin() * scale).to(dtype))
         # Made here, not kept as a buffer: a buffer that is not saved is lost when a model is built on the meta device.
         exponent = torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float32) / self.head_dim
-        angle = position_ids[..., None].float() * self.theta**-exponent
+        angle = position_ids[..., None].float() * torch.pow(self.theta, -exponent)
         angle = torch.cat([angle, angle], dim=-1)
         return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
 

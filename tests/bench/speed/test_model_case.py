@@ -62,6 +62,14 @@ def test_steps_with_muon_compute_what_the_reference_does():
         arm.step()
 
 
+def test_the_recipes_models_generate_by_the_logits_of_the_reference():
+    size = FINE_STEP._replace(tokens=1, hidden_size=16, expert_width=8, num_experts=4)
+    group = build_step(size, GENERATE, Options())
+    assert [arm.name for arm in group.arms] == [EVERY_OTHER, EVERY_LAYER, DENSE_TWIN]
+    assert max(compare(group.arms).errors.values()) < 1e-4
+    assert {arm.step().shape for arm in group.arms} == {(1, 32)}
+
+
 @pytest.mark.parametrize("size", [TINY_STEP, FINE_STEP])
 def test_the_dense_twin_has_the_active_size(size):
     layers = ["sparse", "dense"] * 2
