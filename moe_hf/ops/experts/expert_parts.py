@@ -60,11 +60,14 @@ def rows_per_group(stack: ExpertStack, dtype: torch.dtype) -> int:
 
 def expert_of(stack: ExpertStack, expert: int, dtype: torch.dtype) -> ExpertStack:
     """One expert's weights, as views where `dtype` is theirs."""
-    part = ExpertStack(*(None if weights is None else weights[expert] for weights in stack))
+    up_EFD, down_EDF, up_bias_EF, down_bias_ED = stack
+    up_bias_F = None if up_bias_EF is None else up_bias_EF[expert]
+    down_bias_D = None if down_bias_ED is None else down_bias_ED[expert]
     # In decoding even a cast that casts nothing is noticed.
-    if part.up_EFD.dtype == dtype:
-        return part
-    return ExpertStack(*(None if weights is None else weights.to(dtype) for weights in part))
+    if up_EFD.dtype == dtype:
+        return ExpertStack(up_EFD[expert], down_EDF[expert], up_bias_F, down_bias_D)
+    biases = (None if bias is None else bias.to(dtype) for bias in (up_bias_F, down_bias_D))
+    return ExpertStack(up_EFD[expert].to(dtype), down_EDF[expert].to(dtype), *biases)
 
 
 def bias_of(bias_EO: torch.Tensor | None, expert: int, dtype: torch.dtype) -> torch.Tensor | None:
