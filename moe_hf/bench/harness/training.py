@@ -38,6 +38,11 @@ def update(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
 
 def cpu_seconds(calls: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
     """Median CPU seconds of each call over all threads, measured in turns; the first turn allocates and counts not."""
+    return {name: median(seconds) for name, seconds in cpu_seconds_by_turn(calls, turns).items()}
+
+
+def cpu_seconds_by_turn(calls: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """The CPU seconds of each call in every turn, of which `cpu_seconds` takes the median."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(turns + 1):
         for name, call in calls.items():
@@ -45,4 +50,4 @@ def cpu_seconds(calls: Mapping[str, Callable[[], Any]], turns: int) -> dict[str,
             call()
             if turn > 0:
                 spent[name].append(time.process_time() - begun)
-    return {name: median(seconds) for name, seconds in spent.items()}
+    return spent

@@ -4,7 +4,7 @@ Shapes: N blocks, B blocks of one step, S positions of one block.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from moe_hf.bench.harness.training import cpu_seconds, train_step
 from moe_hf.bench.studies.language_data import IGNORED, HeldOut
+from moe_hf.models.router_states import RouterStates
 
 
 class Point(NamedTuple):
@@ -24,7 +25,7 @@ class Point(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How a model is trained: AdamW, a linear warm-up, then a linear decay to zero."""
+    """How a model is trained: a linear warm-up, then a linear decay to zero."""
 
     learning_rate: float
     batch_size: int
@@ -32,15 +33,27 @@ class Recipe(NamedTuple):
     eval_every: int
 
 
+def adamw(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over all parameters."""
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
 def train(
-    model: PreTrainedModel, blocks_NS: torch.Tensor, recipe: Recipe, heldout: Mapping[str, HeldOut]
+    model: PreTrainedModel,
+    blocks_NS: torch.Tensor,
+    recipe: Recipe,
+    heldout: Mapping[str, HeldOut],
+    optimizer_of: Callable[[PreTrainedModel, float], torch.optim.Optimizer] = adamw,
 ) -> Iterator[Point]:
     """Train on the blocks in their order, each once; yields before the first step, every `eval_every` and at the end.
 
     The CPU seconds are those of forward, backward, clipping and update, over all threads; scoring is not counted.
+    Routers' states move as in the Trainer.
     """
     num_steps = len(blocks_NS) // recipe.batch_size
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizer, states = optimizer_of(model, recipe.learning_rate), RouterStates(model)
+    if not states.needed:
+        states.close()
     spent = 0.0
     yield Point(0, spent, heldout_losses(model, heldout))
     for step in range(num_steps):
@@ -48,6 +61,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, num_steps, recipe.warmup_steps)
         train_step(model, optimizer, blocks_NS[step * recipe.batch_size : (step + 1) * recipe.batch_size])
+        if states.needed:
+            states.step()
         spent += time.process_time() - begun
         if (step + 1) % recipe.eval_every == 0 or step + 1 == num_steps:
             yield Point(step + 1, spent, heldout_losses(model, heldout))

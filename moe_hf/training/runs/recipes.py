@@ -9,7 +9,7 @@ from moe_hf.base.registry import Registry
 _TINY: dict[str, Any] = {
     "tokenizer": "word",
     "vocab_size": 1024,
-    "num_conversations": 39_500,
+    "num_conversations": 72_000,
     "packing": "document_mask",
     # A little of the questions as well: they teach the words before the answers do.
     "prompt_loss_fraction": 0.1,
