@@ -5,7 +5,8 @@ Shapes: N vectors, D width.
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +57,8 @@ def read_store(file: Path) -> Stored:
 
 def read_header(file: Path) -> dict[str, Any]:
     """The header alone, without the vectors; errors as in `read_store`."""
-    with reading(f"the vector store {file}"), open(file, "rb") as stream:
-        with numpy.load(stream, allow_pickle=False) as loaded:
-            header = json.loads(loaded["header"].tobytes())
+    with reading(f"the vector store {file}"), _parts(file) as loaded:
+        header = json.loads(loaded["header"].tobytes())
     _check(header, file)
     return dict(header)
 
@@ -78,6 +78,12 @@ def read_arrays(file: Path) -> dict[str, numpy.ndarray]:
     Raises:
         CheckpointError: parts are compressed, which ours never are, or overlap: unpacked they may fill the memory.
     """
+    with _parts(file) as loaded:
+        return {name: loaded[name] for name in loaded.files}
+
+
+@contextmanager
+def _parts(file: Path) -> Iterator[Any]:
     # numpy leaves a file that is none open when it fails; this one is closed in any case.
     with open(file, "rb") as stream:
         with zipfile.ZipFile(stream) as parts:
@@ -86,4 +92,4 @@ def read_arrays(file: Path) -> dict[str, numpy.ndarray]:
             raise CheckpointError(f"{file} would unpack to {size:,} bytes, more than it has; it is not read")
         stream.seek(0)
         with numpy.load(stream, allow_pickle=False) as loaded:
-            return {name: loaded[name] for name in loaded.files}
+            yield loaded
