@@ -136,5 +136,9 @@ class HierarchicalMemory:
                 **{name: arrays[f"sample_{name}"] for name in ("rows", "keys")},
             }
             memory.hot.load_state_dict(state)
+            if memory.hot.dim != archive.dim:
+                raise CheckpointError(
+                    f"{folder} holds an archive of dim={archive.dim} and a working set of {memory.hot.dim}"
+                )
         memory.archive = archive
         return memory

@@ -66,6 +66,14 @@ def test_damaged_and_missing_tiers_are_named(tmp_path):
         HierarchicalMemory.load(tmp_path, encoder="other")
 
 
+def test_two_tiers_of_different_widths_are_refused(tmp_path):
+    filled(20).save(tmp_path)
+    HierarchicalMemory(8, 4).save(tmp_path / "other")
+    (tmp_path / "other" / "hot.npz").replace(tmp_path / "hot.npz")
+    with pytest.raises(CheckpointError, match="dim=16 and a working set of 8"):
+        HierarchicalMemory.load(tmp_path)
+
+
 def test_a_refused_addition_leaves_both_tiers_alone():
     memory = HierarchicalMemory(16, 4)
     for call in (
